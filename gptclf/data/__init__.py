@@ -1,0 +1,1 @@
+"""Text to ragged token ids, and ids to batches."""

@@ -1,0 +1,111 @@
+"""Batches of a data set: padded on the right to their own longest row, in an order that seed and epoch determine."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from gptclf.data.dataset import TextDataset
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Some rows of a data set, ready for `model(batch.inputs, batch.lengths)`.
+
+    Attributes:
+        inputs: Token ids (B, T), int64, T being the longest of these rows; 0 right of each row's length.
+        lengths: Real tokens per row (B,), int64.
+        targets: Index into `classes` per row (B,), int64, or None.
+        classes: The labels that targets index, or None.
+    """
+
+    inputs: Tensor
+    lengths: Tensor
+    targets: Tensor | None = None
+    classes: tuple[Any, ...] | None = None
+
+    def __len__(self) -> int:
+        return len(self.lengths)
+
+    def to(self, device: torch.device | str) -> "Batch":
+        """The same batch on another device."""
+        targets = None if self.targets is None else self.targets.to(device)
+        return replace(
+            self, inputs=self.inputs.to(device), lengths=self.lengths.to(device), targets=targets
+        )
+
+
+class Batches:
+    """A data set in batches, epoch after epoch.
+
+    Args:
+        dataset: The rows.
+        batch_size: Rows per batch; the last batch of an epoch may be smaller.
+        seed: Seed of the order, which is a pure function of seed and epoch. None keeps the data set's order.
+        drop_last: Leave out a last batch that is not full (the book's training loader does).
+        classes: What targets index; None means the data set's own classes. Labels are matched by name.
+
+    Example:
+        >>> from gptclf import load_gpt2
+        >>> tokenizer = load_gpt2("nano").tokenizer
+        >>> data = TextDataset(["a", "bcd", "ef"], [0, 1, 0], tokenizer=tokenizer)
+        >>> [batch.inputs.shape for batch in Batches(data, batch_size=2)]
+        [torch.Size([2, 3]), torch.Size([1, 2])]
+    """
+
+    def __init__(
+        self,
+        dataset: TextDataset,
+        batch_size: int = 8,
+        seed: int | None = None,
+        *,
+        drop_last: bool = False,
+        classes: Sequence[Any] | None = None,
+    ) -> None:
+        if not isinstance(batch_size, int) or isinstance(batch_size, bool) or batch_size < 1:
+            raise ValueError(f"batch_size is {batch_size!r}; it must be an integer of at least 1")
+        self.dataset = dataset
+        self.batch_size = batch_size
+        self.seed = seed
+        self.drop_last = drop_last
+        self.classes = dataset.classes if classes is None else list(classes)
+        self._targets = None if self.classes is None else dataset.targets(self.classes)
+
+    def __len__(self) -> int:
+        """Batches in one epoch."""
+        full, rest = divmod(len(self.dataset), self.batch_size)
+        return full + (rest > 0 and not self.drop_last)
+
+    def __iter__(self) -> Iterator[Batch]:
+        return self.epoch(0)
+
+    def order(self, epoch: int) -> NDArray[np.int64]:
+        """Row numbers of the whole data set in the order of an epoch."""
+        if self.seed is None:
+            return np.arange(len(self.dataset))
+        return np.random.default_rng([self.seed, epoch]).permutation(len(self.dataset))
+
+    def epoch(self, epoch: int) -> Iterator[Batch]:
+        """The batches of epoch number `epoch`, counted from 0."""
+        order = self.order(epoch)
+        for i in range(len(self)):
+            yield self.take(order[i * self.batch_size : (i + 1) * self.batch_size])
+
+    def take(self, indices: NDArray[np.int64]) -> Batch:
+        """The rows at `indices` as one batch."""
+        data = self.dataset
+        starts, ends = data.offsets[indices], data.offsets[indices + 1]
+        lengths = ends - starts
+        inputs = np.zeros((len(indices), int(lengths.max(initial=0))), dtype=np.int64)
+        for row, start, end in zip(inputs, starts, ends, strict=True):
+            row[: end - start] = data.ids[start:end]
+        return Batch(
+            inputs=torch.from_numpy(inputs),
+            lengths=torch.from_numpy(lengths),
+            targets=None if self._targets is None else torch.from_numpy(self._targets[indices]),
+            classes=None if self.classes is None else tuple(self.classes),
+        )

@@ -1,0 +1,309 @@
+"""`TextDataset`: texts as ragged token ids with labels by name. Batching is `batches.py`'s job."""
+
+import copy
+import logging
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gptclf.data.sources import read_file, read_table
+
+if TYPE_CHECKING:
+    import tiktoken
+
+logger = logging.getLogger(__name__)
+
+TRUNCATIONS = ("tail", "head", "middle")
+
+
+class TextDataset:
+    """Texts as token ids, row after row without padding, and their labels by name.
+
+    Args:
+        texts: Strings. Empty text is one `<|endoftext|>`; `<|endoftext|>` inside a text is ordinary characters;
+            a lone surrogate becomes U+FFFD.
+        labels: One hashable label per text, or None for texts to predict.
+        tokenizer: A `tiktoken.Encoding`, most often `model.tokenizer`.
+        classes: The labels that may occur, in order; None takes those that do occur, sorted where they can be.
+        max_length: Longest row in tokens. None leaves the limit to the model's context length.
+        truncation: What a longer row loses: its "tail" (the book's way), its "head", or its "middle".
+        pad_to: Fill every row with `<|endoftext|>` up to this many tokens and treat them as text, as the book does;
+            a comparison aid that costs accuracy. It also sets `max_length` where that is None.
+
+    Attributes:
+        texts: The strings.
+        labels: Index into `classes` for each row, int64 (N,), or None.
+        classes: List of labels, or None.
+        lengths: Tokens in each row (N,).
+        n_truncated: Number of rows that lost tokens; reported through `logging` as well.
+
+    Example:
+        >>> from gptclf import load_gpt2
+        >>> tokenizer = load_gpt2("nano").tokenizer
+        >>> data = TextDataset(["hi", "you won!"], ["ham", "spam"], tokenizer=tokenizer)
+        >>> data.classes, data.lengths.tolist()
+        (['ham', 'spam'], [2, 8])
+    """
+
+    def __init__(
+        self,
+        texts: Iterable[str],
+        labels: Iterable[Any] | None = None,
+        *,
+        tokenizer: "tiktoken.Encoding",
+        classes: Sequence[Any] | None = None,
+        max_length: int | None = None,
+        truncation: str = "tail",
+        pad_to: int | None = None,
+    ) -> None:
+        self.max_length, self.truncation, self.pad_to = _check_preparation(max_length, truncation, pad_to)
+        self.tokenizer = tokenizer
+        self.texts = _check_texts(texts)
+        self.classes: list[Any] | None = None
+        self.labels: NDArray[np.int64] | None = None
+        if labels is not None:
+            named = _check_labels(labels, len(self.texts))
+            self.classes = _infer_classes(named) if classes is None else [_plain(label) for label in classes]
+            self.labels = _index_labels(named, self.classes)
+        elif classes is not None:
+            raise ValueError("classes= was given without labels=; texts to predict need neither")
+        self._set_rows([self._prepare(text) for text in self.texts])
+        self.n_truncated = 0
+        if self.max_length is not None:
+            self._truncate(self.max_length)
+            if self.pad_to is not None:
+                self._pad(self.pad_to)
+
+    @classmethod
+    def from_file(
+        cls,
+        path: str | Path,
+        *,
+        text: str | int = "text",
+        label: str | int | None = "label",
+        tokenizer: "tiktoken.Encoding",
+        encoding: str = "utf-8-sig",
+        quoted: bool | None = None,
+        classes: Sequence[Any] | None = None,
+        max_length: int | None = None,
+        truncation: str = "tail",
+        pad_to: int | None = None,
+    ) -> "TextDataset":
+        """Read a .csv, .tsv or .jsonl file.
+
+        Args:
+            path: The file; its suffix names the format.
+            text: Column of the texts: a name (the first row is a header) or a position (there is no header).
+            label: Column of the labels, likewise; None for texts to predict.
+            tokenizer: As in the constructor, like the rest.
+            encoding: The file's text encoding.
+            quoted: Whether `"` quotes a field; None means yes for .csv and no for .tsv.
+            classes: As in the constructor.
+            max_length: As in the constructor.
+            truncation: As in the constructor.
+            pad_to: As in the constructor.
+        """
+        texts, labels = read_file(Path(path), text, label, encoding=encoding, quoted=quoted)
+        return cls(
+            texts, labels, tokenizer=tokenizer, classes=classes, max_length=max_length,
+            truncation=truncation, pad_to=pad_to,
+        )  # fmt: skip
+
+    @classmethod
+    def from_table(
+        cls,
+        table: Any,
+        *,
+        text: str = "text",
+        label: str | None = "label",
+        tokenizer: "tiktoken.Encoding",
+        classes: Sequence[Any] | None = None,
+        max_length: int | None = None,
+        truncation: str = "tail",
+        pad_to: int | None = None,
+    ) -> "TextDataset":
+        """Take two columns of a DataFrame, a Hugging Face `datasets.Dataset` or a dictionary of columns.
+
+        A `datasets` column of type ClassLabel gives its names, in its order.
+        """
+        texts, labels, names = read_table(table, text, label)
+        return cls(
+            texts, labels, tokenizer=tokenizer, classes=names if classes is None else classes,
+            max_length=max_length, truncation=truncation, pad_to=pad_to,
+        )  # fmt: skip
+
+    def __len__(self) -> int:
+        return len(self.texts)
+
+    def __repr__(self) -> str:
+        kinds = "no labels" if self.classes is None else f"{len(self.classes)} classes"
+        return f"TextDataset({len(self):,} texts, {len(self.ids):,} tokens, {kinds})"
+
+    @property
+    def lengths(self) -> NDArray[np.int64]:
+        """Tokens in each row (N,)."""
+        return np.diff(self.offsets)
+
+    def row(self, index: int) -> NDArray[np.int32]:
+        """Token ids of one row."""
+        return self.ids[self.offsets[index] : self.offsets[index + 1]]
+
+    def rows(self) -> Iterator[NDArray[np.int32]]:
+        """Token ids of every row, in order."""
+        return (self.row(i) for i in range(len(self)))
+
+    def subset(self, indices: Sequence[int] | NDArray[np.int64]) -> "TextDataset":
+        """The rows at `indices`, in that order, with the same classes."""
+        chosen = np.asarray(indices, dtype=np.int64)
+        part = copy.copy(self)
+        part.texts = [self.texts[i] for i in chosen]
+        part.labels = None if self.labels is None else self.labels[chosen]
+        part._set_rows([self.row(i) for i in chosen])
+        return part
+
+    def within(self, context_length: int) -> "TextDataset":
+        """The same rows cut to a model's context length; this very data set where all fit."""
+        if not len(self) or int(self.lengths.max()) <= context_length:
+            return self
+        part = copy.copy(self)
+        part._truncate(context_length)
+        return part
+
+    def targets(self, classes: Sequence[Any]) -> NDArray[np.int64]:
+        """Each row's index into `classes`, matched by name.
+
+        Raises:
+            ValueError: Without labels, or for a label that `classes` lacks.
+        """
+        if self.labels is None or self.classes is None:
+            raise ValueError("this data set has no labels; give TextDataset(texts, labels, ...)")
+        if list(classes) == self.classes:
+            return self.labels
+        return _index_labels([self.classes[i] for i in self.labels], list(classes))
+
+    def _prepare(self, text: str) -> NDArray[np.int32]:
+        ids = self.tokenizer.encode_ordinary(text)
+        return np.asarray(ids or [self.tokenizer.eot_token], dtype=np.int32)
+
+    def _truncate(self, limit: int) -> None:
+        lengths = self.lengths
+        long = lengths > limit
+        self.n_truncated = int(long.sum())
+        if self.n_truncated:
+            logger.warning(
+                "%d of %d texts are longer than %d tokens (longest: %d) and lost their %s",
+                self.n_truncated, len(self), limit, lengths.max(), self.truncation,
+            )  # fmt: skip
+            self._set_rows([_cut(row, limit, self.truncation) for row in self.rows()])
+
+    def _pad(self, width: int) -> None:
+        rows = np.full((len(self), width), self.tokenizer.eot_token, dtype=np.int32)
+        for padded, row in zip(rows, self.rows(), strict=True):
+            padded[: len(row)] = row
+        self._set_rows(list(rows))
+
+    def _set_rows(self, rows: list[NDArray[np.int32]]) -> None:
+        # One flat array: a batch is cut out of it with a few slices instead of N small Python objects.
+        self.offsets = np.cumsum([0, *(len(row) for row in rows)], dtype=np.int64)
+        self.ids = np.concatenate(rows) if rows else np.zeros(0, dtype=np.int32)
+
+
+def _cut(row: NDArray[np.int32], limit: int, truncation: str) -> NDArray[np.int32]:
+    if len(row) <= limit:
+        return row
+    if truncation == "tail":
+        return row[:limit]
+    if truncation == "head":
+        return row[-limit:]
+    back = limit // 2
+    return np.concatenate([row[: limit - back], row[len(row) - back :]])
+
+
+def _check_preparation(
+    max_length: int | None, truncation: str, pad_to: int | None
+) -> tuple[int | None, str, int | None]:
+    for name, value in (("max_length", max_length), ("pad_to", pad_to)):
+        if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < 1):
+            raise ValueError(f"{name} is {value!r}; it must be a number of tokens of at least 1, or None")
+    if truncation not in TRUNCATIONS:
+        raise ValueError(f"truncation is {truncation!r}; choose what is cut: {', '.join(TRUNCATIONS)}")
+    if pad_to is not None and max_length is not None and max_length > pad_to:
+        raise ValueError(
+            f"max_length {max_length} is more than pad_to {pad_to}; rows padded to one width cannot be longer"
+        )
+    return (pad_to if max_length is None else max_length), truncation, pad_to
+
+
+def _check_texts(texts: Iterable[str]) -> list[str]:
+    if isinstance(texts, str | bytes):
+        raise TypeError(
+            f"texts is a single {type(texts).__name__}; give a list of strings: [{texts[:20]!r}]. "
+            "Iterating over it would make every character a text"
+        )
+    if hasattr(texts, "column_names") or hasattr(texts, "columns"):
+        raise TypeError(
+            f"texts is a whole table ({type(texts).__name__}); give its columns, or use "
+            "TextDataset.from_table(table, text=..., label=...)"
+        )
+    checked = list(texts)
+    for i, text in enumerate(checked):
+        if not isinstance(text, str):
+            raise TypeError(
+                f"text {i} is {text!r} ({type(text).__name__}); every text must be a str. "
+                "Drop missing rows or replace them by ''"
+            )
+    return checked
+
+
+def _check_labels(labels: Iterable[Any], n_texts: int) -> list[Any]:
+    named = [_plain(label) for label in labels]
+    if len(named) != n_texts:
+        raise ValueError(f"{n_texts} texts but {len(named)} labels; every text needs one label")
+    for i, label in enumerate(named):
+        if _is_missing(label):
+            raise ValueError(f"label {i} is missing ({label!r}); drop the row or give it a label")
+        try:
+            hash(label)
+        except TypeError as error:
+            raise TypeError(
+                f"label {i} is {label!r} ({type(label).__name__}), which is not hashable; "
+                "use strings, numbers or tuples"
+            ) from error
+    return named
+
+
+def _plain(label: Any) -> Any:
+    """The Python value of a numpy or torch scalar, so that labels compare and save alike wherever they are from."""
+    return label.item() if isinstance(label, np.generic) or type(label).__module__ == "torch" else label
+
+
+def _is_missing(label: Any) -> bool:
+    try:
+        return label is None or bool(label != label)  # noqa: PLR0124  NaN and NaT differ from themselves
+    except (TypeError, ValueError):  # pandas.NA has no truth value
+        return True
+
+
+def _infer_classes(labels: list[Any]) -> list[Any]:
+    found = list(dict.fromkeys(labels))
+    try:
+        return sorted(found)
+    except TypeError:  # labels of several kinds have no order but that of their first appearance
+        return found
+
+
+def _index_labels(labels: list[Any], classes: list[Any]) -> NDArray[np.int64]:
+    index = {label: i for i, label in enumerate(classes)}
+    unknown = {label: i for i, label in enumerate(labels) if label not in index}
+    if unknown:
+        shown = ", ".join(f"{label!r} (row {i})" for label, i in islice(unknown.items(), 5))
+        known = ", ".join(map(repr, classes[:10])) + (", ..." if len(classes) > 10 else "")
+        raise ValueError(
+            f"{len(unknown)} label{'s' * (len(unknown) > 1)} not among the classes: {shown}. The classes are "
+            f"{known}; 1 and '1' are different labels"
+        )
+    return np.asarray([index[label] for label in labels], dtype=np.int64)

@@ -1,0 +1,79 @@
+"""Dividing a data set into parts, and finding texts that stand in two of them."""
+
+import logging
+from collections.abc import Sequence
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gptclf.data.dataset import TextDataset
+
+logger = logging.getLogger(__name__)
+
+
+def split(
+    dataset: TextDataset, fractions: Sequence[float] = (0.7, 0.1, 0.2), *, seed: int, stratify: bool = True
+) -> tuple[TextDataset, ...]:
+    """Divide a data set at random into parts, each with the classes' shares of the whole.
+
+    Warns (through `logging`) of texts that stand in more than one part: a test text seen in training measures
+    memory. `shared_texts` finds them.
+
+    Args:
+        dataset: The rows to divide.
+        fractions: The parts' shares; they sum to 1. The default is the book's 70/10/20.
+        seed: Determines the division.
+        stratify: Keep each class's share in every part to within one row; needs labels.
+
+    Returns:
+        One data set per fraction.
+
+    Example:
+        >>> from gptclf import load_gpt2
+        >>> texts, labels = [f"text {i}" for i in range(20)], [0, 1] * 10
+        >>> data = TextDataset(texts, labels, tokenizer=load_gpt2("nano").tokenizer)
+        >>> [len(part) for part in split(data, (0.5, 0.5), seed=1)]
+        [10, 10]
+    """
+    if not fractions or min(fractions) <= 0 or abs(sum(fractions) - 1) > 1e-6:
+        raise ValueError(f"fractions are {list(fractions)!r}; they must be positive and sum to 1")
+    if stratify and dataset.labels is None:
+        raise ValueError("stratify=True needs labels; this data set has none: give stratify=False")
+    rng = np.random.default_rng(seed)
+    order = rng.permutation(len(dataset))
+    if stratify and dataset.labels is not None:
+        order = order[_evenly(dataset.labels[order], rng)]
+    bounds = np.rint(np.cumsum([0.0, *fractions]) * len(dataset)).astype(int)
+    parts = [np.sort(order[a:b]) for a, b in zip(bounds[:-1], bounds[1:], strict=True)]
+    for i, part in enumerate(parts):
+        if not len(part):
+            raise ValueError(
+                f"{len(dataset)} rows are too few for fractions {list(fractions)!r}: part {i} would be empty"
+            )
+    # Rows of a part keep the data set's order; whoever trains on it shuffles by the training seed.
+    divided = tuple(dataset.subset(part) for part in parts)
+    for i, later in enumerate(divided):
+        for j, earlier in enumerate(divided[:i]):
+            shared = len(shared_texts(earlier, later))
+            if shared:
+                logger.warning(
+                    "%d of the %d texts in part %d also stand in part %d; drop them before you trust a score "
+                    "(gptclf.shared_texts finds them)", shared, len(later), i, j,
+                )  # fmt: skip
+    return divided
+
+
+def shared_texts(first: TextDataset, second: TextDataset) -> NDArray[np.int64]:
+    """Row numbers of `second` whose tokens stand, verbatim and whole, in `first` too."""
+    seen = {row.tobytes() for row in first.rows()}
+    found = [i for i, row in enumerate(second.rows()) if row.tobytes() in seen]
+    return np.asarray(found, dtype=np.int64)
+
+
+def _evenly(labels: NDArray[np.int64], rng: np.random.Generator) -> NDArray[np.int64]:
+    """An order in which every stretch holds the classes in their shares, to within one row each."""
+    place = np.empty(len(labels))
+    for label in np.unique(labels):
+        rows = np.flatnonzero(labels == label)
+        place[rows] = (np.arange(len(rows)) + rng.random()) / len(rows)
+    return np.argsort(place, kind="stable")

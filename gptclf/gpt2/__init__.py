@@ -1,0 +1,1 @@
+"""The network: configuration, trunk, heads, and what of it trains."""

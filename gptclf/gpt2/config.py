@@ -1,0 +1,139 @@
+"""The numbers that determine a GPT-2's computation, and the published sizes as data.
+
+Letters used in every docstring of this project: B batch, T tokens, D width (`emb_dim`), H heads, V vocabulary,
+C classes, L blocks.
+"""
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+ACTIVATIONS = ("gelu_tanh", "gelu", "relu", "silu")
+
+
+@dataclass(frozen=True)
+class GPT2Config:
+    """A GPT-2's shape and the choices that change what it computes; the defaults are GPT-2 124M.
+
+    The first seven fields have the names of the book's configuration dictionaries (Raschka, "Build a Large Language
+    Model (From Scratch)", section 4.1), so `GPT2Config(**GPT_CONFIG_124M)` works as it stands.
+
+    Attributes:
+        vocab_size: Number of token ids (V).
+        context_length: Longest row in tokens; the number of learned positions.
+        emb_dim: Width of the residual stream (D).
+        n_heads: Attention heads (H); divides `emb_dim`.
+        n_layers: Transformer blocks (L).
+        drop_rate: Dropout probability after the embeddings, on attention weights and on both residual branches.
+        qkv_bias: Whether the query, key and value projections have a bias (OpenAI's weights do).
+        mlp_dim: Width inside the MLP; None means 4 * `emb_dim`.
+        activation: The MLP's non-linearity: "gelu_tanh" (GPT-2's), "gelu", "relu" or "silu".
+        norm_eps: The epsilon under the square root of every layer norm.
+        scale_attention: Divide attention scores by the square root of the head width.
+        scale_attention_by_layer: Also divide block i's scores by i + 1.
+        tied: Whether the language-model head uses the token embedding's matrix.
+        init_std: Standard deviation of freshly drawn weights.
+
+    Example:
+        >>> GPT2Config(n_layers=24, n_heads=16, emb_dim=1024) == PRESETS["gpt2-medium"]
+        True
+    """
+
+    vocab_size: int = 50257
+    context_length: int = 1024
+    emb_dim: int = 768
+    n_heads: int = 12
+    n_layers: int = 12
+    drop_rate: float = 0.0
+    qkv_bias: bool = True
+    mlp_dim: int | None = None
+    activation: str = "gelu_tanh"
+    norm_eps: float = 1e-5
+    scale_attention: bool = True
+    scale_attention_by_layer: bool = False
+    tied: bool = True
+    init_std: float = 0.02
+
+    def __post_init__(self) -> None:
+        for name in ("vocab_size", "context_length", "emb_dim", "n_heads", "n_layers", "mlp_dim"):
+            value = getattr(self, name)
+            if name == "mlp_dim" and value is None:
+                continue
+            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+                raise ValueError(f"GPT2Config.{name} is {value!r}; it must be an integer of at least 1")
+        if self.emb_dim % self.n_heads:
+            raise ValueError(
+                f"GPT2Config: emb_dim {self.emb_dim} is not divisible by n_heads {self.n_heads}; "
+                "every head needs the same whole number of dimensions"
+            )
+        if not 0.0 <= self.drop_rate < 1.0:
+            raise ValueError(f"GPT2Config.drop_rate is {self.drop_rate!r}; it must lie in [0, 1)")
+        if self.activation not in ACTIVATIONS:
+            raise ValueError(
+                f"GPT2Config.activation is {self.activation!r}; choose from {', '.join(ACTIVATIONS)}"
+            )
+        for name in ("norm_eps", "init_std"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"GPT2Config.{name} is {getattr(self, name)!r}; it must be positive")
+
+    @property
+    def hidden_dim(self) -> int:
+        """Width inside the MLP."""
+        return 4 * self.emb_dim if self.mlp_dim is None else self.mlp_dim
+
+    @classmethod
+    def from_book(cls, base: Mapping[str, Any], size: Mapping[str, Any] | None = None) -> "GPT2Config":
+        """The configuration of the book's own `GPTModel`: a base dictionary updated by a size's.
+
+        The book's class has an output layer of its own, so the result is untied; write
+        `GPT2Config(**{**base, **size})` for the same shape with GPT-2's tied head.
+
+        Args:
+            base: For example the book's `BASE_CONFIG` or `GPT_CONFIG_124M`; it is not changed.
+            size: For example `model_configs["gpt2-medium (355M)"]`; its values win.
+
+        Example:
+            >>> base = {"vocab_size": 50257, "context_length": 256, "drop_rate": 0.1, "qkv_bias": False}
+            >>> GPT2Config.from_book(base, {"emb_dim": 768, "n_layers": 12, "n_heads": 12}).tied
+            False
+        """
+        return cls.from_dict({"tied": False, **base, **(size or {})})
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> "GPT2Config":
+        """The configuration whose fields are `values`; a key that is no field is an error that names it."""
+        fields = [field.name for field in dataclasses.fields(cls)]
+        unknown = sorted(set(values) - set(fields))
+        if unknown:
+            raise ValueError(
+                f"unknown configuration key{'s' * (len(unknown) > 1)} {', '.join(map(repr, unknown))}; "
+                f"GPT2Config has {', '.join(fields)}"
+            )
+        return cls(**values)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The fields as a plain dictionary; `GPT2Config.from_dict` takes it back."""
+        return dataclasses.asdict(self)
+
+    def replace(self, **changes: Any) -> "GPT2Config":
+        """A copy with some fields changed."""
+        return GPT2Config.from_dict({**self.to_dict(), **changes})
+
+
+# Widths, layers and heads as OpenAI published them with each checkpoint (hparams.json).
+PRESETS: dict[str, GPT2Config] = {
+    "gpt2": GPT2Config(),
+    "gpt2-medium": GPT2Config(emb_dim=1024, n_layers=24, n_heads=16),
+    "gpt2-large": GPT2Config(emb_dim=1280, n_layers=36, n_heads=20),
+    "gpt2-xl": GPT2Config(emb_dim=1600, n_layers=48, n_heads=25),
+    # Ships with the package: one token per byte, plus the end of text.
+    "nano": GPT2Config(vocab_size=257, context_length=512, emb_dim=64, n_layers=3, n_heads=4),
+}
+
+ALIASES: dict[str, str] = {
+    "124M": "gpt2",
+    "355M": "gpt2-medium",
+    "774M": "gpt2-large",
+    "1558M": "gpt2-xl",
+}

@@ -1,0 +1,263 @@
+"""The network: embeddings, blocks, final norm, and `GPT2`, which is that trunk under a head.
+
+Owns what is computed. Which parameters train is `stages.py`'s business, where weights come from is `weights/`'s.
+"""
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from gptclf.gpt2.config import GPT2Config
+from gptclf.gpt2.heads import ClassifierHead, Head, LMHead
+
+_ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "gelu_tanh": lambda x: F.gelu(x, approximate="tanh"),
+    "gelu": F.gelu,
+    "relu": F.relu,
+    "silu": F.silu,
+}
+
+
+class Embedding(nn.Module):
+    """Token ids (B, T) to the residual stream (B, T, D): token embedding plus learned position embedding."""
+
+    def __init__(self, config: GPT2Config) -> None:
+        super().__init__()
+        self.token = nn.Embedding(config.vocab_size, config.emb_dim, device="meta")
+        self.position = nn.Embedding(config.context_length, config.emb_dim, device="meta")
+        self.dropout = nn.Dropout(config.drop_rate)
+
+    def forward(self, input_ids: Tensor) -> Tensor:
+        """Embed ids (B, T) as (B, T, D)."""
+        _check_ids(input_ids, self.token.num_embeddings, self.position.num_embeddings)
+        x = self.token(input_ids) + self.position.weight[: input_ids.shape[1]]
+        return self.dropout(x)  # type: ignore[no-any-return]
+
+
+class Attention(nn.Module):
+    """Causal scaled-dot-product self-attention over (B, T, D), query, key and value in one projection."""
+
+    def __init__(self, config: GPT2Config, layer: int) -> None:
+        super().__init__()
+        self.n_heads = config.n_heads
+        self.drop_rate = config.drop_rate
+        self.scale = (config.emb_dim // config.n_heads) ** -0.5 if config.scale_attention else 1.0
+        if config.scale_attention_by_layer:
+            self.scale /= layer + 1
+        self.qkv = nn.Linear(config.emb_dim, 3 * config.emb_dim, bias=config.qkv_bias, device="meta")
+        self.out = nn.Linear(config.emb_dim, config.emb_dim, device="meta")
+        self.dropout = nn.Dropout(config.drop_rate)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Mix (B, T, D) causally. Padding on the right needs no mask: no real token looks to its right."""
+        B, T, D = x.shape
+        q, k, v = self.qkv(x).view(B, T, 3, self.n_heads, D // self.n_heads).permute(2, 0, 3, 1, 4)
+        mixed = F.scaled_dot_product_attention(
+            q, k, v, dropout_p=self.drop_rate if self.training else 0.0, is_causal=True, scale=self.scale
+        )
+        return self.dropout(self.out(mixed.transpose(1, 2).reshape(B, T, D)))  # type: ignore[no-any-return]
+
+
+class MLP(nn.Module):
+    """The position-wise network of a block: up to the hidden width, activation, down again."""
+
+    def __init__(self, config: GPT2Config) -> None:
+        super().__init__()
+        self.up = nn.Linear(config.emb_dim, config.hidden_dim, device="meta")
+        self.activation = config.activation
+        self.down = nn.Linear(config.hidden_dim, config.emb_dim, device="meta")
+        self.dropout = nn.Dropout(config.drop_rate)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (..., D) to (..., D)."""
+        return self.dropout(self.down(_ACTIVATIONS[self.activation](self.up(x))))  # type: ignore[no-any-return]
+
+
+class Block(nn.Module):
+    """One pre-norm transformer block (Radford et al., 2019): attention, then MLP, each added to its input."""
+
+    def __init__(self, config: GPT2Config, layer: int) -> None:
+        super().__init__()
+        self.norm1 = nn.LayerNorm(config.emb_dim, eps=config.norm_eps, device="meta")
+        self.attention = Attention(config, layer)
+        self.norm2 = nn.LayerNorm(config.emb_dim, eps=config.norm_eps, device="meta")
+        self.mlp = MLP(config)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map the residual stream (B, T, D) to (B, T, D). It stays float32 under autocast: x is never cast."""
+        x = x + self.attention(self.norm1(x))
+        return x + self.mlp(self.norm2(x))  # type: ignore[no-any-return]
+
+
+class Trunk(nn.Module):
+    """Embedding, blocks and final norm: token ids (B, T) to normalised hidden states (B, T, D)."""
+
+    def __init__(self, config: GPT2Config) -> None:
+        super().__init__()
+        self.embed = Embedding(config)
+        self.blocks = nn.ModuleList(Block(config, layer) for layer in range(config.n_layers))
+        self.norm = nn.LayerNorm(config.emb_dim, eps=config.norm_eps, device="meta")
+
+    def forward(self, input_ids: Tensor) -> Tensor:
+        """Hidden states (B, T, D) of ids (B, T), after the final norm."""
+        x = self.embed(input_ids)
+        for block in self.blocks:
+            x = block(x)
+        return self.norm(x)  # type: ignore[no-any-return]
+
+
+class GPT2(nn.Module):
+    """A GPT-2 trunk under a head: a language model, or a classifier after `add_classifier_head`.
+
+    Args:
+        config: The shape.
+        classes: None builds a language model; a sequence of labels builds a classifier over them.
+        pooling: Where a classifier looks: "last" (the last real token), "first", "mean" or "max".
+        head_bias: Whether a classifier's output layer has a bias.
+        seed: Seed of the fresh weights. None draws one from torch's global generator, so `torch.manual_seed` rules.
+        device: Where the weights live; "meta" leaves them without data, to be filled by a loader.
+
+    Attributes:
+        config: The `GPT2Config`.
+        trunk: Embedding, blocks, final norm.
+        head: `LMHead` or `ClassifierHead`.
+        classes: List of labels in column order of the logits, or None for a language model.
+        tokenizer: The `tiktoken.Encoding`, found on first use.
+        max_length, truncation, pad_to: How texts were prepared in training; `predict` prepares them alike.
+        head_is_new: True until the head is trained or loaded.
+
+    Example:
+        >>> model = GPT2(GPT2Config(vocab_size=50, context_length=8, emb_dim=8, n_heads=2, n_layers=2), seed=0)
+        >>> model(torch.tensor([[1, 2, 3]])).shape
+        torch.Size([1, 3, 50])
+    """
+
+    def __init__(
+        self,
+        config: GPT2Config,
+        *,
+        classes: Sequence[Any] | None = None,
+        pooling: str = "last",
+        head_bias: bool = True,
+        seed: int | None = None,
+        device: str | torch.device | None = None,
+    ) -> None:
+        super().__init__()
+        self.config = config
+        self.trunk = Trunk(config)
+        self.head: Head = (
+            LMHead(config, self.trunk.embed.token)
+            if classes is None
+            else ClassifierHead(config, classes, pooling=pooling, bias=head_bias)
+        )
+        self.max_length: int | None = None
+        self.truncation = "tail"
+        self.pad_to: int | None = None
+        self.head_is_new = classes is not None
+        # Names of parameters whose storage another model also uses: copied before they may train (stages.py).
+        self.shared_parameters: set[str] = set()
+        self.tokenizer_source: Callable[[], Any] | None = None
+        self._tokenizer: Any = None
+        self.eval()
+        if torch.device(device or "cpu").type != "meta":
+            # Drawn on the CPU whatever the device, so that a seed means the same weights everywhere.
+            self.to_empty(device="cpu")
+            initialise(self, config, seed)
+            self.to(device)
+
+    @property
+    def classes(self) -> list[Any] | None:
+        """The labels in column order of the logits; None for a language model."""
+        return list(self.head.classes) if isinstance(self.head, ClassifierHead) else None
+
+    @property
+    def device(self) -> torch.device:
+        """Where the parameters live."""
+        return self.trunk.norm.weight.device
+
+    @property
+    def tokenizer(self) -> Any:
+        """The `tiktoken.Encoding` that belongs to the weights, found on first use."""
+        if self._tokenizer is None:
+            if self.tokenizer_source is None:
+                raise ValueError(
+                    "this GPT2 has no tokenizer: pass tokenizer= to load_gpt2, or set model.tokenizer to a "
+                    f"tiktoken.Encoding of {self.config.vocab_size} tokens"
+                )
+            self.tokenizer = self.tokenizer_source()
+        return self._tokenizer
+
+    @tokenizer.setter
+    def tokenizer(self, encoding: Any) -> None:
+        if encoding.n_vocab > self.config.vocab_size:
+            raise ValueError(
+                f"the tokenizer has {encoding.n_vocab} tokens but the model's vocabulary is "
+                f"{self.config.vocab_size}; they do not belong together"
+            )
+        self._tokenizer = encoding
+
+    def share_tokenizer(self, other: "GPT2") -> None:
+        """Use the tokenizer of `other`, found or still to be found."""
+        self._tokenizer, self.tokenizer_source = other._tokenizer, other.tokenizer_source
+
+    def forward(self, input_ids: Tensor, lengths: Tensor | None = None) -> Tensor:
+        """Logits of a batch padded on the right.
+
+        Args:
+            input_ids: Token ids (B, T), int64; what stands right of a row's length does not matter.
+            lengths: Real tokens per row (B,), or None: every row ends at T.
+
+        Returns:
+            Class logits (B, C), or for a language model logits of the next token (B, T, V).
+        """
+        return self.head(self.trunk(input_ids), lengths)  # type: ignore[no-any-return]
+
+    def token_logits(self, input_ids: Tensor) -> Tensor:
+        """The head applied at every token, unpooled: (B, T, C), as book section 6.5 looks at them."""
+        return self.head.project(self.trunk(input_ids))
+
+
+def initialise(module: nn.Module, config: GPT2Config, seed: int | None) -> int:
+    """Draw the parameters below `module` as GPT-2 does and return the seed that was used.
+
+    Weights are normal with `config.init_std`, those that write into the residual stream divided by sqrt(2 L)
+    (Radford et al., 2019, section 2.3); biases are 0, norms are the identity. `seed=None` takes a seed from torch's
+    global generator.
+    """
+    if seed is None:
+        seed = int(torch.randint(2**31, ()))
+    generator = torch.Generator().manual_seed(seed)
+    parts = list(module.modules())
+    residual = {part.out for part in parts if isinstance(part, Attention)}
+    residual |= {part.down for part in parts if isinstance(part, MLP)}
+    with torch.no_grad():
+        for part in parts:
+            if isinstance(part, nn.LayerNorm):
+                part.reset_parameters()
+            elif isinstance(part, nn.Embedding | nn.Linear):
+                std = config.init_std / (2 * config.n_layers) ** 0.5 if part in residual else config.init_std
+                part.weight.normal_(0.0, std, generator=generator)
+                if isinstance(part, nn.Linear) and part.bias is not None:
+                    part.bias.zero_()
+    return seed
+
+
+def _check_ids(input_ids: Tensor, vocab_size: int, context_length: int) -> None:
+    if input_ids.dim() != 2:
+        raise ValueError(f"input_ids has shape {tuple(input_ids.shape)}; it must be (batch, tokens)")
+    if input_ids.shape[1] > context_length:
+        raise ValueError(
+            f"a row has {input_ids.shape[1]} tokens but the model's context length is {context_length}; "
+            "truncate the texts (max_length=) or the ids"
+        )
+    # On a GPU this check would wait for the device at every batch; data sets made here are checked at the source.
+    if input_ids.device.type == "cpu" and input_ids.numel():
+        low, high = int(input_ids.min()), int(input_ids.max())
+        if low < 0 or high >= vocab_size:
+            raise ValueError(
+                f"token ids run from {low} to {high} but the vocabulary has ids 0 to {vocab_size - 1}; "
+                "the tokenizer does not belong to this model"
+            )

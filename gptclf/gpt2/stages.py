@@ -1,0 +1,209 @@
+"""A model as a line of stages, which of them train, and whose the tensors are.
+
+    embed -> blocks.0 -> ... -> blocks.L-1 -> norm -> head
+
+`freeze` decides what trains, `frozen_depth` says where the line can be cut, and `share`/`own` keep the promise that a
+model owns what it trains and shares what it does not. Nothing here computes anything.
+"""
+
+import logging
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from gptclf.gpt2.model import GPT2
+
+logger = logging.getLogger(__name__)
+
+Trainable = str | int | list[str] | tuple[str, ...]
+
+_POLICY_BLOCKS = {"last_block": 1, "last_two_blocks": 2}
+
+
+def stages(model: GPT2) -> list[tuple[str, nn.Module]]:
+    """The model's stages in the order of computation, named; each takes what the one before it gives.
+
+    Example:
+        >>> from gptclf import load_gpt2
+        >>> [name for name, _ in stages(load_gpt2("nano"))]
+        ['embed', 'blocks.0', 'blocks.1', 'blocks.2', 'norm', 'head']
+    """
+    trunk = model.trunk
+    blocks = [(f"blocks.{i}", block) for i, block in enumerate(trunk.blocks)]
+    return [("embed", trunk.embed), *blocks, ("norm", trunk.norm), ("head", model.head)]
+
+
+def frozen_depth(model: GPT2) -> int:
+    """How many stages, from the first, hold no trainable parameter.
+
+    The number of stages when nothing trains. A language model's tied matrix counts as the embedding's.
+    """
+    line = stages(model)
+    for depth, (_, stage) in enumerate(line):
+        if any(parameter.requires_grad for parameter in stage.parameters()):
+            return depth
+    return len(line)
+
+
+def freeze(model: GPT2, *, trainable: Trainable = "last_block") -> None:
+    """Set which parameters train. Every parameter is set, so earlier calls leave no trace.
+
+    Args:
+        model: Changed in place: `requires_grad` of every parameter, and a parameter that another model also uses
+            becomes this model's own copy once it may train.
+        trainable: "head" (the output layer only), "last_block" (last block, final norm and head: the book's
+            section 6.6), "last_two_blocks", an int n >= 1 (last n blocks, final norm and head), "all", or a name,
+            a pattern or a list of them: "blocks.3", "trunk.blocks.*.mlp.*", "norm". A name covers all below it.
+
+    Raises:
+        ValueError: For an unknown policy, a pattern that matches nothing, or one that leaves nothing to train.
+
+    Example:
+        >>> from gptclf import add_classifier_head, load_gpt2
+        >>> clf = add_classifier_head(load_gpt2("nano"), classes=["ham", "spam"], seed=0)
+        >>> freeze(clf, trainable="head")
+        >>> trainable_report(clf).names
+        ['head.output.weight', 'head.output.bias']
+    """
+    chosen = _chosen(model, trainable)
+    if not chosen:
+        raise ValueError(
+            f"trainable={trainable!r} leaves nothing to train: this model's head has no parameters of its own "
+            "(a language model's output matrix is the token embedding); name blocks or use 'last_block' or 'all'"
+        )
+    for name, parameter in list(model.named_parameters()):
+        if name in chosen and name in model.shared_parameters:
+            parameter = _own(model, name)
+        parameter.requires_grad_(name in chosen)
+    logger.info("%s", trainable_report(model))
+
+
+def _chosen(model: GPT2, trainable: Trainable) -> set[str]:
+    names = [name for name, _ in model.named_parameters()]
+    if isinstance(trainable, bool) or not isinstance(trainable, str | int | list | tuple):
+        raise TypeError(
+            f"trainable is {trainable!r} ({type(trainable).__name__}); it must be a policy's name, "
+            "a number of blocks, or names and patterns"
+        )
+    if trainable == "all":
+        return set(names)
+    if trainable == "lora":
+        raise ValueError("trainable='lora' needs a model with LoRA adapters; this model has none")
+    if trainable == "head":
+        return {name for name in names if name.startswith("head.")}
+    if isinstance(trainable, str):
+        trainable = _POLICY_BLOCKS.get(trainable, trainable)
+    if isinstance(trainable, int):
+        L = model.config.n_layers
+        if not 1 <= trainable <= L:
+            raise ValueError(f"trainable={trainable} blocks; this model has {L}, so give 1 to {L}")
+        tops = [f"trunk.blocks.{i}" for i in range(L - trainable, L)] + ["trunk.norm", "head"]
+        return {name for name in names if name.startswith(tuple(top + "." for top in tops))}
+    return _matching(names, [trainable] if isinstance(trainable, str) else list(trainable))
+
+
+def _matching(names: list[str], patterns: list[str]) -> set[str]:
+    chosen: set[str] = set()
+    for pattern in patterns:
+        # The trunk's name may be left out, and a module's name covers the parameters below it.
+        forms = [
+            form for base in (pattern, "trunk." + pattern) for form in (base, base.rstrip(".") + ".*")
+        ]
+        found = {name for name in names if any(fnmatchcase(name, form) for form in forms)}
+        if not found:
+            raise ValueError(
+                f"trainable: {pattern!r} is no policy and matches no parameter. Policies: 'head', 'last_block', "
+                f"'last_two_blocks', 'all', or a number of blocks. Parameters: {', '.join(names[:4])}, ..., "
+                f"{', '.join(names[-4:])}"
+            )
+        chosen |= found
+    return chosen
+
+
+def share(source: GPT2, target: GPT2) -> None:
+    """Let the trunk of `target` use the tensors of `source`'s trunk without a copy.
+
+    Both remember which parameters are shared, and `freeze` and `train` copy one before it may train. What a
+    classifier has been training is copied at once: its owner may go on training it in a loop of their own.
+    """
+    copied = source.classes is not None
+    for name, parameter in source.trunk.named_parameters(prefix="trunk"):
+        tensor = parameter.detach()
+        if copied and parameter.requires_grad:
+            tensor = tensor.clone()
+        else:
+            source.shared_parameters.add(name)
+            target.shared_parameters.add(name)
+        set_parameter(target, name, tensor)
+
+
+def own_trainable(model: GPT2) -> None:
+    """Give the model its own copy of every trainable parameter that another model also uses."""
+    for name, parameter in list(model.named_parameters()):
+        if parameter.requires_grad and name in model.shared_parameters:
+            _own(model, name)
+
+
+def _own(model: GPT2, name: str) -> nn.Parameter:
+    old = model.get_parameter(name)
+    # Contiguous: a loaded matrix is a transposed view, which the optimizer would walk against the grain.
+    new = set_parameter(model, name, old.detach().clone(memory_format=torch.contiguous_format))
+    model.shared_parameters.discard(name)
+    return new.requires_grad_(old.requires_grad)
+
+
+def set_parameter(model: nn.Module, name: str, tensor: Tensor) -> nn.Parameter:
+    """Put `tensor` in the place of the named parameter, frozen, without a copy."""
+    owner, _, leaf = name.rpartition(".")
+    parameter = nn.Parameter(tensor, requires_grad=False)
+    setattr(model.get_submodule(owner), leaf, parameter)
+    return parameter
+
+
+@dataclass(frozen=True)
+class TrainableReport:
+    """What trains in a model.
+
+    Attributes:
+        names: Trainable parameters, in the model's order.
+        counts: Stage name to (trainable, all) numbers of scalar parameters.
+    """
+
+    names: list[str]
+    counts: dict[str, tuple[int, int]]
+
+    @property
+    def trainable(self) -> int:
+        """Number of scalar parameters that train."""
+        return sum(trainable for trainable, _ in self.counts.values())
+
+    @property
+    def total(self) -> int:
+        """Number of scalar parameters in all."""
+        return sum(total for _, total in self.counts.values())
+
+    def __str__(self) -> str:
+        parts = [name for name, (trainable, _) in self.counts.items() if trainable]
+        share = 100 * self.trainable / self.total
+        return (
+            f"{self.trainable:,} of {self.total:,} parameters train ({share:.2f} %): "
+            f"{', '.join(parts) if parts else 'none'}"
+        )
+
+
+def trainable_report(model: GPT2) -> TrainableReport:
+    """Count what trains, by stage.
+
+    Example:
+        >>> from gptclf import add_classifier_head, load_gpt2
+        >>> print(trainable_report(add_classifier_head(load_gpt2("nano"), num_classes=2, seed=0)))
+        50,242 of 199,426 parameters train (25.19 %): blocks.2, norm, head
+    """
+    counts: dict[str, tuple[int, int]] = {}
+    for name, stage in stages(model):
+        sizes: list[tuple[int, Any]] = [(p.numel(), p.requires_grad) for p in stage.parameters()]
+        counts[name] = (sum(n for n, grad in sizes if grad), sum(n for n, _ in sizes))
+    return TrainableReport([name for name, p in model.named_parameters() if p.requires_grad], counts)

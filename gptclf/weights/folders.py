@@ -1,0 +1,105 @@
+"""Reading a local folder of weights: `config.json` and safetensors files, whole or sharded."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from gptclf.gpt2.model import GPT2
+from gptclf.gpt2.stages import set_parameter
+from gptclf.weights.formats import from_hugging_face
+
+CONFIG = "config.json"
+WEIGHTS = "model.safetensors"
+INDEX = "model.safetensors.index.json"
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """A JSON object from a file, with errors that name the file."""
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise FileNotFoundError(f"{path} does not exist; a folder of weights needs {path.name}") from None
+    except ValueError as error:
+        raise ValueError(f"{path} is not JSON ({error}); the file is damaged or of another kind") from error
+    if not isinstance(values, dict):
+        raise ValueError(f"{path} holds a {type(values).__name__}, not an object with keys")
+    return values
+
+
+def shard_names(index: dict[str, Any], source: Path) -> list[str]:
+    """File names that a `model.safetensors.index.json` lists, none leading out of its folder."""
+    weight_map = index.get("weight_map")
+    if not isinstance(weight_map, dict) or not weight_map:
+        raise ValueError(f"{source} has no weight_map; it is not the index of a sharded model")
+    names = sorted(set(weight_map.values()))
+    for name in names:
+        if Path(name).name != name:
+            raise ValueError(f"{source} names a shard {name!r}; shards lie beside the index")
+    return names
+
+
+def read_weights(folder: Path) -> dict[str, Tensor]:
+    """All tensors of a folder, memory-mapped."""
+    if (folder / WEIGHTS).is_file():
+        return read_safetensors(folder / WEIGHTS)[0]
+    if (folder / INDEX).is_file():
+        tensors: dict[str, Tensor] = {}
+        for name in shard_names(read_json(folder / INDEX), folder / INDEX):
+            tensors |= read_safetensors(folder / name)[0]
+        return tensors
+    present = sorted(path.name for path in folder.iterdir())[:12]
+    raise FileNotFoundError(
+        f"{folder} holds neither {WEIGHTS} nor {INDEX}; it holds {', '.join(present) if present else 'nothing'}. "
+        "Save the model with save_pretrained (safe_serialization is its default) or gptclf.save_model"
+    )
+
+
+def read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Tensors (memory-mapped) and metadata of one file."""
+    import safetensors
+
+    try:
+        with safetensors.safe_open(path, framework="pt") as file:
+            return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118
+    except FileNotFoundError:
+        raise FileNotFoundError(f"{path} does not exist; the folder is incomplete") from None
+    except safetensors.SafetensorError as error:
+        raise ValueError(
+            f"{path} ({path.stat().st_size:,} bytes) is not a whole safetensors file: {error}. "
+            "It may be cut off or a pointer to the real file; fetch it again"
+        ) from error
+
+
+def fill(model: GPT2, tensors: dict[str, Tensor]) -> None:
+    """Put tensors (our names) into a model built on the meta device, without copying."""
+    for name, tensor in tensors.items():
+        set_parameter(model, name, tensor).requires_grad_()
+
+
+def fill_from_hugging_face(model: GPT2, folder: Path, *, without: tuple[str, ...] = ()) -> None:
+    """Fill a model built on the meta device from a folder in Hugging Face's layout.
+
+    Args:
+        model: Its shapes are what the file must have.
+        folder: The folder with the weights.
+        without: Parameters that the layout cannot hold and the caller fills.
+    """
+    shapes = {name: tuple(p.shape) for name, p in model.named_parameters() if name not in without}
+    fill(model, from_hugging_face(read_weights(folder), shapes, model.config.n_layers, source=str(folder)))
+
+
+def check_device(device: str | torch.device | None) -> torch.device:
+    """The device, or an error that says what there is."""
+    try:
+        chosen = torch.device("cpu" if device is None else device)
+        torch.empty(0, device=chosen)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        have = ["cpu"]
+        have += ["cuda"] if torch.cuda.is_available() else []
+        have += ["mps"] if torch.backends.mps.is_available() else []
+        reason = str(error).split("\n")[0]
+        raise ValueError(f"device {device!r} cannot be used here ({reason}); there is {', '.join(have)}") from error
+    return chosen

@@ -1,0 +1,206 @@
+"""The one table of names and layouts between our parameters and Hugging Face's, and what each configuration key means.
+
+Hugging Face keeps OpenAI's Conv1D layout, (in, out), the transpose of `nn.Linear`; it exists here and nowhere else.
+"""
+
+import re
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from gptclf.gpt2.config import GPT2Config
+
+# Ours below `trunk.blocks.N.`, theirs below `h.N.`, and whether the matrix is transposed between them.
+_BLOCK = (
+    ("norm1.weight", "ln_1.weight", False),
+    ("norm1.bias", "ln_1.bias", False),
+    ("attention.qkv.weight", "attn.c_attn.weight", True),
+    ("attention.qkv.bias", "attn.c_attn.bias", False),
+    ("attention.out.weight", "attn.c_proj.weight", True),
+    ("attention.out.bias", "attn.c_proj.bias", False),
+    ("norm2.weight", "ln_2.weight", False),
+    ("norm2.bias", "ln_2.bias", False),
+    ("mlp.up.weight", "mlp.c_fc.weight", True),
+    ("mlp.up.bias", "mlp.c_fc.bias", False),
+    ("mlp.down.weight", "mlp.c_proj.weight", True),
+    ("mlp.down.bias", "mlp.c_proj.bias", False),
+)
+_ENDS = (
+    ("trunk.embed.token.weight", "wte.weight"),
+    ("trunk.embed.position.weight", "wpe.weight"),
+    ("trunk.norm.weight", "ln_f.weight"),
+    ("trunk.norm.bias", "ln_f.bias"),
+)
+
+# Causal-mask buffers that files of older releases carry; they are constants of the architecture.
+_MASKS = re.compile(r"(transformer\.)?h\.\d+\.attn\.(bias|masked_bias)")
+
+_ACTIVATIONS = {
+    "gelu_new": "gelu_tanh",
+    "gelu_pytorch_tanh": "gelu_tanh",
+    "gelu_fast": "gelu_tanh",
+    "gelu": "gelu",
+    "relu": "relu",
+    "silu": "silu",
+    "swish": "silu",
+}
+
+
+def trunk_names(n_layers: int) -> dict[str, tuple[str, bool]]:
+    """Our name to (Hugging Face's name without prefix, transposed) for every trunk parameter."""
+    table = {ours: (theirs, False) for ours, theirs in _ENDS}
+    for i in range(n_layers):
+        table |= {f"trunk.blocks.{i}.{ours}": (f"h.{i}.{theirs}", flip) for ours, theirs, flip in _BLOCK}
+    return table
+
+
+def from_hugging_face(
+    tensors: Mapping[str, Tensor], shapes: Mapping[str, tuple[int, ...]], n_layers: int, *, source: str
+) -> dict[str, Tensor]:
+    """Tensors under our names and in our layout, float32, views where type and layout allow.
+
+    Args:
+        tensors: What the file holds; names with or without `transformer.`, mask buffers are passed over.
+        shapes: Our names to the shapes wanted; "head.output.weight" is a classifier's matrix (`score.weight`) or a
+            language model's own (`lm_head.weight`), whichever the file has.
+        n_layers: Blocks (L).
+        source: The file or folder, for messages.
+
+    Raises:
+        ValueError: Lists what is missing, unexpected or misshapen.
+    """
+    head = "score.weight" if "score.weight" in tensors else "lm_head.weight"
+    names = {**trunk_names(n_layers), "head.output.weight": (head, False)}
+    found = {name.removeprefix("transformer."): name for name in tensors if not _MASKS.fullmatch(name)}
+    missing = [names[ours][0] for ours in shapes if names[ours][0] not in found]
+    # What a file may hold beside: a tied matrix under the head's name too, and the zeros that stand in Hugging
+    # Face's layout for a query/key/value bias that the model does not have.
+    spare = set() if "head.output.weight" in shapes else {"lm_head.weight"}
+    spare |= {names[ours][0] for ours in names if ours.endswith("qkv.bias") and ours not in shapes}
+    unexpected = [found[name] for name in found if name not in spare | {names[ours][0] for ours in shapes}]
+    misshapen, result = [], {}
+    for ours, shape in shapes.items():
+        theirs, flip = names[ours]
+        if theirs not in found:
+            continue
+        tensor = tensors[found[theirs]]
+        want = shape[::-1] if flip else shape
+        if tuple(tensor.shape) != want or not tensor.is_floating_point():
+            misshapen.append(f"{found[theirs]} is {tensor.dtype} {tuple(tensor.shape)}, the configuration wants {want}")
+            continue
+        # Master weights are float32, whatever the file's type.
+        result[ours] = (tensor.t() if flip else tensor).to(torch.float32)
+    problems = {"missing": missing, "unexpected": unexpected, "misshapen": misshapen}
+    if any(problems.values()):
+        raise ValueError(_explain(source, problems, set(found)))
+    return result
+
+
+def to_hugging_face(parameters: Mapping[str, Tensor], config: GPT2Config) -> dict[str, Tensor]:
+    """Trunk tensors under Hugging Face's names (`transformer.` prefix) and layout, contiguous, on the CPU."""
+    result = {}
+    for ours, (theirs, flip) in trunk_names(config.n_layers).items():
+        # Their layout always has this bias; zeros are the same computation.
+        tensor = parameters[ours].detach() if ours in parameters else torch.zeros(3 * config.emb_dim)
+        result["transformer." + theirs] = (tensor.t() if flip else tensor).cpu().contiguous()
+    return result
+
+
+def _explain(source: str, problems: Mapping[str, list[str]], found: set[str]) -> str:
+    # Twelve blocks lack the same tensor twelve times: the first few show the pattern.
+    parts = [
+        f"{len(names)} {kind}: {', '.join(names[:6])}{', ...' if len(names) > 6 else ''}"
+        for kind, names in problems.items()
+        if names
+    ]
+    guess = _guess(found)
+    return f"{source} does not hold this GPT-2: {'; '.join(parts)}{'. ' + guess if guess else ''}"
+
+
+def _guess(names: set[str]) -> str:
+    roots = {name.split(".")[0] for name in names}
+    known = {
+        "bert": "BERT", "roberta": "RoBERTa", "distilbert": "DistilBERT", "model": "a Llama-like model",
+        "gpt_neox": "GPT-NeoX", "encoder": "an encoder model",
+    }  # fmt: skip
+    for root, what in known.items():
+        if root in roots:
+            return f"The names look like {what}'s; gptclf loads GPT-2"
+    if "score.weight" in names:
+        return "It holds a classifier; load it with load_model"
+    return ""
+
+
+def config_from_hugging_face(values: Mapping[str, Any], *, source: str) -> GPT2Config:
+    """Our configuration from a `config.json`.
+
+    Keys that change the computation are taken over or refused by name. Dropout is the caller's choice in training
+    and not part of the weights, so the file's three rates are left behind.
+    """
+    model_type = values.get("model_type", "gpt2")
+    if model_type != "gpt2":
+        raise ValueError(f"{source} describes a {model_type!r} model; gptclf loads GPT-2 (model_type 'gpt2')")
+    refused = {
+        "add_cross_attention": "cross-attention to an encoder",
+        "pruned_heads": "pruned attention heads",
+        "quantization_config": "quantized weights",
+    }
+    for key, what in refused.items():
+        if values.get(key):
+            raise ValueError(f"{source} sets {key} = {values[key]!r}: gptclf has no {what}")
+    activation = values.get("activation_function", "gelu_new")
+    if activation not in _ACTIVATIONS:
+        raise ValueError(
+            f"{source} sets activation_function = {activation!r}; gptclf has {', '.join(_ACTIVATIONS)}"
+        )
+    missing = [key for key in ("n_embd", "n_head", "n_layer") if key not in values]
+    if missing:
+        raise ValueError(f"{source} lacks {', '.join(missing)}; it is not the config.json of a GPT-2")
+    # reorder_and_upcast_attn only moves a scaling in half precision; in float32 it computes the same.
+    return GPT2Config(
+        vocab_size=values.get("vocab_size", 50257),
+        context_length=values.get("n_positions", values.get("n_ctx", 1024)),
+        emb_dim=values["n_embd"],
+        n_heads=values["n_head"],
+        n_layers=values["n_layer"],
+        mlp_dim=values.get("n_inner"),
+        activation=_ACTIVATIONS[activation],
+        norm_eps=values.get("layer_norm_epsilon", 1e-5),
+        scale_attention=values.get("scale_attn_weights", True),
+        scale_attention_by_layer=values.get("scale_attn_by_inverse_layer_idx", False),
+        tied=values.get("tie_word_embeddings", True),
+        init_std=values.get("initializer_range", 0.02),
+    )
+
+
+def config_to_hugging_face(config: GPT2Config, end_of_text: int) -> dict[str, Any]:
+    """The keys of a `config.json` that GPT-2 shares between its heads."""
+    activation = next(theirs for theirs, ours in _ACTIVATIONS.items() if ours == config.activation)
+    return {
+        "model_type": "gpt2",
+        "vocab_size": config.vocab_size,
+        "n_positions": config.context_length,
+        "n_ctx": config.context_length,
+        "n_embd": config.emb_dim,
+        "n_head": config.n_heads,
+        "n_layer": config.n_layers,
+        "n_inner": config.mlp_dim,
+        "activation_function": activation,
+        "layer_norm_epsilon": config.norm_eps,
+        "scale_attn_weights": config.scale_attention,
+        "scale_attn_by_inverse_layer_idx": config.scale_attention_by_layer,
+        "reorder_and_upcast_attn": False,
+        "add_cross_attention": False,
+        "tie_word_embeddings": config.tied,
+        "initializer_range": config.init_std,
+        "resid_pdrop": config.drop_rate,
+        "embd_pdrop": config.drop_rate,
+        "attn_pdrop": config.drop_rate,
+        "bos_token_id": end_of_text,
+        "eos_token_id": end_of_text,
+        "pad_token_id": end_of_text,
+        "use_cache": True,
+        "dtype": "float32",
+    }

@@ -1,0 +1,182 @@
+"""GPT-2's byte-level BPE tokenizer as a `tiktoken.Encoding`, read from and written to the files it comes in.
+
+Formats: OpenAI's `vocab.bpe` and `encoder.json`, Hugging Face's `merges.txt` and `vocab.json` (the same tables), and
+Hugging Face's `tokenizer.json`, which is only written. The id of every token follows from the order of the merges.
+"""
+
+import json
+from collections.abc import Mapping
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import tiktoken
+
+END_OF_TEXT = "<|endoftext|>"
+
+# GPT-2's splitting pattern (encoder.py of openai/gpt-2) with possessive quantifiers, which match the same pieces but
+# cannot backtrack: a megabyte without a space takes a fraction of a second.
+_PATTERN = r"""'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s++$|\s+(?!\S)|\s"""
+
+# The names under which each family of files is found in a folder: merges, then the id table.
+_MERGES_FILES = ("vocab.bpe", "merges.txt")
+_IDS_FILES = ("encoder.json", "vocab.json")
+
+
+@cache
+def byte_characters() -> dict[int, str]:
+    """Byte to the printable character that stands for it in GPT-2's files (`bytes_to_unicode` of openai/gpt-2).
+
+    The order of the dictionary is the order of the first 256 token ids.
+    """
+    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    others = [byte for byte in range(256) if byte not in printable]
+    table = {byte: chr(byte) for byte in printable}
+    return table | {byte: chr(256 + i) for i, byte in enumerate(others)}
+
+
+def read_tokenizer(folder: Path) -> "tiktoken.Encoding | None":
+    """The tokenizer whose files lie in `folder`; None if there is no merges file."""
+    merges = next((folder / name for name in _MERGES_FILES if (folder / name).is_file()), None)
+    if merges is None:
+        return None
+    ids = next((folder / name for name in _IDS_FILES if (folder / name).is_file()), None)
+    return build_tokenizer(merges, ids)
+
+
+def build_tokenizer(merges_file: Path, ids_file: Path | None = None) -> "tiktoken.Encoding":
+    """An encoding from a merges file, checked against the id table where there is one.
+
+    Raises:
+        ValueError: For a line that is no merge, or where the id table disagrees with the merges.
+    """
+    ranks = {bytes([byte]): i for i, byte in enumerate(byte_characters())}
+    to_byte = {char: byte for byte, char in byte_characters().items()}
+    for number, line in enumerate(merges_file.read_text(encoding="utf-8").split("\n"), start=1):
+        if not line or (number == 1 and line.startswith("#version")):
+            continue
+        try:
+            first, second = line.split(" ")
+            token = bytes(to_byte[char] for char in first + second)
+        except (ValueError, KeyError):
+            raise ValueError(f"{merges_file}, line {number}: {line!r} is not a merge of two tokens") from None
+        if token in ranks:
+            raise ValueError(f"{merges_file}, line {number}: {line!r} makes a token that exists already")
+        ranks[token] = len(ranks)
+    if ids_file is not None:
+        _check_ids(ranks, ids_file)
+    return make_encoding(ranks)
+
+
+def make_encoding(ranks: dict[bytes, int]) -> "tiktoken.Encoding":
+    """An encoding from token bytes and ids; the end of text comes after the last."""
+    import tiktoken
+
+    return tiktoken.Encoding(
+        f"gpt2-{len(ranks) + 1}", pat_str=_PATTERN, mergeable_ranks=ranks, special_tokens={END_OF_TEXT: len(ranks)}
+    )
+
+
+def byte_tokenizer() -> "tiktoken.Encoding":
+    """One token per byte, 257 in all with the end of text, in GPT-2's order of bytes."""
+    return make_encoding({bytes([byte]): i for i, byte in enumerate(byte_characters())})
+
+
+def _check_ids(ranks: Mapping[bytes, int], ids_file: Path) -> None:
+    try:
+        table = json.loads(ids_file.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{ids_file} is not JSON ({error}); the file is damaged") from error
+    expected = _id_table(ranks)
+    for token, index in expected.items():
+        if table.get(token) != index:
+            raise ValueError(
+                f"{ids_file} gives {token!r} the id {table.get(token)}, but its place among the merges gives {index}; "
+                "the two files do not belong together"
+            )
+    # More tokens than merges explain would be added ones, whose text this tokenizer could never produce.
+    if len(table) > len(expected):
+        extra = sorted(set(table) - set(expected))
+        raise ValueError(f"{ids_file} has {len(extra)} tokens that no merge makes, such as {extra[:3]}")
+
+
+def _id_table(ranks: Mapping[bytes, int]) -> dict[str, int]:
+    char = byte_characters()
+    table = {"".join(char[byte] for byte in token): i for token, i in ranks.items()}
+    return {**table, END_OF_TEXT: len(ranks)}
+
+
+def _ranks(tokenizer: "tiktoken.Encoding") -> dict[bytes, int]:
+    count = tokenizer.n_vocab - 1
+    if tokenizer.eot_token != count:
+        raise ValueError(
+            f"tokenizer {tokenizer.name!r} is not laid out as GPT-2's: its end of text has id {tokenizer.eot_token}, "
+            f"not the last one, {count}; GPT-2's files cannot hold it"
+        )
+    return {tokenizer.decode_single_token_bytes(i): i for i in range(count)}
+
+
+def merges_of(ranks: Mapping[bytes, int]) -> list[tuple[bytes, bytes]]:
+    """The two tokens that each token of more than one byte was merged from, in the order of ids.
+
+    An encoding keeps only the tokens; running BPE on a token's bytes with the merges before it leaves the pair.
+    """
+    merges = []
+    for token, rank in sorted(ranks.items(), key=lambda item: item[1]):
+        if len(token) == 1:
+            continue
+        parts = [bytes([byte]) for byte in token]
+        while len(parts) > 2:
+            candidates = [(ranks.get(a + b, rank), i) for i, (a, b) in enumerate(zip(parts, parts[1:], strict=False))]
+            best, i = min(candidates)
+            if best >= rank:
+                raise ValueError(f"token {token!r} cannot be reached by merging two earlier tokens")
+            parts[i : i + 2] = [parts[i] + parts[i + 1]]
+        merges.append((parts[0], parts[1]))
+    return merges
+
+
+def tokenizer_files(tokenizer: "tiktoken.Encoding", context_length: int) -> dict[str, str]:
+    """File name to content of the tokenizer in Hugging Face's formats.
+
+    `vocab.json`, `merges.txt`, `tokenizer.json` (the `tokenizers` library's layout) and `tokenizer_config.json`.
+    """
+    ranks = _ranks(tokenizer)
+    char = byte_characters()
+    merges = [
+        ["".join(char[byte] for byte in part) for part in pair] for pair in merges_of(ranks)
+    ]
+    table = _id_table(ranks)
+    byte_level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True}
+    end_of_text = {
+        "id": len(ranks), "content": END_OF_TEXT, "single_word": False, "lstrip": False, "rstrip": False,
+        "normalized": False, "special": True,
+    }  # fmt: skip
+    whole: dict[str, Any] = {
+        "version": "1.0",
+        "truncation": None,
+        "padding": None,
+        "added_tokens": [end_of_text],
+        "normalizer": None,
+        "pre_tokenizer": byte_level,
+        "post_processor": byte_level,
+        "decoder": byte_level,
+        "model": {
+            "type": "BPE", "dropout": None, "unk_token": None, "continuing_subword_prefix": "",
+            "end_of_word_suffix": "", "fuse_unk": False, "byte_fallback": False, "ignore_merges": False,
+            "vocab": table, "merges": merges,
+        },
+    }  # fmt: skip
+    config = {
+        "add_prefix_space": False, "bos_token": END_OF_TEXT, "eos_token": END_OF_TEXT, "pad_token": END_OF_TEXT,
+        "unk_token": END_OF_TEXT, "model_max_length": context_length, "padding_side": "right",
+        "tokenizer_class": "GPT2Tokenizer",
+    }  # fmt: skip
+    lines = ["#version: 0.2", *(" ".join(pair) for pair in merges)]
+    return {
+        "vocab.json": json.dumps(table, ensure_ascii=False),
+        "merges.txt": "\n".join(lines) + "\n",
+        "tokenizer.json": json.dumps(whole, ensure_ascii=False),
+        "tokenizer_config.json": json.dumps(config, indent=2) + "\n",
+    }

@@ -1,0 +1,84 @@
+"""Finding the tokenizer that belongs to a model: beside its weights, in a cache, or on the hub."""
+
+import hashlib
+import os
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from gptclf.gpt2.config import PRESETS
+from gptclf.weights.download import cached_file, hub_file
+from gptclf.weights.tokenizer import build_tokenizer, byte_tokenizer, read_tokenizer
+
+if TYPE_CHECKING:
+    import tiktoken
+
+# Every published size has the same tokenizer, so the smallest repository stands for all.
+_GPT2 = "openai-community/gpt2"
+
+# tiktoken names a cached file by the SHA-1 of the address it came from; the SHA-256 is of the content.
+_TIKTOKEN_FILES = {
+    "vocab.bpe": "1ce1664773c50f3e0cc8842619a93edc4624525b728b188a9e0be33b7726adc5",
+    "encoder.json": "196139668be63f3b5d6574427317ae82f612a97c5d1cdaf36ed2256dbf636783",
+}
+_TIKTOKEN_ADDRESS = "https://openaipublic.blob.core.windows.net/gpt-2/encodings/main/"
+
+
+def find_tokenizer(
+    folder: Path | None,
+    repo: str | None,
+    revision: str | None,
+    cache_dir: str | Path | None,
+    vocab_size: int,
+) -> "tiktoken.Encoding":
+    """The tokenizer of a model, from the first place that has it.
+
+    In this order: the folder of the weights, the model's own hub repository, and for a vocabulary of GPT-2's size
+    the Hugging Face cache, tiktoken's cache (`TIKTOKEN_CACHE_DIR`) and the hub.
+    """
+    if folder is not None:
+        beside = read_tokenizer(folder)
+        if beside is not None:
+            return beside
+    if vocab_size == PRESETS["nano"].vocab_size:
+        return byte_tokenizer()
+    if repo is not None and repo not in {f"openai-community/{name}" for name in PRESETS}:
+        try:
+            return _from_hub(repo, revision, cache_dir)
+        except FileNotFoundError:
+            if vocab_size < PRESETS["gpt2"].vocab_size:
+                raise
+    if vocab_size < PRESETS["gpt2"].vocab_size:
+        where = "the weights' folder" if folder is None else str(folder)
+        raise FileNotFoundError(
+            f"no tokenizer for a vocabulary of {vocab_size} tokens: {where} has no merges.txt or vocab.bpe, and it is "
+            "not GPT-2's vocabulary (50257). Put the files there, or pass tokenizer= to load_gpt2"
+        )
+    merges = cached_file(_GPT2, "merges.txt", cache_dir=cache_dir)
+    if merges is not None:
+        return build_tokenizer(merges, cached_file(_GPT2, "vocab.json", cache_dir=cache_dir))
+    return _from_tiktoken_cache() or _from_hub(_GPT2, None, cache_dir)
+
+
+def _from_hub(repo: str, revision: str | None, cache_dir: str | Path | None) -> "tiktoken.Encoding":
+    merges = hub_file(repo, "merges.txt", revision=revision, cache_dir=cache_dir)
+    return build_tokenizer(merges, hub_file(repo, "vocab.json", revision=revision, cache_dir=cache_dir))
+
+
+def _from_tiktoken_cache() -> "tiktoken.Encoding | None":
+    for variable in ("TIKTOKEN_CACHE_DIR", "DATA_GYM_CACHE_DIR"):
+        if variable in os.environ:
+            cache = os.environ[variable]
+            break
+    else:
+        cache = str(Path(tempfile.gettempdir()) / "data-gym-cache")
+    if not cache:  # tiktoken reads an empty value as "no cache"
+        return None
+    paths = []
+    for name, digest in _TIKTOKEN_FILES.items():
+        path = Path(cache) / hashlib.sha1((_TIKTOKEN_ADDRESS + name).encode()).hexdigest()
+        # A shared temporary folder is no safe place: only the published bytes are taken.
+        if not path.is_file() or hashlib.sha256(path.read_bytes()).hexdigest() != digest:
+            return None
+        paths.append(path)
+    return build_tokenizer(*paths)
