@@ -283,7 +283,7 @@ def _plain_message(label: str, rng: random.Random) -> str:
     kind = rng.random()
     if kind < EITHER_SHARE:
         template = _pick_either(spam, rng)
-    elif kind < 0.40:
+    elif kind < 0.28:
         template = _pick(SPAM_HARD if spam else HAM_HARD, rng)
     else:
         template = _pick(SPAM if spam else HAM, rng)
@@ -291,9 +291,9 @@ def _plain_message(label: str, rng: random.Random) -> str:
     if rng.random() < 0.35:
         text = f"{_fill(_pick(OPENERS, rng), rng)} {text}"
     # One wish for length in both classes: else the count of characters alone would tell them apart.
-    wish = 40 + 75 * rng.random()
+    wish = 40 + 65 * rng.random()
     while len(text) < wish:
-        own = kind >= EITHER_SHARE and rng.random() < 0.12
+        own = kind >= EITHER_SHARE and rng.random() < 0.2
         ending = _fill(_pick((SPAM_ENDINGS if spam else HAM_ENDINGS) if own else ENDINGS, rng), rng)
         if ending not in text:
             text += ("" if text[-1] in "?!." else ".") + " " + ending
@@ -324,18 +324,18 @@ def _add_noise(text: str, rng: random.Random) -> str:
     words = text.split(" ")
     haste = rng.random() ** 2
     for i, word in enumerate(words):
-        if word.lower() in CHAT and rng.random() < 0.5 * haste:
+        if word.lower() in CHAT and rng.random() < 0.4 * haste:
             words[i] = CHAT[word.lower()]
-        elif len(word) > 3 and word.isalpha() and rng.random() < 0.2 * haste:
+        elif len(word) > 3 and word.isalpha() and rng.random() < 0.1 * haste:
             words[i] = _typo(word, rng)
-        elif rng.random() < 0.04 * haste:
+        elif rng.random() < 0.02 * haste:
             words[i] = word.upper()
     text = words[0]
     for word in words[1:]:
-        text += ("" if rng.random() < 0.05 * haste else " ") + word
+        text += ("" if rng.random() < 0.03 * haste else " ") + word
     if rng.random() < 0.3:
         text = text.lower()
-    elif rng.random() < 0.05:
+    elif rng.random() < 0.03:
         text = text.upper()
     style = rng.random()
     if style < 0.15:

@@ -34,7 +34,7 @@ SMS_SHA256 = "7d039a24a6083ed9ef0f806ebad56bbb976e3aeb8de05669173bfdc4996c239d"
 # One commit is named because the master branch may change.
 BANKING77_URL = (
     "https://raw.githubusercontent.com/PolyAI-LDN/task-specific-datasets/"
-    "57ec275d/banking_data"
+    "57ec275d8078af65b7731c2a98be812d844a6d6b/banking_data"
 )
 BANKING77_HOME = "github.com/PolyAI-LDN/task-specific-datasets, folder banking_data, licence CC BY 4.0"
 BANKING77_SHA256 = {

@@ -34,9 +34,7 @@ class Batch:
     def to(self, device: torch.device | str) -> "Batch":
         """The same batch on another device."""
         targets = None if self.targets is None else self.targets.to(device)
-        return replace(
-            self, inputs=self.inputs.to(device), lengths=self.lengths.to(device), targets=targets
-        )
+        return replace(self, inputs=self.inputs.to(device), lengths=self.lengths.to(device), targets=targets)
 
 
 class Batches:

@@ -283,7 +283,7 @@ def _plain(label: Any) -> Any:
 
 def _is_missing(label: Any) -> bool:
     try:
-        return label is None or bool(label != label)  # noqa: PLR0124  NaN and NaT differ from themselves
+        return label is None or bool(label != label)  # NaN and NaT differ from themselves
     except (TypeError, ValueError):  # pandas.NA has no truth value
         return True
 

@@ -47,16 +47,15 @@ def _json_rows(path: Path, columns: list[Any], encoding: str) -> Iterator[list[A
             yield [record[key] for key in columns]
 
 
-def _separated_rows(
-    path: Path, columns: list[Any], encoding: str, separator: str, quoted: bool
-) -> Iterator[list[str]]:
+def _separated_rows(path: Path, columns: list[Any], encoding: str, separator: str, quoted: bool) -> Iterator[list[str]]:
     limit = csv.field_size_limit()
     # The module's limit of 131,072 characters a field is for all readers of the process; put back below.
     csv.field_size_limit(2**31 - 1)
     try:
         with path.open(encoding=encoding, newline="") as file:
-            style = csv.QUOTE_MINIMAL if quoted else csv.QUOTE_NONE
-            reader = csv.reader(file, delimiter=separator, quoting=style, strict=quoted)
+            reader = csv.reader(
+                file, delimiter=separator, quoting=csv.QUOTE_MINIMAL if quoted else csv.QUOTE_NONE, strict=quoted
+            )
             places: list[int] = columns
             if isinstance(columns[0], str):
                 header = next(reader, [])
@@ -76,14 +75,12 @@ def _separated_rows(
                     )
                 yield [row[place] for place in places]
     except csv.Error as error:
-        raise ValueError(f"{path}: {error}; if \" is ordinary text there, give quoted=False") from error
+        raise ValueError(f'{path}: {error}; if " is ordinary text there, give quoted=False') from error
     finally:
         csv.field_size_limit(limit)
 
 
-def read_table(
-    table: Any, text: str, label: str | None
-) -> tuple[list[str], list[Any] | None, list[str] | None]:
+def read_table(table: Any, text: str, label: str | None) -> tuple[list[str], list[Any] | None, list[str] | None]:
     """Texts, labels and the names of a ClassLabel column; see `TextDataset.from_table`."""
     texts = _column(table, text)
     if label is None:

@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Sequence
+from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
@@ -44,7 +45,7 @@ def split(
     if stratify and dataset.labels is not None:
         order = order[_evenly(dataset.labels[order], rng)]
     bounds = np.rint(np.cumsum([0.0, *fractions]) * len(dataset)).astype(int)
-    parts = [np.sort(order[a:b]) for a, b in zip(bounds[:-1], bounds[1:], strict=True)]
+    parts = [np.sort(order[a:b]) for a, b in pairwise(bounds)]
     for i, part in enumerate(parts):
         if not len(part):
             raise ValueError(

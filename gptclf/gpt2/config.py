@@ -70,9 +70,7 @@ class GPT2Config:
         if not 0.0 <= self.drop_rate < 1.0:
             raise ValueError(f"GPT2Config.drop_rate is {self.drop_rate!r}; it must lie in [0, 1)")
         if self.activation not in ACTIVATIONS:
-            raise ValueError(
-                f"GPT2Config.activation is {self.activation!r}; choose from {', '.join(ACTIVATIONS)}"
-            )
+            raise ValueError(f"GPT2Config.activation is {self.activation!r}; choose from {', '.join(ACTIVATIONS)}")
         for name in ("norm_eps", "init_std"):
             if not getattr(self, name) > 0:
                 raise ValueError(f"GPT2Config.{name} is {getattr(self, name)!r}; it must be positive")

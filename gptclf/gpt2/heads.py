@@ -53,9 +53,7 @@ class ClassifierHead(Head):
         bias: Whether the output layer has a bias (Hugging Face's has none).
     """
 
-    def __init__(
-        self, config: GPT2Config, classes: Sequence[Any], *, pooling: str = "last", bias: bool = True
-    ) -> None:
+    def __init__(self, config: GPT2Config, classes: Sequence[Any], *, pooling: str = "last", bias: bool = True) -> None:
         super().__init__()
         if pooling not in POOLINGS:
             raise ValueError(f"pooling is {pooling!r}; choose from {', '.join(POOLINGS)}")

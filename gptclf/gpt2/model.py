@@ -3,6 +3,7 @@
 Owns what is computed. Which parameters train is `stages.py`'s business, where weights come from is `weights/`'s.
 """
 
+import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -127,7 +128,6 @@ class GPT2(nn.Module):
         classes: List of labels in column order of the logits, or None for a language model.
         tokenizer: The `tiktoken.Encoding`, found on first use.
         max_length, truncation, pad_to: How texts were prepared in training; `predict` prepares them alike.
-        head_is_new: True until the head is trained or loaded.
 
     Example:
         >>> model = GPT2(GPT2Config(vocab_size=50, context_length=8, emb_dim=8, n_heads=2, n_layers=2), seed=0)
@@ -156,7 +156,9 @@ class GPT2(nn.Module):
         self.max_length: int | None = None
         self.truncation = "tail"
         self.pad_to: int | None = None
-        self.head_is_new = classes is not None
+        # What a fresh head was drawn as; see head_is_new.
+        self._fresh_head: Tensor | None = None
+        self._warned_of_new_head = False
         # Names of parameters whose storage another model also uses: copied before they may train (stages.py).
         self.shared_parameters: set[str] = set()
         self.tokenizer_source: Callable[[], Any] | None = None
@@ -167,6 +169,7 @@ class GPT2(nn.Module):
             self.to_empty(device="cpu")
             initialise(self, config, seed)
             self.to(device)
+            self.remember_fresh_head()
 
     @property
     def classes(self) -> list[Any] | None:
@@ -177,6 +180,27 @@ class GPT2(nn.Module):
     def device(self) -> torch.device:
         """Where the parameters live."""
         return self.trunk.norm.weight.device
+
+    @property
+    def head_is_new(self) -> bool:
+        """True for a classifier's head that still is what was drawn: never trained, in whatever loop, nor loaded."""
+        if self._fresh_head is None or not isinstance(self.head, ClassifierHead):
+            return False
+        return torch.equal(self._fresh_head, self.head.output.weight.detach().cpu())
+
+    def remember_fresh_head(self) -> None:
+        """Note that the head's weights are freshly drawn."""
+        if isinstance(self.head, ClassifierHead):
+            self._fresh_head = self.head.output.weight.detach().cpu().clone()
+
+    def warn_of_new_head(self) -> None:
+        """Warn, once in a model's life, that answers come from a head that never learned."""
+        if self.head_is_new and not self._warned_of_new_head:
+            self._warned_of_new_head = True
+            warnings.warn(
+                "this classifier's head was never trained or loaded; its answers are chance. Call train first",
+                stacklevel=3,
+            )
 
     @property
     def tokenizer(self) -> Any:

@@ -109,9 +109,7 @@ def _matching(names: list[str], patterns: list[str]) -> set[str]:
     chosen: set[str] = set()
     for pattern in patterns:
         # The trunk's name may be left out, and a module's name covers the parameters below it.
-        forms = [
-            form for base in (pattern, "trunk." + pattern) for form in (base, base.rstrip(".") + ".*")
-        ]
+        forms = [form for base in (pattern, "trunk." + pattern) for form in (base, base.rstrip(".") + ".*")]
         found = {name for name in names if any(fnmatchcase(name, form) for form in forms)}
         if not found:
             raise ValueError(
@@ -152,7 +150,8 @@ def _own(model: GPT2, name: str) -> nn.Parameter:
     # Contiguous: a loaded matrix is a transposed view, which the optimizer would walk against the grain.
     new = set_parameter(model, name, old.detach().clone(memory_format=torch.contiguous_format))
     model.shared_parameters.discard(name)
-    return new.requires_grad_(old.requires_grad)
+    new.requires_grad_(old.requires_grad)
+    return new
 
 
 def set_parameter(model: nn.Module, name: str, tensor: Tensor) -> nn.Parameter:

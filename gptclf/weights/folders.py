@@ -87,8 +87,12 @@ def fill_from_hugging_face(model: GPT2, folder: Path, *, without: tuple[str, ...
         folder: The folder with the weights.
         without: Parameters that the layout cannot hold and the caller fills.
     """
-    shapes = {name: tuple(p.shape) for name, p in model.named_parameters() if name not in without}
-    fill(model, from_hugging_face(read_weights(folder), shapes, model.config.n_layers, source=str(folder)))
+    shapes = {name: tuple(p.shape) for name, p in model.named_parameters()}
+    tensors = read_weights(folder)
+    fill(
+        model,
+        from_hugging_face(tensors, shapes, model.config.n_layers, source=str(folder), without=without),
+    )
 
 
 def check_device(device: str | torch.device | None) -> torch.device:

@@ -4,7 +4,7 @@ Hugging Face keeps OpenAI's Conv1D layout, (in, out), the transpose of `nn.Linea
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import torch
@@ -57,7 +57,12 @@ def trunk_names(n_layers: int) -> dict[str, tuple[str, bool]]:
 
 
 def from_hugging_face(
-    tensors: Mapping[str, Tensor], shapes: Mapping[str, tuple[int, ...]], n_layers: int, *, source: str
+    tensors: Mapping[str, Tensor],
+    shapes: Mapping[str, tuple[int, ...]],
+    n_layers: int,
+    *,
+    source: str,
+    without: Collection[str] = (),
 ) -> dict[str, Tensor]:
     """Tensors under our names and in our layout, float32, views where type and layout allow.
 
@@ -67,6 +72,7 @@ def from_hugging_face(
             language model's own (`lm_head.weight`), whichever the file has.
         n_layers: Blocks (L).
         source: The file or folder, for messages.
+        without: Our names that are passed over; the file may hold them.
 
     Raises:
         ValueError: Lists what is missing, unexpected or misshapen.
@@ -74,11 +80,13 @@ def from_hugging_face(
     head = "score.weight" if "score.weight" in tensors else "lm_head.weight"
     names = {**trunk_names(n_layers), "head.output.weight": (head, False)}
     found = {name.removeprefix("transformer."): name for name in tensors if not _MASKS.fullmatch(name)}
+    shapes = {ours: shape for ours, shape in shapes.items() if ours not in without}
     missing = [names[ours][0] for ours in shapes if names[ours][0] not in found]
     # What a file may hold beside: a tied matrix under the head's name too, and the zeros that stand in Hugging
     # Face's layout for a query/key/value bias that the model does not have.
     spare = set() if "head.output.weight" in shapes else {"lm_head.weight"}
     spare |= {names[ours][0] for ours in names if ours.endswith("qkv.bias") and ours not in shapes}
+    spare |= {names[ours][0] for ours in without if ours in names}
     unexpected = [found[name] for name in found if name not in spare | {names[ours][0] for ours in shapes}]
     misshapen, result = [], {}
     for ours, shape in shapes.items():
@@ -152,9 +160,7 @@ def config_from_hugging_face(values: Mapping[str, Any], *, source: str) -> GPT2C
             raise ValueError(f"{source} sets {key} = {values[key]!r}: gptclf has no {what}")
     activation = values.get("activation_function", "gelu_new")
     if activation not in _ACTIVATIONS:
-        raise ValueError(
-            f"{source} sets activation_function = {activation!r}; gptclf has {', '.join(_ACTIVATIONS)}"
-        )
+        raise ValueError(f"{source} sets activation_function = {activation!r}; gptclf has {', '.join(_ACTIVATIONS)}")
     missing = [key for key in ("n_embd", "n_head", "n_layer") if key not in values]
     if missing:
         raise ValueError(f"{source} lacks {', '.join(missing)}; it is not the config.json of a GPT-2")

@@ -104,9 +104,7 @@ def load_gpt2(
         model = GPT2(config, device="meta")
         fill_from_hugging_face(model, folder)
     model.to(target)
-    model.tokenizer_source = functools.partial(
-        find_tokenizer, folder, repo, revision, cache_dir, config.vocab_size
-    )
+    model.tokenizer_source = functools.partial(find_tokenizer, folder, repo, revision, cache_dir, config.vocab_size)
     if tokenizer is not None:
         model.tokenizer = tokenizer
     return model
@@ -198,6 +196,7 @@ def add_classifier_head(
     clf.head.to_empty(device="cpu")
     seed = initialise(clf.head, model.config, seed)
     clf.head.to(model.device)
+    clf.remember_fresh_head()
     clf.share_tokenizer(model)
     freeze(clf, trainable="last_block")
     fresh = ", ".join(f"{name} {tuple(p.shape)}" for name, p in clf.head.named_parameters(prefix="head"))

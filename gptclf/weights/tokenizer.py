@@ -7,6 +7,7 @@ Hugging Face's `tokenizer.json`, which is only written. The id of every token fo
 import json
 from collections.abc import Mapping
 from functools import cache
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -128,7 +129,7 @@ def merges_of(ranks: Mapping[bytes, int]) -> list[tuple[bytes, bytes]]:
             continue
         parts = [bytes([byte]) for byte in token]
         while len(parts) > 2:
-            candidates = [(ranks.get(a + b, rank), i) for i, (a, b) in enumerate(zip(parts, parts[1:], strict=False))]
+            candidates = [(ranks.get(a + b, rank), i) for i, (a, b) in enumerate(pairwise(parts))]
             best, i = min(candidates)
             if best >= rank:
                 raise ValueError(f"token {token!r} cannot be reached by merging two earlier tokens")
@@ -144,9 +145,7 @@ def tokenizer_files(tokenizer: "tiktoken.Encoding", context_length: int) -> dict
     """
     ranks = _ranks(tokenizer)
     char = byte_characters()
-    merges = [
-        ["".join(char[byte] for byte in part) for part in pair] for pair in merges_of(ranks)
-    ]
+    merges = [["".join(char[byte] for byte in part) for part in pair] for pair in merges_of(ranks)]
     table = _id_table(ranks)
     byte_level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True}
     end_of_text = {

@@ -1,0 +1,45 @@
+"""Fine-tune GPT-2 to classify text.
+
+Load the weights, put a classifier head where the vocabulary head was, freeze most blocks, train the rest with
+cross-entropy on the last token, measure, predict, save, load.
+"""
+
+from gptclf.data.batches import Batch, Batches
+from gptclf.data.dataset import TextDataset
+from gptclf.data.splits import shared_texts, split
+from gptclf.gpt2.config import GPT2Config
+from gptclf.gpt2.model import GPT2
+from gptclf.gpt2.stages import freeze, frozen_depth, trainable_report
+from gptclf.inference.evaluate import Evaluation, dataset_accuracy, dataset_loss, evaluate
+from gptclf.inference.predict import predict, predict_proba
+from gptclf.metrics import batch_loss
+from gptclf.training.history import History
+from gptclf.training.train import train
+from gptclf.weights.loading import add_classifier_head, load_gpt2
+from gptclf.weights.saving import load_model, save_model
+
+__all__ = [
+    "GPT2",
+    "Batch",
+    "Batches",
+    "Evaluation",
+    "GPT2Config",
+    "History",
+    "TextDataset",
+    "add_classifier_head",
+    "batch_loss",
+    "dataset_accuracy",
+    "dataset_loss",
+    "evaluate",
+    "freeze",
+    "frozen_depth",
+    "load_gpt2",
+    "load_model",
+    "predict",
+    "predict_proba",
+    "save_model",
+    "shared_texts",
+    "split",
+    "train",
+    "trainable_report",
+]

@@ -1,0 +1,184 @@
+"""`evaluate`: loss, accuracy and every prediction on a labelled data set."""
+
+import logging
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn import functional as F
+
+from gptclf.data.dataset import TextDataset
+from gptclf.gpt2.model import GPT2
+from gptclf.inference.predict import check_classifier, class_logits
+from gptclf.metrics import confusion_matrix, per_class_scores
+
+if TYPE_CHECKING:
+    import pandas
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What a model did on a labelled data set.
+
+    Attributes:
+        loss: Mean cross-entropy in nats.
+        accuracy: Share of rows predicted right, 0 to 1.
+        targets: True label of each row.
+        predictions: Predicted label of each row.
+        probabilities: (N, C), columns in the order of `classes`.
+        classes: The model's labels.
+        confusion: Counts (C, C): rows are true classes, columns predicted ones.
+        texts: The rows' texts.
+    """
+
+    loss: float
+    accuracy: float
+    targets: list[Any]
+    predictions: list[Any]
+    probabilities: NDArray[np.float32]
+    classes: list[Any]
+    confusion: NDArray[np.int64]
+    texts: list[str]
+
+    @property
+    def per_class(self) -> dict[str, NDArray[Any]]:
+        """Precision, recall, F1 and support of every class, each (C,)."""
+        return per_class_scores(self.confusion)
+
+    @property
+    def macro_f1(self) -> float:
+        """Mean F1 over the classes that occur, as targets or as predictions (scikit-learn's convention)."""
+        occurs = (self.confusion.sum(axis=0) + self.confusion.sum(axis=1)) > 0
+        return float(self.per_class["f1"][occurs].mean())
+
+    def to_frame(self) -> "pandas.DataFrame":
+        """One row per text: text, target, prediction and a probability column per class (needs pandas)."""
+        try:
+            import pandas
+        except ImportError as error:
+            raise ImportError("to_frame needs pandas: pip install 'gptclf[examples]'") from error
+        columns: dict[Any, Any] = {"text": self.texts, "target": self.targets, "prediction": self.predictions}
+        columns |= {f"p({label})": self.probabilities[:, i] for i, label in enumerate(self.classes)}
+        return pandas.DataFrame(columns)
+
+    def __str__(self) -> str:
+        lines = [
+            f"accuracy {100 * self.accuracy:.2f} %, macro-F1 {100 * self.macro_f1:.2f} %, loss {self.loss:.4f} "
+            f"on {len(self.targets):,} texts"
+        ]
+        if len(self.classes) <= 20:
+            scores = self.per_class
+            width = max(len(str(label)) for label in self.classes)
+            lines += [
+                f"  {label!s:<{width}}  precision {scores['precision'][i]:.3f}  recall {scores['recall'][i]:.3f}  "
+                f"f1 {scores['f1'][i]:.3f}  n {scores['support'][i]:,}"
+                for i, label in enumerate(self.classes)
+            ]
+        return "\n".join(lines)
+
+
+def evaluate(model: GPT2, dataset: TextDataset, *, batch_size: int = 32, precision: str = "auto") -> Evaluation:
+    """Score a classifier on a labelled data set; labels are matched to `model.classes` by name.
+
+    Args:
+        model: A classifier.
+        dataset: Rows with labels.
+        batch_size: Rows computed at once; it changes speed and memory, not answers.
+        precision: "auto", "float32" or "bfloat16".
+
+    Example:
+        >>> from gptclf import add_classifier_head, load_gpt2
+        >>> import warnings; warnings.simplefilter("ignore")  # the head is untrained, and evaluate says so
+        >>> clf = add_classifier_head(load_gpt2("nano"), classes=["ham", "spam"], seed=0)
+        >>> data = TextDataset(["hi", "win!"], ["ham", "spam"], tokenizer=clf.tokenizer)
+        >>> evaluate(clf, data).probabilities.shape
+        (2, 2)
+    """
+    check_classifier(model)
+    model.warn_of_new_head()
+    _warn_of_other_preparation(model, dataset)
+    logits, indices = _scored(model, dataset, None, batch_size, precision)
+    classes = model.classes or []
+    predicted = logits.argmax(dim=1).numpy()
+    return Evaluation(
+        loss=_mean_loss(logits, indices),
+        accuracy=float((predicted == indices.numpy()).mean()),
+        targets=[classes[i] for i in indices.tolist()],
+        predictions=[classes[i] for i in predicted.tolist()],
+        probabilities=logits.softmax(dim=1).numpy(),
+        classes=classes,
+        confusion=confusion_matrix(indices.numpy(), predicted, len(classes)),
+        texts=dataset.texts,
+    )
+
+
+def dataset_loss(
+    model: GPT2,
+    dataset: TextDataset,
+    *,
+    num_batches: int | None = None,
+    batch_size: int = 8,
+    precision: str = "auto",
+) -> float:
+    """Mean cross-entropy in nats over a data set, or over its first `num_batches` batches, in its own order."""
+    return loss_and_accuracy(model, dataset, num_batches=num_batches, batch_size=batch_size, precision=precision)[0]
+
+
+def dataset_accuracy(
+    model: GPT2,
+    dataset: TextDataset,
+    *,
+    num_batches: int | None = None,
+    batch_size: int = 8,
+    precision: str = "auto",
+) -> float:
+    """Share of rows predicted right over a data set, or over its first `num_batches` batches, in its own order."""
+    return loss_and_accuracy(model, dataset, num_batches=num_batches, batch_size=batch_size, precision=precision)[1]
+
+
+def loss_and_accuracy(
+    model: GPT2, dataset: TextDataset, *, num_batches: int | None, batch_size: int, precision: str
+) -> tuple[float, float]:
+    """`dataset_loss` and `dataset_accuracy` from one pass."""
+    check_classifier(model)
+    logits, targets = _scored(model, dataset, num_batches, batch_size, precision)
+    return _mean_loss(logits, targets), float((logits.argmax(dim=1) == targets).double().mean())
+
+
+def _scored(
+    model: GPT2, dataset: TextDataset, num_batches: int | None, batch_size: int, precision: str
+) -> tuple[Tensor, Tensor]:
+    """Logits (N, C) and targets (N,) of the first rows."""
+
+    if not isinstance(dataset, TextDataset):
+        raise TypeError(f"dataset is a {type(dataset).__name__}; it must be a TextDataset with labels")
+    if num_batches is not None:
+        if num_batches < 1:
+            raise ValueError(f"num_batches is {num_batches}; it must be at least 1, or None for all")
+        dataset = dataset.subset(np.arange(min(len(dataset), num_batches * batch_size)))
+    if not len(dataset):
+        raise ValueError("the data set is empty; there is nothing to score")
+    targets = torch.from_numpy(dataset.targets(model.classes or []))
+    return class_logits(model, dataset, batch_size=batch_size, precision=precision), targets
+
+
+def _mean_loss(logits: Tensor, targets: Tensor) -> float:
+    return float(F.cross_entropy(logits.double(), targets))
+
+
+def _warn_of_other_preparation(model: GPT2, dataset: TextDataset) -> None:
+    trained = (model.max_length, model.truncation, model.pad_to)
+    given = (dataset.max_length, dataset.truncation, dataset.pad_to)
+    if trained != given and not model.head_is_new:
+        names = ("max_length", "truncation", "pad_to")
+        differences = [
+            f"{name}={b!r} (the model was trained with {a!r})"
+            for name, a, b in zip(names, trained, given, strict=True)
+            if a != b
+        ]
+        logger.warning("the data set was prepared with %s; predict would prepare it otherwise", ", ".join(differences))

@@ -1,0 +1,85 @@
+"""`predict` and `predict_proba`: answers to new texts, independent of their order and batching."""
+
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from gptclf.data.batches import Batches
+from gptclf.data.dataset import TextDataset
+from gptclf.gpt2.model import GPT2
+from gptclf.gpt2.precision import answering, arithmetic
+from gptclf.metrics import check_finite
+
+
+def predict(model: GPT2, texts: Iterable[str], *, batch_size: int = 32, precision: str = "auto") -> list[Any]:
+    """The most probable class of each text.
+
+    Texts are prepared as in training (`max_length`, `truncation`, `pad_to` of the model).
+
+    Args:
+        model: A classifier.
+        texts: Strings; a single one is a TypeError.
+        batch_size: Rows computed at once; it changes speed and memory, not answers.
+        precision: "auto", "float32" or "bfloat16".
+
+    Returns:
+        One label of `model.classes` per text.
+
+    Example:
+        >>> from gptclf import add_classifier_head, load_gpt2
+        >>> clf = add_classifier_head(load_gpt2("nano"), classes=["ham", "spam"], seed=0)
+        >>> import warnings; warnings.simplefilter("ignore")  # the head is untrained, and predict says so
+        >>> len(predict(clf, ["you won a prize", "see you at six"]))
+        2
+    """
+    probabilities = predict_proba(model, texts, batch_size=batch_size, precision=precision)
+    classes = model.classes or []
+    return [classes[i] for i in probabilities.argmax(axis=1)]
+
+
+def predict_proba(
+    model: GPT2, texts: Iterable[str], *, batch_size: int = 32, precision: str = "auto"
+) -> NDArray[np.float32]:
+    """Probability of each class for each text: (N, C), columns in the order of `model.classes`.
+
+    Arguments are those of `predict`.
+    """
+    check_classifier(model)
+    dataset = TextDataset(
+        texts,
+        tokenizer=model.tokenizer,
+        max_length=model.max_length,
+        truncation=model.truncation,
+        pad_to=model.pad_to,
+    )
+    model.warn_of_new_head()
+    logits = class_logits(model, dataset, batch_size=batch_size, precision=precision)
+    return logits.softmax(dim=1).numpy()
+
+
+def class_logits(model: GPT2, dataset: TextDataset, *, batch_size: int, precision: str) -> Tensor:
+    """Logits (N, C) of a data set's rows, float32, on the CPU."""
+    dataset = dataset.within(model.config.context_length)
+    batches = Batches(dataset, batch_size, classes=None)
+    # Rows of like length share a batch, so there is little padding to compute.
+    order = np.argsort(-dataset.lengths, kind="stable")
+    logits = torch.empty(len(dataset), len(model.classes or ()))
+    with answering(model), arithmetic(precision, model):
+        for start in range(0, len(order), batch_size):
+            chosen = order[start : start + batch_size]
+            batch = batches.take(chosen).to(model.device)
+            logits[chosen] = model(batch.inputs, batch.lengths).float().cpu()
+    check_finite(logits, model)
+    return logits
+
+
+def check_classifier(model: GPT2) -> None:
+    """Raise where `model` is not a classifier."""
+    if not isinstance(model, GPT2):
+        raise TypeError(f"model is a {type(model).__name__}; it must be a gptclf GPT2")
+    if model.classes is None:
+        raise TypeError("this is a language model; put a classifier head on it first: add_classifier_head(model, ...)")

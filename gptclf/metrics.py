@@ -1,0 +1,71 @@
+"""Loss and accuracy arithmetic: sum, count, divide once."""
+
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn import functional as F
+
+from gptclf.data.batches import Batch
+from gptclf.gpt2.model import GPT2
+
+
+def loss_sum(model: GPT2, batch: Batch) -> Tensor:
+    """Cross-entropy of a batch summed over its rows, a scalar with its graph."""
+    if model.classes is None:
+        raise TypeError("this is a language model; put a classifier head on it first: add_classifier_head(model, ...)")
+    if batch.targets is None or batch.classes is None:
+        raise ValueError("the batch has no labels; build the data set as TextDataset(texts, labels, ...)")
+    if list(batch.classes) != model.classes:
+        raise ValueError(
+            f"the batch's classes are {list(batch.classes)[:10]} but the model's are {model.classes[:10]}; its targets "
+            "would mean other classes. Pass classes=model.classes to Batches or TextDataset"
+        )
+    logits = model(batch.inputs, batch.lengths)
+    return F.cross_entropy(logits.float(), batch.targets, reduction="sum")
+
+
+def batch_loss(model: GPT2, batch: Batch) -> Tensor:
+    """Mean cross-entropy of a batch in nats, a scalar to call `backward()` on.
+
+    Example:
+        >>> from gptclf import Batches, TextDataset, add_classifier_head, load_gpt2
+        >>> clf = add_classifier_head(load_gpt2("nano"), classes=["ham", "spam"], seed=0)
+        >>> data = TextDataset(["hi", "win!"], ["ham", "spam"], tokenizer=clf.tokenizer, classes=clf.classes)
+        >>> round(batch_loss(clf, next(iter(Batches(data)))).item(), 1)
+        0.7
+    """
+    return loss_sum(model, batch) / len(batch)
+
+
+def confusion_matrix(targets: NDArray[np.int64], predictions: NDArray[np.int64], n: int) -> NDArray[np.int64]:
+    """Counts (C, C): rows are true classes, columns predicted ones."""
+    return np.bincount(targets * n + predictions, minlength=n * n).reshape(n, n)
+
+
+def per_class_scores(confusion: NDArray[np.int64]) -> dict[str, NDArray[Any]]:
+    """Precision, recall, F1 and support (true rows) of every class, each (C,); 0 where nothing was counted."""
+    hits = np.diag(confusion).astype(float)
+    predicted, support = confusion.sum(axis=0), confusion.sum(axis=1)
+    precision = hits / np.maximum(predicted, 1)
+    recall = hits / np.maximum(support, 1)
+    f1 = 2 * hits / np.maximum(predicted + support, 1)
+    return {"precision": precision, "recall": recall, "f1": f1, "support": support}
+
+
+def check_finite(logits: Tensor, model: GPT2) -> None:
+    """Raise where logits are not finite, naming the parameters at fault."""
+    if bool(torch.isfinite(logits).all()):
+        return
+    raise FloatingPointError(f"the logits are not finite. {blame(model)}")
+
+
+def blame(model: GPT2) -> str:
+    """Which parameters hold NaN or infinity, in words."""
+    bad = [name for name, parameter in model.named_parameters() if not bool(torch.isfinite(parameter).all())]
+    if not bad:
+        return "All weights are finite: the computation overflowed; try precision='float32' or a lower lr"
+    more = f" and {len(bad) - 3} more" if len(bad) > 3 else ""
+    return f"NaN or infinity stands in {', '.join(bad[:3])}{more}: load the weights again"

@@ -1,0 +1,55 @@
+"""Pictures, drawn with matplotlib where it is installed."""
+
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+
+def plot_training(
+    path: str | Path,
+    epochs: Sequence[float],
+    curves: Mapping[str, Mapping[str, Sequence[float | None]]],
+    *,
+    step_losses: tuple[Sequence[float], Sequence[float]] | None = None,
+) -> Path:
+    """Loss and accuracy over epochs, side by side, as a picture; the suffix names the format.
+
+    Args:
+        path: The file to write.
+        epochs: Where on the x axis the measurements lie, in epochs.
+        curves: "loss" and "accuracy", each with one series per data set; None leaves a gap.
+        step_losses: (epochs, losses) of single optimizer steps, drawn faintly behind.
+
+    Returns:
+        The path.
+    """
+    try:
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise ImportError("pictures need matplotlib: pip install 'gptclf[examples]'") from error
+    # A Figure of its own, not pyplot's: no window, no global state.
+    figure = Figure(figsize=(10, 4), layout="constrained")
+    panels = figure.subplots(1, len(curves), squeeze=False)[0]
+    styles = {"training": ("C0", "o-"), "validation": ("C1", "s--")}
+    for panel, (quantity, series) in zip(panels, curves.items(), strict=True):
+        if quantity == "loss" and step_losses is not None:
+            panel.plot(*step_losses, color="C0", alpha=0.2, linewidth=0.8, label="single steps")
+        for name, values in series.items():
+            points = [(x, y) for x, y in zip(epochs, values, strict=True) if y is not None]
+            if points:
+                color, style = styles.get(name, (None, "o-"))
+                panel.plot(*zip(*points, strict=True), style, color=color, label=name, markersize=4)
+        panel.set_xlabel("epochs")
+        panel.set_ylabel("cross-entropy (nats)" if quantity == "loss" else quantity)
+        panel.set_title(quantity)
+        panel.grid(alpha=0.3)
+        panel.legend()
+    target = Path(path)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    beside = target.with_name(f".{target.stem}.{os.getpid()}{target.suffix}")
+    try:
+        figure.savefig(beside, dpi=120)
+        beside.replace(target)
+    finally:
+        beside.unlink(missing_ok=True)
+    return target

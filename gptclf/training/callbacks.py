@@ -1,0 +1,87 @@
+"""What watches a training run: the protocol, progress on the screen, and keeping the best weights."""
+
+import sys
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from gptclf.gpt2.model import GPT2
+from gptclf.training.history import Scores
+from gptclf.training.loop import Step
+
+
+class Callback:
+    """Called by `train`; each method does nothing unless a subclass says so."""
+
+    def on_step(self, model: GPT2, step: Step) -> None:
+        """Called after each optimizer step."""
+
+    def on_scores(self, model: GPT2, scores: Scores) -> None:
+        """Called after each measurement on the training and validation sets."""
+
+    def on_end(self, model: GPT2) -> None:
+        """Called once when training ends, also when it ends by an error."""
+
+
+class Progress(Callback):
+    """A bar of steps with the loss (where tqdm is installed) and a line per measurement, on standard error."""
+
+    def __init__(self, total_steps: int) -> None:
+        self._bar: Any = None
+        try:
+            from tqdm import tqdm
+        except ImportError:
+            return
+        # disable=None: no bar where standard error is no terminal, so logs hold only the lines.
+        self._bar = tqdm(total=total_steps, unit="step", disable=None, leave=False)
+
+    def on_step(self, model: GPT2, step: Step) -> None:
+        """Move the bar."""
+        if self._bar is not None:
+            self._bar.set_postfix_str(f"loss {step.loss:.3f}", refresh=False)
+            self._bar.update()
+
+    def on_scores(self, model: GPT2, scores: Scores) -> None:
+        """Write a line."""
+        line = f"{scores} ({scores.seconds:.0f} s)"
+        if self._bar is not None:
+            self._bar.write(line, file=sys.stderr)
+        else:
+            print(line, file=sys.stderr)
+
+    def on_end(self, model: GPT2) -> None:
+        """Take the bar away."""
+        if self._bar is not None:
+            self._bar.close()
+
+
+class KeepBest(Callback):
+    """Puts back, at the end, the trained weights that had the lowest validation loss.
+
+    Attributes:
+        best: The `Scores` of those weights, or None before the first measurement.
+
+    Example:
+        >>> keep = KeepBest()
+        >>> # train(clf, train_set, val_set, callbacks=[keep])
+    """
+
+    def __init__(self) -> None:
+        self.best: Scores | None = None
+        self._weights: dict[str, Tensor] = {}
+
+    def on_scores(self, model: GPT2, scores: Scores) -> None:
+        """Copy the trained weights where they are the best so far."""
+        if scores.val_loss is None:
+            raise ValueError("KeepBest needs a validation set: train(model, train_set, val_set, ...)")
+        if self.best is None or self.best.val_loss is None or scores.val_loss < self.best.val_loss:
+            self.best = scores
+            trained = ((name, p) for name, p in model.named_parameters() if p.requires_grad)
+            self._weights = {name: p.detach().clone() for name, p in trained}
+
+    def on_end(self, model: GPT2) -> None:
+        """Put them back."""
+        with torch.no_grad():
+            for name, tensor in self._weights.items():
+                model.get_parameter(name).copy_(tensor)

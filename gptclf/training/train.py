@@ -1,0 +1,175 @@
+"""`train`: data, optimizer, loop, evaluation and callbacks put together."""
+
+import time
+from collections.abc import Sequence
+
+import torch
+
+from gptclf.data.batches import Batches
+from gptclf.data.dataset import TextDataset
+from gptclf.gpt2.model import GPT2
+from gptclf.gpt2.precision import resolve_precision
+from gptclf.gpt2.stages import own_trainable
+from gptclf.inference.evaluate import loss_and_accuracy
+from gptclf.inference.predict import check_classifier
+from gptclf.training.callbacks import Callback, Progress
+from gptclf.training.history import History, Scores
+from gptclf.training.loop import Step, training_steps
+from gptclf.training.optim import make_optimizer, make_scheduler
+
+
+def train(
+    model: GPT2,
+    train_set: TextDataset,
+    val_set: TextDataset | None = None,
+    *,
+    epochs: int = 5,
+    batch_size: int = 8,
+    lr: float = 5e-5,
+    weight_decay: float = 0.1,
+    decay: str = "all",
+    schedule: str = "constant",
+    warmup_steps: int = 0,
+    clip: float | None = None,
+    accumulate: int = 1,
+    drop_last: bool = False,
+    seed: int = 123,
+    precision: str = "auto",
+    eval_every: int | None = None,
+    eval_batches: int | None = None,
+    callbacks: Sequence[Callback] = (),
+    progress: bool = True,
+) -> History:
+    """Fine-tune a classifier: cross-entropy, AdamW, the defaults of the book's section 6.7.
+
+    Trains what requires grad (see `freeze`) and leaves those flags alone. The run is a function of the data, the
+    weights and the seed. `max_length`, `truncation` and `pad_to` of the training set are noted on the model, and
+    `predict` prepares texts alike.
+
+    Args:
+        model: A classifier; changed in place.
+        train_set: Labelled rows; labels are matched to `model.classes` by name.
+        val_set: Labelled rows to measure on, never trained on.
+        epochs: Times through the training set.
+        batch_size: Rows per batch.
+        lr: Learning rate.
+        weight_decay: AdamW's decoupled decay.
+        decay: "all" decays every parameter, as the book does; "matrices" leaves out biases and norms.
+        schedule: "constant", "linear" or "cosine" course of the learning rate after the warm-up.
+        warmup_steps: Optimizer steps of linear rise.
+        clip: Largest 2-norm of the gradient; None does not clip.
+        accumulate: Batches per optimizer step; equal to one batch of accumulate * batch_size rows.
+        drop_last: Leave out an epoch's last batch that is not full (the book's training loader does).
+        seed: Determines the order of examples and dropout.
+        precision: "auto", "float32" or "bfloat16" (autocast of matrix products; weights stay float32).
+        eval_every: Measure loss and accuracy every so many steps, too, not only after each epoch.
+        eval_batches: Measure on the first so many batches of each set; None measures on all.
+        callbacks: Called after steps and measurements.
+        progress: Show a bar and a line per measurement on standard error.
+
+    Returns:
+        The measurements.
+
+    Raises:
+        FloatingPointError: The loss became NaN or infinite; the weights are those before that step.
+
+    Example:
+        >>> from gptclf import add_classifier_head, load_gpt2
+        >>> clf = add_classifier_head(load_gpt2("nano"), classes=["ham", "spam"], seed=0)
+        >>> data = TextDataset(["hi", "win!"] * 4, ["ham", "spam"] * 4, tokenizer=clf.tokenizer)
+        >>> history = train(clf, data, epochs=3, lr=1e-3, progress=False)
+        >>> history.epochs[-1].train_loss < history.steps[0].loss
+        True
+    """
+    check_classifier(model)
+    _check_arguments(epochs=epochs, batch_size=batch_size, accumulate=accumulate, eval_every=eval_every,
+                     eval_batches=eval_batches, lr=lr, weight_decay=weight_decay, clip=clip)  # fmt: skip
+    train_rows = _check_set(model, train_set, "train_set")
+    val_rows = None if val_set is None else _check_set(model, val_set, "val_set")
+    if len({int(label) for label in train_rows.targets(model.classes or [])}) < 2:
+        raise ValueError("every row of the training set has the same label; a classifier learns nothing from one class")
+    precision = resolve_precision(precision, model)
+    batches = Batches(train_rows, batch_size, seed, drop_last=drop_last, classes=model.classes)
+    if not len(batches):
+        raise ValueError(
+            f"drop_last=True leaves no batch: {len(train_rows)} rows are less than one batch of {batch_size}"
+        )
+    model.max_length, model.truncation, model.pad_to = train_set.max_length, train_set.truncation, train_set.pad_to
+    own_trainable(model)
+    optimizer = make_optimizer(model, lr=lr, weight_decay=weight_decay, decay=decay)
+    steps_per_epoch = -(-len(batches) // accumulate)
+    total_steps = epochs * steps_per_epoch
+    scheduler = make_scheduler(optimizer, schedule, total_steps=total_steps, warmup_steps=warmup_steps)
+    history = History()
+    watching = [*callbacks, *([Progress(total_steps)] if progress else [])]
+    start = time.perf_counter()
+
+    def measure(step: Step) -> Scores:
+        def on(rows: TextDataset) -> tuple[float, float]:
+            return loss_and_accuracy(model, rows, num_batches=eval_batches, batch_size=batch_size, precision=precision)
+
+        train_loss, train_accuracy = on(train_rows)
+        val_loss, val_accuracy = (None, None) if val_rows is None else on(val_rows)
+        scores = Scores(
+            step=step.step, epoch=step.epoch, examples=step.examples, train_loss=train_loss,
+            train_accuracy=train_accuracy, val_loss=val_loss, val_accuracy=val_accuracy,
+            seconds=time.perf_counter() - start,
+        )  # fmt: skip
+        for callback in watching:
+            callback.on_scores(model, scores)
+        return scores
+
+    was_training = model.training
+    model.train()
+    # Dropout draws from torch's global generator; it is seeded for the run and put back after it.
+    try:
+        with torch.random.fork_rng(devices=[model.device] if model.device.type == "cuda" else []):
+            torch.manual_seed(seed)
+            for step in training_steps(
+                model, batches, optimizer, epochs=epochs, accumulate=accumulate, clip=clip, scheduler=scheduler,
+                precision=precision,
+            ):  # fmt: skip
+                history.steps.append(step)
+                for callback in watching:
+                    callback.on_step(model, step)
+                ends_epoch = step.step % steps_per_epoch == 0
+                if ends_epoch or (eval_every is not None and step.step % eval_every == 0):
+                    (history.epochs if ends_epoch else history.evaluations).append(measure(step))
+    finally:
+        model.train(was_training)
+        # Gradients would keep as much memory as the trained weights.
+        optimizer.zero_grad(set_to_none=True)
+        for callback in watching:
+            callback.on_end(model)
+    history.seconds = time.perf_counter() - start
+    return history
+
+
+def _check_set(model: GPT2, dataset: TextDataset, name: str) -> TextDataset:
+    if not isinstance(dataset, TextDataset):
+        raise TypeError(f"{name} is a {type(dataset).__name__}; it must be a TextDataset with labels")
+    if not len(dataset):
+        raise ValueError(f"{name} is empty; it needs at least one labelled text")
+    dataset.targets(model.classes or [])
+    if int(dataset.ids.max()) >= model.config.vocab_size:
+        raise ValueError(
+            f"{name} has token id {int(dataset.ids.max())}, but the model's vocabulary ends at "
+            f"{model.config.vocab_size - 1}; build the data set with tokenizer=model.tokenizer"
+        )
+    return dataset.within(model.config.context_length)
+
+
+def _check_arguments(**values: int | float | None) -> None:
+    for name in ("epochs", "batch_size", "accumulate", "eval_every", "eval_batches"):
+        value = values[name]
+        optional = name.startswith("eval")
+        if value is None and optional:
+            continue
+        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+            raise ValueError(f"{name} is {value!r}; it must be an integer of at least 1{' or None' * optional}")
+    for name in ("lr", "weight_decay", "clip"):
+        value = values[name]
+        if value is None and name == "clip":
+            continue
+        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < float("inf"):
+            raise ValueError(f"{name} is {value!r}; it must be a finite number of at least 0")

@@ -1,0 +1,350 @@
+"""`save_model` and `load_model`: one folder that is at once ours and Hugging Face's.
+
+    config.json, model.safetensors, tokenizer files     Hugging Face's; any tool that knows GPT-2 reads them
+    gptclf.json                                          what their format cannot say: labels of any type, pooling, ...
+    gptclf.safetensors                                   parameters that their format holds in another form
+
+`transformers`' classifier has no head bias, so a bias b = W d is folded into the final norm's shift, which becomes
+shift + d; the original of both lies in gptclf.safetensors, and our own reload is bit-equal.
+"""
+
+import functools
+import hashlib
+import json
+import logging
+import os
+from collections.abc import Callable, Mapping
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from gptclf.gpt2.config import GPT2Config
+from gptclf.gpt2.heads import ClassifierHead
+from gptclf.gpt2.model import GPT2
+from gptclf.weights.folders import (
+    CONFIG,
+    INDEX,
+    WEIGHTS,
+    check_device,
+    fill,
+    fill_from_hugging_face,
+    read_json,
+    read_safetensors,
+    read_weights,
+)
+from gptclf.weights.formats import config_from_hugging_face, config_to_hugging_face, to_hugging_face
+from gptclf.weights.tokenizer import tokenizer_files
+from gptclf.weights.vocabulary import find_tokenizer
+
+if TYPE_CHECKING:
+    import tiktoken
+
+logger = logging.getLogger(__name__)
+
+OURS = "gptclf.json"
+ORIGINALS = "gptclf.safetensors"
+_FOLDED = ("head.output.bias", "trunk.norm.bias")
+_TOKENIZER = ("vocab.json", "merges.txt", "tokenizer.json", "tokenizer_config.json")
+# The key under which every file of one save carries the same mark, so that a mixture of two saves is noticed.
+_MARK = "gptclf_save"
+
+
+def save_model(model: GPT2, folder: str | Path) -> Path:
+    """Write a classifier or language model to a folder that `load_model` and `transformers` both read.
+
+    Files are written beside their place and renamed when all are whole, so an interrupted save leaves the folder as
+    it was. What `transformers` cannot express (pooling other than "last", a bias that no shift equals) is
+    refused there: the folder then holds our files only, and the reason is logged.
+
+    Args:
+        model: What to save.
+        folder: Made if it does not exist. One that holds somebody else's model is not overwritten.
+
+    Returns:
+        The folder.
+
+    Example:
+        >>> import tempfile
+        >>> from gptclf import add_classifier_head, load_gpt2
+        >>> clf = add_classifier_head(load_gpt2("nano"), classes=["ham", "spam"], seed=1)
+        >>> load_model(save_model(clf, tempfile.mkdtemp())).classes
+        ['ham', 'spam']
+    """
+    target = Path(folder)
+    if target.is_file():
+        raise FileExistsError(f"{target} is a file; give a folder")
+    foreign = [name for name in (CONFIG, WEIGHTS, INDEX) if (target / name).exists()]
+    if foreign and not (target / OURS).exists():
+        raise FileExistsError(
+            f"{target} holds {', '.join(foreign)} that gptclf did not write; give another folder, so that no model is lost"
+        )
+    parameters = {name: parameter.detach() for name, parameter in model.named_parameters()}
+    mark = _digest(parameters)
+    tokenizer = _tokenizer_or_none(model)
+    theirs, originals, reason = _divide(model, parameters)
+    if reason:
+        logger.warning("%s: transformers cannot load this model (%s); gptclf.load_model can", target, reason)
+    writers: dict[str, Callable[[Path], None]] = {}
+    if theirs is not None:
+        writers[WEIGHTS] = _tensor_writer(theirs, {"format": "pt", _MARK: mark})
+        writers[CONFIG] = _text_writer(_to_json(_their_config(model, tokenizer)))
+    if originals:
+        writers[ORIGINALS] = _tensor_writer(originals, {_MARK: mark})
+    if tokenizer is not None:
+        for name, text in tokenizer_files(tokenizer, model.config.context_length).items():
+            writers[name] = _text_writer(text)
+    writers[OURS] = _text_writer(_to_json(_our_record(model, mark, list(originals), theirs is not None)))
+    target.mkdir(parents=True, exist_ok=True)
+    _write_all(target, writers)
+    # What an earlier save of ours left and this one does not have would be read as part of it.
+    for name in {CONFIG, WEIGHTS, ORIGINALS, *_TOKENIZER} - set(writers):
+        (target / name).unlink(missing_ok=True)
+    return target
+
+
+def load_model(folder: str | Path, *, device: str | torch.device | None = None) -> GPT2:
+    """Read back what `save_model` wrote, bit for bit, or a GPT2ForSequenceClassification that `transformers` saved.
+
+    Args:
+        folder: The folder.
+        device: Where the model goes; None is the CPU.
+
+    Returns:
+        The model in eval mode. What trained before it was saved is trainable again; a foreign classifier
+        is set to train its last block.
+
+    Raises:
+        FileNotFoundError: No such folder, or a file of it is missing.
+        ValueError: A file is damaged, files of two saves are mixed, or the folder holds something else.
+    """
+    source = Path(folder)
+    target = check_device(device)
+    if not source.is_dir():
+        raise FileNotFoundError(f"{source} is not a folder; give the folder that save_model wrote")
+    model = _load_ours(source) if (source / OURS).is_file() else _load_theirs(source)
+    model.to(target)
+    model.tokenizer_source = functools.partial(find_tokenizer, source, None, None, None, model.config.vocab_size)
+    return model
+
+
+def _load_ours(source: Path) -> GPT2:
+    record = read_json(source / OURS)
+    if record.get("format") != 1:
+        raise ValueError(
+            f"{source / OURS} has format {record.get('format')!r}; this version of gptclf reads format 1. "
+            "A newer gptclf wrote it: upgrade"
+        )
+    try:
+        config = GPT2Config.from_dict(record["config"])
+        names = record["originals"]
+        head = record["head"]
+        classes = None if head is None else [_label_from_json(label) for label in head["classes"]]
+        settings = {} if head is None else {"pooling": head["pooling"], "head_bias": head["bias"]}
+        model = GPT2(config, classes=classes, device="meta", **settings)
+        model.max_length, model.truncation = record["max_length"], record["truncation"]
+        model.pad_to = record["pad_to"]
+        trainable = set(record["trainable"])
+        mark, exported = record[_MARK], record["exported"]
+    except (KeyError, TypeError) as error:
+        raise ValueError(f"{source / OURS} lacks or garbles {error}; the file is damaged") from error
+    files = [WEIGHTS] * exported + [ORIGINALS] * bool(names)
+    read = {name: read_safetensors(source / name) for name in files}
+    for name, (_, metadata) in read.items():
+        if metadata.get(_MARK) != mark:
+            raise ValueError(
+                f"{source / name} and {OURS} come from different saves; a save was interrupted or a file replaced. "
+                "Save the model again, or take the folder from its backup"
+            )
+    if exported:
+        fill_from_hugging_face(model, source, without=tuple(names))
+    if names:
+        originals = read[ORIGINALS][0]
+        shapes = {name: tuple(p.shape) for name, p in model.named_parameters()}
+        wrong = [n for n in names if n not in originals or n not in shapes or tuple(originals[n].shape) != shapes[n]]
+        if wrong or (not exported and set(names) != set(shapes)):
+            raise ValueError(f"{source / ORIGINALS} does not fit {OURS}: {', '.join(wrong) or 'parameters missing'}")
+        fill(model, {name: originals[name] for name in names})
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(name in trainable)
+    return model
+
+
+def _load_theirs(source: Path) -> GPT2:
+    values = read_json(source / CONFIG)
+    config = config_from_hugging_face(values, source=str(source / CONFIG))
+    problem = values.get("problem_type")
+    if problem not in (None, "single_label_classification"):
+        raise ValueError(f"{source} sets problem_type = {problem!r}; gptclf puts each text into exactly one class")
+    tensors = read_weights(source)
+    score = tensors.get("score.weight")
+    if score is None:
+        raise ValueError(f"{source} holds no classifier (no score.weight); load a language model with load_gpt2")
+    labels = values.get("id2label") or {str(i): f"LABEL_{i}" for i in range(len(score))}
+    if sorted(labels, key=int) != [str(i) for i in range(len(score))]:
+        raise ValueError(f"{source}: id2label names {sorted(labels)}, but score.weight has {len(score)} rows")
+    names = [labels[str(i)] for i in range(len(score))]
+    model = GPT2(config, classes=names, head_bias=False, device="meta")
+    fill_from_hugging_face(model, source)
+    trained = (f"trunk.blocks.{config.n_layers - 1}.", "trunk.norm.", "head.")
+    for name, parameter in model.named_parameters():
+        parameter.requires_grad_(name.startswith(trained))
+    return model
+
+
+def _divide(model: GPT2, parameters: Mapping[str, Tensor]) -> tuple[dict[str, Tensor] | None, dict[str, Tensor], str]:
+    """(tensors for Hugging Face or None, tensors only we can hold, why Hugging Face gets none)."""
+    head = model.head
+    if not isinstance(head, ClassifierHead):
+        theirs = to_hugging_face(parameters, model.config)
+        if not model.config.tied:
+            theirs["lm_head.weight"] = parameters["head.output.weight"].cpu().contiguous()
+        return theirs, {}, ""
+    everything = {name: tensor.cpu().contiguous() for name, tensor in parameters.items()}
+    if head.pooling != "last":
+        return None, everything, f"it pools {head.pooling!r}, and GPT2ForSequenceClassification the last token"
+    theirs = to_hugging_face(parameters, model.config)
+    theirs["score.weight"] = parameters["head.output.weight"].cpu().contiguous()
+    if head.output.bias is None:
+        return theirs, {}, ""
+    folded = _fold(*(parameters[name] for name in ("head.output.weight", "head.output.bias", "trunk.norm.bias")))
+    if folded is None:
+        return None, everything, "its head's bias equals no shift of the final norm, and score has no bias"
+    theirs["transformer.ln_f.bias"] = folded
+    return theirs, {name: everything[name] for name in _FOLDED}, ""
+
+
+def _fold(weight: Tensor, bias: Tensor, shift: Tensor) -> Tensor | None:
+    """The final norm's shift with a head's bias in it, or None where no shift gives the same logits.
+
+    logits = W (x + shift) + b = W (x + shift + d) needs W d = b; pinv(W) b is its smallest solution where there is one.
+    """
+    W, b, s = (tensor.detach().double().cpu() for tensor in (weight, bias, shift))
+    if not all(bool(tensor.isfinite().all()) for tensor in (W, b, s)):
+        return None
+    folded = (s + torch.linalg.pinv(W) @ b).float()
+    # Checked as it will be used, after rounding to float32.
+    error = (W @ (folded.double() - s) - b).abs().max()
+    return folded if error <= 1e-6 * max(1.0, float(b.abs().max())) else None
+
+
+def _their_config(model: GPT2, tokenizer: "tiktoken.Encoding | None") -> dict[str, Any]:
+    end = model.config.vocab_size - 1 if tokenizer is None else tokenizer.eot_token
+    values = config_to_hugging_face(model.config, end)
+    if model.classes is None:
+        return {**values, "architectures": ["GPT2LMHeadModel"]}
+    names = [str(label) for label in model.classes]
+    if len(set(names)) < len(names):  # 1 and "1" have one text between them
+        names = [repr(label) for label in model.classes]
+    return {
+        **values,
+        "architectures": ["GPT2ForSequenceClassification"],
+        "problem_type": "single_label_classification",
+        "id2label": {str(i): name for i, name in enumerate(names)},
+        "label2id": {name: i for i, name in enumerate(names)},
+    }
+
+
+def _our_record(model: GPT2, mark: str, originals: list[str], exported: bool) -> dict[str, Any]:
+    head = model.head
+    try:
+        made_by = version("gptclf")
+    except PackageNotFoundError:  # run from a source tree that is not installed
+        made_by = "unknown"
+    return {
+        "format": 1,
+        "gptclf_version": made_by,
+        _MARK: mark,
+        "config": model.config.to_dict(),
+        "head": None
+        if not isinstance(head, ClassifierHead)
+        else {
+            "classes": [_label_to_json(label) for label in head.classes],
+            "pooling": head.pooling,
+            "bias": head.output.bias is not None,
+        },
+        "max_length": model.max_length,
+        "truncation": model.truncation,
+        "pad_to": model.pad_to,
+        "trainable": [name for name, p in model.named_parameters() if p.requires_grad],
+        "originals": originals,
+        "exported": exported,
+    }
+
+
+def _label_to_json(label: Any) -> Any:
+    """A label with its type: JSON's own kinds as they are, a tuple as {"tuple": [...]}, others by their text."""
+    if isinstance(label, str | bool | int | float):
+        return label
+    if isinstance(label, tuple):
+        return {"tuple": [_label_to_json(part) for part in label]}
+    logger.warning("label %r (%s) is saved as the text %r", label, type(label).__name__, str(label))
+    return str(label)
+
+
+def _label_from_json(value: Any) -> Any:
+    return tuple(_label_from_json(part) for part in value["tuple"]) if isinstance(value, dict) else value
+
+
+def _tokenizer_or_none(model: GPT2) -> "tiktoken.Encoding | None":
+    try:
+        tokenizer: tiktoken.Encoding = model.tokenizer
+        tokenizer_files(tokenizer, model.config.context_length)
+    except (OSError, ValueError) as error:
+        logger.warning("saved without its tokenizer: %s", error)
+        return None
+    return tokenizer
+
+
+def _digest(parameters: Mapping[str, Tensor]) -> str:
+    """A mark of the content: equal models save equal files."""
+    digest = hashlib.sha256()
+    for name, tensor in parameters.items():
+        digest.update(name.encode())
+        digest.update(tensor.cpu().contiguous().numpy().view("uint8").data)
+    return digest.hexdigest()
+
+
+def _to_json(values: Mapping[str, Any]) -> str:
+    return json.dumps(values, indent=2, ensure_ascii=False) + "\n"
+
+
+def _text_writer(text: str) -> Callable[[Path], None]:
+    def write(path: Path) -> None:
+        path.write_text(text, encoding="utf-8", newline="\n")
+
+    return write
+
+
+def _tensor_writer(tensors: dict[str, Tensor], metadata: dict[str, str]) -> Callable[[Path], None]:
+    def write(path: Path) -> None:
+        from safetensors import SafetensorError
+        from safetensors.torch import save_file
+
+        try:
+            save_file(tensors, path, metadata=metadata)
+        except SafetensorError as error:
+            raise OSError(str(error)) from error
+
+    return write
+
+
+def _write_all(folder: Path, writers: Mapping[str, Callable[[Path], None]]) -> None:
+    """Write every file beside its place, then rename them all; `gptclf.json` comes last."""
+    beside = {name: folder / f".{name}.{os.getpid()}.tmp" for name in writers}
+    try:
+        for name, write in writers.items():
+            write(beside[name])
+        for name, path in beside.items():
+            path.replace(folder / name)
+    except OSError as error:
+        raise OSError(
+            error.errno,
+            f"could not save to {folder} ({error}); what was there before is untouched unless renaming had begun. "
+            "Free space or choose another folder, and save again: the model in memory is whole",
+        ) from error
+    finally:
+        for path in beside.values():
+            path.unlink(missing_ok=True)
