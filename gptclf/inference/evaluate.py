@@ -154,7 +154,6 @@ def _scored(
     model: GPT2, dataset: TextDataset, num_batches: int | None, batch_size: int, precision: str
 ) -> tuple[Tensor, Tensor]:
     """Logits (N, C) and targets (N,) of the first rows."""
-
     if not isinstance(dataset, TextDataset):
         raise TypeError(f"dataset is a {type(dataset).__name__}; it must be a TextDataset with labels")
     if num_batches is not None:

@@ -1,0 +1,56 @@
+"""Fixtures that several test files use."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from gptclf import GPT2, GPT2Config
+
+# Nothing in the tests may reach a network: caches are empty and the hub is switched off unless a test says otherwise.
+OFFLINE = {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1", "DISABLE_TELEMETRY": "1"}
+
+
+@pytest.fixture(autouse=True)
+def _offline(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> None:
+    for name, value in OFFLINE.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setenv("HF_HOME", str(tmp_path_factory.getbasetemp() / "no_hub_cache"))
+    for name in ("HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE", "HF_TOKEN", "HF_ENDPOINT", "TIKTOKEN_CACHE_DIR"):
+        monkeypatch.delenv(name, raising=False)
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """The folder of data that lies beside a checkout where the project is developed."""
+    folder = Path(__file__).resolve().parents[2] / "shared"
+    if not folder.is_dir():
+        pytest.skip("needs ../shared (data that the project does not ship), which this checkout does not have")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def shared_data(shared: Path) -> Path:
+    """The SMS Spam and Banking77 files."""
+    return shared / "data"
+
+
+@pytest.fixture
+def odd_config() -> GPT2Config:
+    """A small shape in which no two sizes are equal, so that a transposed matrix cannot go unnoticed."""
+    return GPT2Config(vocab_size=257, context_length=40, emb_dim=24, n_heads=3, n_layers=3, mlp_dim=56)
+
+
+@pytest.fixture
+def small_gpt2(odd_config: GPT2Config) -> GPT2:
+    """A language model of `odd_config` whose biases and norms are not trivial either."""
+    return randomised(GPT2(odd_config, seed=7))
+
+
+def randomised(model: GPT2, seed: int = 1) -> GPT2:
+    """Add noise to every parameter: at initialisation biases are 0 and norms the identity, which hides mistakes."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter += 0.1 * torch.randn(parameter.shape, generator=generator)
+    return model
