@@ -8,6 +8,7 @@ import re
 
 __all__ = ["make_messages"]
 
+# fmt: off
 # Template language: [a|b] picks one side, {slot} one of SLOTS[slot], # is a digit 1-9, @ a small letter.
 SLOTS: dict[str, tuple[str, ...]] = {
     "name": (
@@ -46,9 +47,10 @@ SLOTS: dict[str, tuple[str, ...]] = {
     ),
     "sum": ("£##", "$##", "## euro", "£###", "$###", "£#00", "$#000", "#00 euro", "# grand", "#,#00 pounds"),
     "coins": ("£#", "$##", "## quid", "# euro", "##p", "a fiver", "£#.50"),
-    # Numbers kept for fiction and a reserved top-level domain: nobody can be called or visited by mistake.
+    # Numbers kept for fiction and reserved top-level domains: nobody can be called or visited by mistake.
     "phone": ("07700 900###", "07700900###", "555-01##", "(555) 01##", "+44 7700 900###"),
-    "link": ("{host}.example/@@#@", "www.{host}.example", "http://{host}.example/@#@@", "{host}.example"),
+    "link": ("{site}/@@#@", "www.{site}", "http://{site}/@#@@", "{site}"),
+    "site": ("{host}.example", "{host}.test"),
     "host": (
         "redpost", "my-oakline", "prizehub", "quickparcel", "go-short", "pix-album", "veltra-club", "cityevents",
         "sharedocs", "novacell-care", "signup4", "mapspot", "clipbox",
@@ -230,7 +232,8 @@ CHAT = {
     "you": "u", "your": "ur", "are": "r", "to": "2", "for": "4", "please": "pls", "thanks": "thx",
     "and": "&", "tomorrow": "tmrw", "tonight": "2nite", "great": "gr8", "because": "cos", "with": "w",
     "be": "b", "see": "c", "about": "abt", "message": "msg", "week": "wk", "before": "b4", "people": "ppl",
-}  # fmt: skip
+}
+# fmt: on
 
 CHOICE = re.compile(r"\[([^\[\]]*)\]|\{(\w+)\}")
 SHORTEST, LONGEST = 40, 140  # characters

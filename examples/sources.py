@@ -7,9 +7,7 @@ import csv
 import hashlib
 import io
 import os
-import tempfile
 import zipfile
-from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -214,25 +212,24 @@ def _banking77_file(folder: Path, part: str) -> Path:
 
 
 def _read_csv(path: Path) -> Texts:
-    return _columns(_rows(path), path)
-
-
-def _rows(path: Path) -> Iterator[list[str]]:
+    texts, labels = [], []
     # newline="": a quoted text may hold line breaks, which the csv module must see as they are.
     with path.open(encoding="utf-8", newline="") as file:
-        yield from csv.reader(file)
-
-
-def _columns(rows: Iterator[list[str]], path: Path) -> Texts:
-    header = next(rows, [])
-    if header != ["text", "category"]:
-        raise ValueError(f"{path} begins with {header!r}; expected the columns 'text' and 'category'")
-    texts, labels = [], []
-    for number, row in enumerate(rows, start=1):
-        if len(row) != 2:
-            raise ValueError(f"{path}, row {number} has {len(row)} fields: {row!r}; expected a text and a category")
-        texts.append(row[0])
-        labels.append(row[1])
+        rows = csv.reader(file)
+        header = next(rows, [])
+        if header != ["text", "category"]:
+            raise ValueError(
+                f"{path} begins with {header!r}; expected the columns 'text' and 'category'. "
+                f"The original file is at {BANKING77_HOME}"
+            )
+        for row in rows:
+            if len(row) != 2:
+                raise ValueError(
+                    f"{path}, line {rows.line_num}: {len(row)} fields, {row!r}; expected a text and a category. "
+                    "Quote a text that holds a comma"
+                )
+            texts.append(row[0])
+            labels.append(row[1])
     return texts, labels
 
 
@@ -258,11 +255,9 @@ def _check(content: bytes, sha256: str, what: str, remedy: str) -> None:
 def _write(path: Path, content: bytes) -> None:
     """Writes beside the path and renames, so that a file under its final name is always whole."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile(dir=path.parent, prefix=path.name, delete=False) as part:
-        beside = Path(part.name)
-        try:
-            part.write(content)
-        except BaseException:
-            beside.unlink()
-            raise
-    beside.replace(path)
+    beside = path.with_name(f"{path.name}.{os.getpid()}.part")
+    try:
+        beside.write_bytes(content)
+        beside.replace(path)
+    finally:
+        beside.unlink(missing_ok=True)

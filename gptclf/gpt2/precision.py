@@ -15,7 +15,7 @@ _WORTH_CASTING = 256
 
 
 def resolve_precision(precision: str, model: GPT2) -> str:
-    """ "float32" or "bfloat16": what `precision` means for this model on its device.
+    """What `precision` means for this model on its device: "float32" or "bfloat16".
 
     "auto" is bfloat16 where the device multiplies bfloat16 matrices in hardware and the model is wide enough to gain.
     """

@@ -79,7 +79,8 @@ def save_model(model: GPT2, folder: str | Path) -> Path:
     foreign = [name for name in (CONFIG, WEIGHTS, INDEX) if (target / name).exists()]
     if foreign and not (target / OURS).exists():
         raise FileExistsError(
-            f"{target} holds {', '.join(foreign)} that gptclf did not write; give another folder, so that no model is lost"
+            f"{target} holds {', '.join(foreign)} that gptclf did not write; "
+            "give another folder, so that no model is lost"
         )
     parameters = {name: parameter.detach() for name, parameter in model.named_parameters()}
     mark = _digest(parameters)
