@@ -237,13 +237,13 @@ CHAT = {
 
 CHOICE = re.compile(r"\[([^\[\]]*)\]|\{(\w+)\}")
 SHORTEST, LONGEST = 40, 140  # characters
-EITHER_SHARE = 0.06
+EITHER_SHARE = 0.05
 
 
 def make_messages(n: int = 1200, seed: int = 123) -> tuple[list[str], list[str]]:
     """Makes n short messages, half of them spam, of 40 to 140 characters each.
 
-    About one message in sixteen is worded alike in both classes, so no classifier can reach 100 %.
+    About one message in twenty is worded alike in both classes, so no classifier can reach 100 %.
 
     Args:
         n: how many messages; with an odd number there is one more ham than spam.
@@ -286,7 +286,7 @@ def _plain_message(label: str, rng: random.Random) -> str:
     kind = rng.random()
     if kind < EITHER_SHARE:
         template = _pick_either(spam, rng)
-    elif kind < 0.28:
+    elif kind < 0.24:
         template = _pick(SPAM_HARD if spam else HAM_HARD, rng)
     else:
         template = _pick(SPAM if spam else HAM, rng)

@@ -137,7 +137,7 @@ def test_word_counts_classify_most_messages_but_not_all() -> None:
 
 def test_read_sms_takes_quotation_marks_as_text(tmp_path: Path) -> None:
     path = tmp_path / "sms.tsv"
-    path.write_bytes('ham\t"Are you in?\nspam\tWin "it"\nham\t at six" \n'.encode())
+    path.write_bytes(b'ham\t"Are you in?\nspam\tWin "it"\nham\t at six" \n')
     assert sources.read_sms(path) == (['"Are you in?', 'Win "it"', ' at six" '], ["ham", "spam", "ham"])
 
 

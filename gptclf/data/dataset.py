@@ -3,13 +3,13 @@
 import copy
 import logging
 from collections.abc import Iterable, Iterator, Sequence
-from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from gptclf.data.labels import check_labels, index_labels, infer_classes, plain
 from gptclf.data.sources import read_file, read_table
 
 if TYPE_CHECKING:
@@ -66,9 +66,9 @@ class TextDataset:
         self.classes: list[Any] | None = None
         self.labels: NDArray[np.int64] | None = None
         if labels is not None:
-            named = _check_labels(labels, len(self.texts))
-            self.classes = _infer_classes(named) if classes is None else [_plain(label) for label in classes]
-            self.labels = _index_labels(named, self.classes)
+            named = check_labels(labels, len(self.texts))
+            self.classes = infer_classes(named) if classes is None else [plain(label) for label in classes]
+            self.labels = index_labels(named, self.classes)
         elif classes is not None:
             raise ValueError("classes= was given without labels=; texts to predict need neither")
         self._set_rows([self._prepare(text) for text in self.texts])
@@ -183,7 +183,7 @@ class TextDataset:
             raise ValueError("this data set has no labels; give TextDataset(texts, labels, ...)")
         if list(classes) == self.classes:
             return self.labels
-        return _index_labels([self.classes[i] for i in self.labels], list(classes))
+        return index_labels([self.classes[i] for i in self.labels], list(classes))
 
     def _prepare(self, text: str) -> NDArray[np.int32]:
         ids = self.tokenizer.encode_ordinary(text)
@@ -257,53 +257,3 @@ def _check_texts(texts: Iterable[str]) -> list[str]:
                 "Drop missing rows or replace them by ''"
             )
     return checked
-
-
-def _check_labels(labels: Iterable[Any], n_texts: int) -> list[Any]:
-    named = [_plain(label) for label in labels]
-    if len(named) != n_texts:
-        raise ValueError(f"{n_texts} texts but {len(named)} labels; every text needs one label")
-    for i, label in enumerate(named):
-        if _is_missing(label):
-            raise ValueError(f"label {i} is missing ({label!r}); drop the row or give it a label")
-        try:
-            hash(label)
-        except TypeError as error:
-            raise TypeError(
-                f"label {i} is {label!r} ({type(label).__name__}), which is not hashable; "
-                "use strings, numbers or tuples"
-            ) from error
-    return named
-
-
-def _plain(label: Any) -> Any:
-    """The Python value of a numpy or torch scalar, so that labels compare and save alike wherever they are from."""
-    return label.item() if isinstance(label, np.generic) or type(label).__module__ == "torch" else label
-
-
-def _is_missing(label: Any) -> bool:
-    try:
-        return label is None or bool(label != label)  # NaN and NaT differ from themselves
-    except (TypeError, ValueError):  # pandas.NA has no truth value
-        return True
-
-
-def _infer_classes(labels: list[Any]) -> list[Any]:
-    found = list(dict.fromkeys(labels))
-    try:
-        return sorted(found)
-    except TypeError:  # labels of several kinds have no order but that of their first appearance
-        return found
-
-
-def _index_labels(labels: list[Any], classes: list[Any]) -> NDArray[np.int64]:
-    index = {label: i for i, label in enumerate(classes)}
-    unknown = {label: i for i, label in enumerate(labels) if label not in index}
-    if unknown:
-        shown = ", ".join(f"{label!r} (row {i})" for label, i in islice(unknown.items(), 5))
-        known = ", ".join(map(repr, classes[:10])) + (", ..." if len(classes) > 10 else "")
-        raise ValueError(
-            f"{len(unknown)} label{'s' * (len(unknown) > 1)} not among the classes: {shown}. The classes are "
-            f"{known}; 1 and '1' are different labels"
-        )
-    return np.asarray([index[label] for label in labels], dtype=np.int64)

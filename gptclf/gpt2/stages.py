@@ -185,12 +185,21 @@ class TrainableReport:
         return sum(total for _, total in self.counts.values())
 
     def __str__(self) -> str:
-        parts = [name for name, (trainable, _) in self.counts.items() if trainable]
+        parts = _shortened([name for name, (trainable, _) in self.counts.items() if trainable])
         share = 100 * self.trainable / self.total
         return (
             f"{self.trainable:,} of {self.total:,} parameters train ({share:.2f} %): "
             f"{', '.join(parts) if parts else 'none'}"
         )
+
+
+def _shortened(names: list[str]) -> list[str]:
+    """Stage names with a run of three blocks or more written as one: blocks.0-11."""
+    blocks = [int(name.removeprefix("blocks.")) for name in names if name.startswith("blocks.")]
+    if len(blocks) < 3 or blocks[-1] - blocks[0] != len(blocks) - 1:
+        return names
+    first = names.index(f"blocks.{blocks[0]}")
+    return [*names[:first], f"blocks.{blocks[0]}-{blocks[-1]}", *names[first + len(blocks) :]]
 
 
 def trainable_report(model: GPT2) -> TrainableReport:

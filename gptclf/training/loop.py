@@ -76,17 +76,24 @@ def training_steps(
             lr = optimizer.param_groups[0]["lr"]
             optimizer.zero_grad()
             loss = _accumulate_gradient(model, group, precision)
-            norm = float(torch.nn.utils.clip_grad_norm_(trained, math.inf if clip is None else clip))
+            norm = _gradient_norm(trained)
+            if clip is not None:
+                torch.nn.utils.clip_grads_with_norm_(trained, clip, norm)
+            gradient_norm = float(norm)
             step += 1
-            if not (math.isfinite(loss) and math.isfinite(norm)):
+            if not (math.isfinite(loss) and math.isfinite(gradient_norm)):
                 raise FloatingPointError(
-                    f"step {step}: loss {loss}, gradient norm {norm}. {blame(model)}. The step was not taken"
+                    f"step {step}: loss {loss}, gradient norm {gradient_norm}. {blame(model)}. The step was not taken"
                 )
             optimizer.step()
             if scheduler is not None:
                 scheduler.step()
             examples += sum(len(batch) for batch in group)
-            yield Step(step, epoch + 1, loss, lr, examples, norm)
+            yield Step(step, epoch + 1, loss, lr, examples, gradient_norm)
+
+
+def _gradient_norm(parameters: list[torch.nn.Parameter]) -> torch.Tensor:
+    return torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
 
 
 def _accumulate_gradient(model: GPT2, group: list[Batch], precision: str) -> float:

@@ -12,8 +12,7 @@ import functools
 import hashlib
 import json
 import logging
-import os
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,6 +23,7 @@ from torch import Tensor
 from gptclf.gpt2.config import GPT2Config
 from gptclf.gpt2.heads import ClassifierHead
 from gptclf.gpt2.model import GPT2
+from gptclf.weights.atomic import Writer, tensor_writer, text_writer, write_all
 from gptclf.weights.folders import (
     CONFIG,
     INDEX,
@@ -88,18 +88,18 @@ def save_model(model: GPT2, folder: str | Path) -> Path:
     theirs, originals, reason = _divide(model, parameters)
     if reason:
         logger.warning("%s: transformers cannot load this model (%s); gptclf.load_model can", target, reason)
-    writers: dict[str, Callable[[Path], None]] = {}
+    writers: dict[str, Writer] = {}
     if theirs is not None:
-        writers[WEIGHTS] = _tensor_writer(theirs, {"format": "pt", _MARK: mark})
-        writers[CONFIG] = _text_writer(_to_json(_their_config(model, tokenizer)))
+        writers[WEIGHTS] = tensor_writer(theirs, {"format": "pt", _MARK: mark})
+        writers[CONFIG] = text_writer(_to_json(_their_config(model, tokenizer)))
     if originals:
-        writers[ORIGINALS] = _tensor_writer(originals, {_MARK: mark})
+        writers[ORIGINALS] = tensor_writer(originals, {_MARK: mark})
     if tokenizer is not None:
         for name, text in tokenizer_files(tokenizer, model.config.context_length).items():
-            writers[name] = _text_writer(text)
-    writers[OURS] = _text_writer(_to_json(_our_record(model, mark, list(originals), theirs is not None)))
+            writers[name] = text_writer(text)
+    writers[OURS] = text_writer(_to_json(_our_record(model, mark, list(originals), theirs is not None)))
     target.mkdir(parents=True, exist_ok=True)
-    _write_all(target, writers)
+    write_all(target, writers)
     # What an earlier save of ours left and this one does not have would be read as part of it.
     for name in {CONFIG, WEIGHTS, ORIGINALS, *_TOKENIZER} - set(writers):
         (target / name).unlink(missing_ok=True)
@@ -310,42 +310,3 @@ def _digest(parameters: Mapping[str, Tensor]) -> str:
 
 def _to_json(values: Mapping[str, Any]) -> str:
     return json.dumps(values, indent=2, ensure_ascii=False) + "\n"
-
-
-def _text_writer(text: str) -> Callable[[Path], None]:
-    def write(path: Path) -> None:
-        path.write_text(text, encoding="utf-8", newline="\n")
-
-    return write
-
-
-def _tensor_writer(tensors: dict[str, Tensor], metadata: dict[str, str]) -> Callable[[Path], None]:
-    def write(path: Path) -> None:
-        from safetensors import SafetensorError
-        from safetensors.torch import save_file
-
-        try:
-            save_file(tensors, path, metadata=metadata)
-        except SafetensorError as error:
-            raise OSError(str(error)) from error
-
-    return write
-
-
-def _write_all(folder: Path, writers: Mapping[str, Callable[[Path], None]]) -> None:
-    """Write every file beside its place, then rename them all; `gptclf.json` comes last."""
-    beside = {name: folder / f".{name}.{os.getpid()}.tmp" for name in writers}
-    try:
-        for name, write in writers.items():
-            write(beside[name])
-        for name, path in beside.items():
-            path.replace(folder / name)
-    except OSError as error:
-        raise OSError(
-            error.errno,
-            f"could not save to {folder} ({error}); what was there before is untouched unless renaming had begun. "
-            "Free space or choose another folder, and save again: the model in memory is whole",
-        ) from error
-    finally:
-        for path in beside.values():
-            path.unlink(missing_ok=True)
