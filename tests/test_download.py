@@ -2,6 +2,7 @@ import builtins
 import errno
 import logging
 import os
+import shutil
 import subprocess
 import sys
 import threading
@@ -150,6 +151,32 @@ def test_without_symlinks_the_file_itself_is_in_the_snapshot(
     assert [entry.name for entry in path.parent.iterdir()] == ["config.json"]
 
 
+def test_copy_into_the_snapshot_that_fails_leaves_nothing(
+    hub: Hub, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def refuse(*args: object, **options: object) -> None:
+        raise OSError(errno.EPERM, "a required privilege is not held")
+
+    def copy_half(source: Path, target: Path) -> None:
+        target.write_bytes(source.read_bytes()[:5])
+        raise OSError(errno.EIO, "input/output error")
+
+    monkeypatch.setattr(Path, "symlink_to", refuse)
+    monkeypatch.setattr(os, "link", refuse)
+    monkeypatch.setattr(shutil, "copyfile", copy_half)
+    with pytest.raises(OSError, match="input/output"):
+        hub_file(REPO, "config.json", cache_dir=tmp_path)
+    assert list((tmp_path / FOLDER / "snapshots" / COMMIT).iterdir()) == []
+
+
+def test_content_is_on_the_disk_before_it_gets_its_name(hub: Hub, blobs: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    names: list[list[str]] = []
+    monkeypatch.setattr(os, "fsync", lambda _: names.append([blob.name for blob in blobs.iterdir()]))
+    hub_file(REPO, "config.json")
+    assert len(names) == 1
+    assert hub.etag("config.json") not in names[0]
+
+
 def test_tags_branches_and_pull_requests_have_their_own_ref(hub: Hub, tmp_path: Path) -> None:
     hub.branches["refs/pr/1"] = LATER_COMMIT
     path = hub_file(REPO, "config.json", revision="refs/pr/1", cache_dir=tmp_path)
@@ -234,10 +261,17 @@ def test_offline_switched_off_downloads(hub: Hub, monkeypatch: pytest.MonkeyPatc
 def test_unreachable_hub_is_an_error_that_helps(monkeypatch: pytest.MonkeyPatch, waits: list[float]) -> None:
     with serving() as stopped:
         url = stopped.url
-    monkeypatch.setenv("HF_ENDPOINT", url)
+    monkeypatch.setenv("HF_ENDPOINT", url + "/")
     with pytest.raises(ConnectionError) as caught:
         hub_file(REPO, "config.json")
-    for part in (url, "config.json", REPO, "HF_ENDPOINT", "model.safetensors", "vocab.json", "load_gpt2"):
+    for part in (
+        f"{url}/{REPO}/resolve/main/config.json",
+        REPO,
+        "HF_ENDPOINT",
+        "model.safetensors",
+        "vocab.json",
+        "load_gpt2",
+    ):
         assert part in str(caught.value)
     assert waits == []
 
@@ -307,6 +341,26 @@ def test_linked_headers_count_and_are_not_followed_to_the_store(hub: Hub, blobs:
         hub.store = store
         path = hub_file(REPO, "model.safetensors")
     assert path.resolve() == (blobs / hub.etag("model.safetensors")).resolve()
+
+
+def test_linked_headers_on_the_same_host_end_the_look_up(hub: Hub) -> None:
+    linked = {"X-Linked-Etag": f'"{hub.etag("model.safetensors")}"', "X-Linked-Size": str(len(WEIGHTS))}
+    hub.faults["HEAD"] = [Answer(302, {"X-Repo-Commit": COMMIT, **linked, "Location": "/elsewhere"})]
+    assert hub_file(REPO, "model.safetensors").read_bytes() == WEIGHTS
+    assert hub.methods() == ["HEAD", "GET"]
+
+
+def test_linked_size_is_the_size_to_get(hub: Hub) -> None:
+    linked = {"X-Linked-Etag": '"not-a-hash"', "X-Linked-Size": "999"}
+    hub.faults["HEAD"] = [Answer(302, {"X-Repo-Commit": COMMIT, **linked, "Location": "/elsewhere"})]
+    hub.ranges = False
+    with pytest.raises(ConnectionError, match=f"byte {len(CONFIG)} of 999"):
+        hub_file(REPO, "config.json")
+
+
+def test_files_are_asked_for_uncompressed(hub: Hub) -> None:
+    hub_file(REPO, "config.json")
+    assert {request.headers["accept-encoding"] for request in hub.seen} == {"identity"}
 
 
 def test_renamed_repository_is_followed_with_the_token(
@@ -666,12 +720,8 @@ def test_progress_can_be_silenced(
 
 
 def test_import_brings_neither_requests_nor_huggingface_hub() -> None:
-    code = (
-        "import sys, importlib.util as u; s = u.spec_from_file_location('download', sys.argv[1]);"
-        "m = u.module_from_spec(s); sys.modules['download'] = m; s.loader.exec_module(m);"
-        "print({'requests', 'huggingface_hub', 'tqdm'} & set(sys.modules))"
-    )
-    run = subprocess.run([sys.executable, "-c", code, download.__file__], capture_output=True, text=True, check=True)
+    code = "import sys, gptclf.weights.download;print({'requests', 'huggingface_hub', 'tqdm'} & set(sys.modules))"
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert run.stdout.strip() == "set()"
 
 

@@ -30,6 +30,7 @@ from gptclf.weights.vocabulary import find_tokenizer
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 GPT2_VOCABULARY = 50257
+TRAINED = 322  # tokens of the small table that `trained` makes
 
 # What GPT-2's splitting pattern treats in ways of its own: contractions, runs of white space, NUL, other scripts.
 PIECES = [
@@ -48,11 +49,12 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     words = "the they're don't happier 1984 London naïve 東京 Привет   tail \n\n you'll".split(" ")
     texts = [" ".join(rng.choices(words, k=20)) for _ in range(50)]
     bpe = ByteLevelBPETokenizer()
-    bpe.train_from_iterator(texts, vocab_size=340, min_frequency=2, special_tokens=[], show_progress=False)
+    bpe.train_from_iterator(texts, vocab_size=400, min_frequency=2, special_tokens=[], show_progress=False)
     bpe.save_model(str(folder))
     # Its trainer would put a special token first, GPT-2 has it last.
     table = json.loads((folder / "vocab.json").read_text(encoding="utf-8"))
     table[END_OF_TEXT] = len(table)
+    assert len(table) == TRAINED
     (folder / "vocab.json").write_text(json.dumps(table), encoding="utf-8")
     return folder
 
@@ -133,7 +135,9 @@ class TestIds:
     def test_a_merges_file_with_windows_line_ends_is_the_same_table(self, trained: Path, tmp_path: Path) -> None:
         merges = tmp_path / "merges.txt"
         merges.write_bytes((trained / "merges.txt").read_bytes().replace(b"\n", b"\r\n"))
-        assert build_tokenizer(merges, trained / "vocab.json").n_vocab == build_tokenizer(trained / "merges.txt").n_vocab
+        assert (
+            build_tokenizer(merges, trained / "vocab.json").n_vocab == build_tokenizer(trained / "merges.txt").n_vocab
+        )
 
 
 class TestAgainstTiktoken:
@@ -161,7 +165,8 @@ class TestAgainstTiktoken:
         for name in ("banking77_train.csv", "banking77_test.csv"):
             texts += TextDataset.from_file(shared_data / name, label=None, tokenizer=byte_tokenizer()).texts
         assert len(texts) == 5574 + 13083
-        assert gpt2.encode_ordinary_batch(texts) == tiktokens_own.encode_ordinary_batch(texts)
+        for text in texts:
+            assert gpt2.encode_ordinary(text) == tiktokens_own.encode_ordinary(text)
 
     @pytest.mark.slow
     def test_the_corpora_have_the_ids_of_tiktokens_gpt2(
@@ -292,7 +297,7 @@ class TestDamage:
             read_tokenizer(folder)
 
     def test_a_tokenizer_larger_than_the_vocabulary_is_refused(self, ours: tiktoken.Encoding) -> None:
-        with pytest.raises(ValueError, match=r"341 tokens but the model's vocabulary is 257"):
+        with pytest.raises(ValueError, match=r"322 tokens but the model's vocabulary is 257"):
             load_gpt2("nano", tokenizer=ours)
 
 
@@ -352,13 +357,13 @@ class TestWhereItIsFound:
     def test_openais_file_names_are_known_beside_the_weights(self, trained: Path, tmp_path: Path) -> None:
         (tmp_path / "vocab.bpe").write_bytes((trained / "merges.txt").read_bytes())
         (tmp_path / "encoder.json").write_bytes((trained / "vocab.json").read_bytes())
-        assert find_tokenizer(tmp_path, None, None, None, GPT2_VOCABULARY).n_vocab == 341
+        assert find_tokenizer(tmp_path, None, None, None, GPT2_VOCABULARY).n_vocab == TRAINED
 
     def test_the_hugging_face_cache_comes_before_tiktokens(
         self, trained: Path, hub_cache: Path, tiktoken_cache: Path
     ) -> None:
         _cache(hub_cache, "openai-community/gpt2", trained)
-        assert self.model().tokenizer.n_vocab == 341
+        assert self.model().tokenizer.n_vocab == TRAINED
 
     def test_a_cache_given_by_hand_is_looked_into(self, trained: Path, tmp_path: Path) -> None:
         _cache(tmp_path / "mine", "openai-community/gpt2", trained)
@@ -366,11 +371,11 @@ class TestWhereItIsFound:
             GPT2Config(context_length=8, emb_dim=2, n_heads=1, n_layers=1),
             weights="random", seed=0, cache_dir=tmp_path / "mine",
         )  # fmt: skip
-        assert model.tokenizer.n_vocab == 341
+        assert model.tokenizer.n_vocab == TRAINED
 
     def test_a_repositorys_own_files_come_before_gpt2s(self, trained: Path, hub_cache: Path) -> None:
         _cache(hub_cache, "someone/model", trained)
-        assert find_tokenizer(None, "someone/model", None, None, GPT2_VOCABULARY).n_vocab == 341
+        assert find_tokenizer(None, "someone/model", None, None, GPT2_VOCABULARY).n_vocab == TRAINED
 
     def test_tiktokens_cache_is_read_where_hugging_faces_is_empty(self, tiktoken_cache: Path) -> None:
         assert self.model().tokenizer.n_vocab == 257
@@ -398,7 +403,7 @@ class TestWhereItIsFound:
             find_tokenizer(None, None, None, None, 999)
 
     def test_a_tokenizer_given_wins(self, ours: tiktoken.Encoding) -> None:
-        config = GPT2Config(vocab_size=341, context_length=8, emb_dim=2, n_heads=1, n_layers=1)
+        config = GPT2Config(vocab_size=TRAINED, context_length=8, emb_dim=2, n_heads=1, n_layers=1)
         assert load_gpt2(config, weights="random", seed=0, tokenizer=ours).tokenizer is ours
 
     def test_nano_has_the_byte_tokenizer(self) -> None:

@@ -2,7 +2,6 @@
 
 import logging
 from collections.abc import Sequence
-from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,7 +23,7 @@ def split(
         dataset: The rows to divide.
         fractions: The parts' shares; they sum to 1. The default is the book's 70/10/20.
         seed: Determines the division.
-        stratify: Keep each class's share in every part to within one row; needs labels.
+        stratify: Keep each class's share in every part as nearly as whole rows allow; needs labels.
 
     Returns:
         One data set per fraction.
@@ -42,10 +41,9 @@ def split(
         raise ValueError("stratify=True needs labels; this data set has none: give stratify=False")
     rng = np.random.default_rng(seed)
     order = rng.permutation(len(dataset))
-    if stratify and dataset.labels is not None:
-        order = order[_evenly(dataset.labels[order], rng)]
-    bounds = np.rint(np.cumsum([0.0, *fractions]) * len(dataset)).astype(int)
-    parts = [np.sort(order[a:b]) for a, b in pairwise(bounds)]
+    sizes = np.diff(np.rint(np.cumsum([0.0, *fractions]) * len(dataset)).astype(int))
+    labels = dataset.labels if stratify and dataset.labels is not None else np.zeros(len(dataset), dtype=np.int64)
+    parts = _deal(order, labels, sizes)
     for i, part in enumerate(parts):
         if not len(part):
             raise ValueError(
@@ -71,10 +69,16 @@ def shared_texts(first: TextDataset, second: TextDataset) -> NDArray[np.int64]:
     return np.asarray(found, dtype=np.int64)
 
 
-def _evenly(labels: NDArray[np.int64], rng: np.random.Generator) -> NDArray[np.int64]:
-    """An order in which every stretch holds the classes in their shares, to within one row each."""
-    place = np.empty(len(labels))
-    for label in np.unique(labels):
-        rows = np.flatnonzero(labels == label)
-        place[rows] = (np.arange(len(rows)) + rng.random()) / len(rows)
-    return np.argsort(place, kind="stable")
+def _deal(order: NDArray[np.int64], labels: NDArray[np.int64], sizes: NDArray[np.int64]) -> list[NDArray[np.int64]]:
+    """Rows dealt out in `order` to parts of these sizes, the classes in the shares they have among what is left."""
+    piles = [order[labels[order] == label] for label in np.unique(labels)]
+    parts = []
+    for size in sizes:
+        left = np.asarray([len(pile) for pile in piles])
+        ideal = left * size / max(1, left.sum())
+        take = np.floor(ideal).astype(int)
+        # The rows that rounding down left out go to the classes that lost most by it.
+        take[np.argsort(take - ideal, kind="stable")[: size - take.sum()]] += 1
+        parts.append(np.sort(np.concatenate([pile[:n] for pile, n in zip(piles, take, strict=True)] or [order])))
+        piles = [pile[n:] for pile, n in zip(piles, take, strict=True)]
+    return parts

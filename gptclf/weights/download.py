@@ -1,7 +1,7 @@
 """Gets one file of a Hugging Face hub repository into, or out of, the standard Hugging Face cache.
 
-It owns the hub's protocol (metadata, resume, checks, errors) and the cache's layout; which files make up a
-model is the loader's business. Environment variables are read at each call.
+It owns the hub's protocol: metadata, resume, checks, errors. The cache's layout is hub_cache.py's; which files make up
+a model is the loader's business. Environment variables are read at each call.
 """
 
 from __future__ import annotations
@@ -11,15 +11,27 @@ import hashlib
 import logging
 import os
 import re
-import shutil
 import time
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from pathlib import Path, PureWindowsPath
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
-from urllib.parse import quote, urljoin, urlsplit
+from urllib.parse import urljoin, urlsplit
+
+from gptclf.weights.hub_cache import (
+    COMMIT,
+    Wanted,
+    endpoint,
+    hub_home,
+    is_on,
+    link,
+    path_setting,
+    replace,
+    wanted_file,
+    write_ref,
+)
 
 if TYPE_CHECKING:
     import requests
@@ -36,10 +48,7 @@ BY_HAND = (
     "and pass its path to load_gpt2."
 )
 
-_COMMIT = re.compile(r"[0-9a-f]{40}")
 _ETAG = re.compile(r"\w[\w.-]*", re.ASCII)
-# "--" is in no hub name: the cache writes owner/name as owner--name.
-_REPO = re.compile(r"(?!.*(--|\.\.))(\w[\w.-]{0,95}/)?\w[\w.-]{0,95}", re.ASCII)
 _T = TypeVar("_T")
 _logger = logging.getLogger(__name__)
 
@@ -73,13 +82,13 @@ def hub_file(repo: str, filename: str, *, revision: str | None = None, cache_dir
         OSError: What arrived is not what the hub announced, or the disk is full.
         ValueError: The repository, file name or revision is not well formed.
     """
-    wanted = _wanted(repo, filename, revision, cache_dir)
+    wanted = wanted_file(repo, filename, revision, cache_dir)
     commit = wanted.cached_commit()
     if commit is not None and wanted.snapshot(commit).is_file():
         return wanted.snapshot(commit)
     if commit is not None and (mark := wanted.missing_mark(commit)).is_file():
         raise EntryNotFoundError(f"There is no {wanted} at commit {commit}; delete {mark} to ask the hub again.")
-    if _is_on("HF_HUB_OFFLINE") or _is_on("TRANSFORMERS_OFFLINE"):
+    if is_on("HF_HUB_OFFLINE") or is_on("TRANSFORMERS_OFFLINE"):
         raise FileNotFoundError(
             f"{wanted} is not in the cache {wanted.cache}, and HF_HUB_OFFLINE or TRANSFORMERS_OFFLINE "
             f"forbids the network. Unset it to download, or point HF_HOME at the cache that has the file. {BY_HAND}"
@@ -90,8 +99,8 @@ def hub_file(repo: str, filename: str, *, revision: str | None = None, cache_dir
         blob = wanted.folder / "blobs" / remote.etag
         if not blob.is_file() or remote.size not in (None, blob.stat().st_size):
             _download(wanted, remote, blob)
-        _link(blob, pointer)
-    _write_ref(wanted, remote.commit)
+        link(blob, pointer)
+    write_ref(wanted, remote.commit)
     return pointer
 
 
@@ -99,45 +108,9 @@ def cached_file(
     repo: str, filename: str, *, revision: str | None = None, cache_dir: str | Path | None = None
 ) -> Path | None:
     """Return what `hub_file` would if the file is in the cache, else None; never the network."""
-    wanted = _wanted(repo, filename, revision, cache_dir)
+    wanted = wanted_file(repo, filename, revision, cache_dir)
     commit = wanted.cached_commit()
     return wanted.snapshot(commit) if commit is not None and wanted.snapshot(commit).is_file() else None
-
-
-@dataclass(frozen=True)
-class _Wanted:
-    """A file of a repository at a revision, and where the cache keeps what is known of it."""
-
-    repo: str
-    filename: str
-    revision: str
-    cache: Path
-
-    def __str__(self) -> str:
-        return f"{self.filename!r} of repository {self.repo!r} (revision {self.revision!r})"
-
-    @property
-    def folder(self) -> Path:
-        return self.cache / f"models--{self.repo.replace('/', '--')}"
-
-    @property
-    def ref(self) -> Path:
-        return self.folder / "refs" / self.revision
-
-    def snapshot(self, commit: str) -> Path:
-        return self.folder / "snapshots" / commit / self.filename
-
-    def missing_mark(self, commit: str) -> Path:
-        return self.folder / ".no_exist" / commit / self.filename
-
-    def cached_commit(self) -> str | None:
-        if _COMMIT.fullmatch(self.revision):
-            return self.revision
-        commit = self.ref.read_text().strip() if self.ref.is_file() else ""
-        return commit if _COMMIT.fullmatch(commit) else None
-
-    def url(self, revision: str) -> str:
-        return f"{_endpoint()}/{self.repo}/resolve/{quote(revision, safe='')}/{quote(self.filename)}"
 
 
 @dataclass(frozen=True)
@@ -149,77 +122,6 @@ class _Remote:
     size: int | None
 
 
-def _wanted(repo: str, filename: str, revision: str | None, cache_dir: str | Path | None) -> _Wanted:
-    revision = "main" if revision is None else revision
-    if not _REPO.fullmatch(repo):
-        raise ValueError(f"repository {repo!r} is not a hub name; give owner/name, or name, of letters, digits, - _ .")
-    for what, path in (("file name", filename), ("revision", revision)):
-        if PureWindowsPath(path).drive or {"", ".", ".."} & set(re.split(r"[/\\]", path)):
-            raise ValueError(f"{what} {path!r} may leave the repository; give a relative path without '..'")
-    return _Wanted(repo, filename, revision, _cache_root() if cache_dir is None else Path(cache_dir))
-
-
-def _is_on(name: str) -> bool:
-    return os.environ.get(name, "").upper() in {"1", "ON", "YES", "TRUE"}
-
-
-def _path_setting(name: str) -> Path | None:
-    value = os.environ.get(name)
-    return Path(os.path.expandvars(value)).expanduser() if value else None
-
-
-def _home() -> Path:
-    return _path_setting("HF_HOME") or (_path_setting("XDG_CACHE_HOME") or Path.home() / ".cache") / "huggingface"
-
-
-def _cache_root() -> Path:
-    return _path_setting("HF_HUB_CACHE") or _path_setting("HUGGINGFACE_HUB_CACHE") or _home() / "hub"
-
-
-def _replace(source: Path, target: Path) -> None:
-    try:
-        source.replace(target)
-    except PermissionError:
-        # Windows, where another process has made the same file and holds it open.
-        if not target.is_file():
-            raise
-    source.unlink(missing_ok=True)
-
-
-def _link(blob: Path, pointer: Path) -> None:
-    """Make the snapshot's file a relative symlink; a hard link or a copy where the system has none."""
-    pointer.parent.mkdir(parents=True, exist_ok=True)
-    temporary = pointer.with_name(f"{pointer.name}.{uuid.uuid4().hex[:8]}.tmp")
-    try:
-        try:
-            temporary.symlink_to(os.path.relpath(blob, pointer.parent))
-        except OSError:
-            _hard_link_or_copy(blob, temporary)
-        _replace(temporary, pointer)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def _hard_link_or_copy(source: Path, target: Path) -> None:
-    try:
-        os.link(source, target)
-    except OSError:
-        shutil.copyfile(source, target)
-
-
-def _write_ref(wanted: _Wanted, commit: str) -> None:
-    """Record what a branch stands for; the last step, so that offline no commit lacks the file it is for."""
-    if wanted.cached_commit() != commit:
-        wanted.ref.parent.mkdir(parents=True, exist_ok=True)
-        temporary = wanted.ref.with_name(f"{wanted.ref.name}.{uuid.uuid4().hex[:8]}.tmp")
-        temporary.write_text(commit)
-        _replace(temporary, wanted.ref)
-
-
-def _endpoint() -> str:
-    return (os.environ.get("HF_ENDPOINT") or "https://huggingface.co").rstrip("/")
-
-
 def _timeout_seconds(name: str) -> float:
     value = os.environ.get(name) or "10"
     try:
@@ -229,12 +131,12 @@ def _timeout_seconds(name: str) -> float:
 
 
 def _token() -> str | None:
-    if _is_on("HF_HUB_DISABLE_IMPLICIT_TOKEN"):
+    if is_on("HF_HUB_DISABLE_IMPLICIT_TOKEN"):
         return None
     token = os.environ.get("HF_TOKEN", "").strip()
     if not token:
         with suppress(OSError):
-            token = (_path_setting("HF_TOKEN_PATH") or _home() / "token").read_text().strip()
+            token = (path_setting("HF_TOKEN_PATH") or hub_home() / "token").read_text().strip()
     return token or None
 
 
@@ -250,12 +152,12 @@ def _retry(attempt: Callable[[], _T], on: type[ConnectionError]) -> _T:
     return attempt()
 
 
-def _send(wanted: _Wanted, method: str, url: str, timeout: str, **headers: str) -> requests.Response:
+def _send(wanted: Wanted, method: str, url: str, timeout: str, **headers: str) -> requests.Response:
     """Ask for `url`; a GET follows redirects anywhere, a HEAD on its host. The token is for the hub alone."""
     import requests
 
     for _ in range(MAX_REDIRECTS):
-        token = _token() if _origin(url) == _origin(_endpoint()) else None
+        token = _token() if _origin(url) == _origin(endpoint()) else None
         try:
             response = requests.request(
                 method,
@@ -270,7 +172,7 @@ def _send(wanted: _Wanted, method: str, url: str, timeout: str, **headers: str) 
         except requests.RequestException as error:
             raise ConnectionError(
                 f"Could not get {wanted} from {url}: {error}. Check the network and its proxy, or set "
-                f"HF_ENDPOINT (now {_endpoint()}) to a mirror. {BY_HAND}"
+                f"HF_ENDPOINT (now {endpoint()}) to a mirror. {BY_HAND}"
             ) from error
         target = urljoin(url, response.headers.get("Location", ""))
         answers = "X-Linked-Etag" in response.headers or _origin(target) != _origin(url)
@@ -294,7 +196,7 @@ def _bearer(token: str) -> Callable[[requests.PreparedRequest], requests.Prepare
     return authorize
 
 
-def _raise_for_status(response: requests.Response, wanted: _Wanted) -> None:
+def _raise_for_status(response: requests.Response, wanted: Wanted) -> None:
     status, code = response.status_code, response.headers.get("X-Error-Code", "")
     said = f"{response.url} answered {status} ({response.headers.get('X-Error-Message') or response.reason})"
     if status in (401, 403):
@@ -317,7 +219,7 @@ def _raise_for_status(response: requests.Response, wanted: _Wanted) -> None:
         raise OSError(f"Could not get {wanted}: {said}.")
 
 
-def _look_up(wanted: _Wanted, commit: str | None) -> _Remote:
+def _look_up(wanted: Wanted, commit: str | None) -> _Remote:
     """Ask for the file at the commit the cache knows; on the branch if it knows none or the hub dropped it."""
     try:
         return _metadata(wanted, wanted.revision if commit is None else commit)
@@ -329,27 +231,27 @@ def _look_up(wanted: _Wanted, commit: str | None) -> _Remote:
         return _metadata(wanted, wanted.revision)
 
 
-def _metadata(wanted: _Wanted, revision: str) -> _Remote:
+def _metadata(wanted: Wanted, revision: str) -> _Remote:
     with _send(wanted, "HEAD", wanted.url(revision), "HF_HUB_ETAG_TIMEOUT") as response:
         head = response.headers
         commit = head.get("X-Repo-Commit", "")
-        if head.get("X-Error-Code") == "EntryNotFound" and _COMMIT.fullmatch(commit):
+        if head.get("X-Error-Code") == "EntryNotFound" and COMMIT.fullmatch(commit):
             with suppress(OSError):
                 wanted.missing_mark(commit).parent.mkdir(parents=True, exist_ok=True)
                 wanted.missing_mark(commit).touch()
         _raise_for_status(response, wanted)
         etag = (head.get("X-Linked-Etag") or head.get("ETag", "")).removeprefix("W/").strip('"')
         # Both become file names here, so a mirror may not choose them freely.
-        if not _COMMIT.fullmatch(commit) or not _ETAG.fullmatch(etag):
+        if not COMMIT.fullmatch(commit) or not _ETAG.fullmatch(etag):
             raise OSError(
                 f"{response.url} answered with X-Repo-Commit {commit!r} and ETag {etag!r}, where a hub gives "
-                f"a commit and a hash. Check HF_ENDPOINT (now {_endpoint()}) and the proxy. {BY_HAND}"
+                f"a commit and a hash. Check HF_ENDPOINT (now {endpoint()}) and the proxy. {BY_HAND}"
             )
         size = head.get("X-Linked-Size") or ("" if response.is_redirect else head.get("Content-Length", ""))
     return _Remote(commit, etag, int(size) if size.isdecimal() else None)
 
 
-def _download(wanted: _Wanted, remote: _Remote, blob: Path) -> None:
+def _download(wanted: Wanted, remote: _Remote, blob: Path) -> None:
     blob.parent.mkdir(parents=True, exist_ok=True)
     left_over = blob.with_name(f"{blob.name}.incomplete")
     # Renaming is atomic: of processes that want the same file one gets what is there, each writes its own.
@@ -358,7 +260,7 @@ def _download(wanted: _Wanted, remote: _Remote, blob: Path) -> None:
         left_over.rename(partial)
     try:
         _fetch(wanted, remote, partial)
-        _replace(partial, blob)
+        replace(partial, blob)
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
@@ -373,7 +275,7 @@ def _download(wanted: _Wanted, remote: _Remote, blob: Path) -> None:
             partial.replace(left_over)
 
 
-def _fetch(wanted: _Wanted, remote: _Remote, partial: Path) -> None:
+def _fetch(wanted: Wanted, remote: _Remote, partial: Path) -> None:
     resumes = _size(partial) > 0
     while True:
         before = _size(partial)
@@ -392,7 +294,7 @@ def _fetch(wanted: _Wanted, remote: _Remote, partial: Path) -> None:
         _fetch(wanted, remote, partial)
 
 
-def _transfer(wanted: _Wanted, remote: _Remote, partial: Path) -> None:
+def _transfer(wanted: Wanted, remote: _Remote, partial: Path) -> None:
     """Append what is missing; a ConnectionError leaves what arrived in `partial`."""
     import requests
 
@@ -422,7 +324,7 @@ def _transfer(wanted: _Wanted, remote: _Remote, partial: Path) -> None:
         raise ConnectionError(f"The connection ended at byte {_size(partial)} of {remote.size} of {wanted}.")
 
 
-def _verify(wanted: _Wanted, remote: _Remote, partial: Path) -> None:
+def _verify(wanted: Wanted, remote: _Remote, partial: Path) -> None:
     """Compare with the announced size and hash: the etag is sha256 of a large file, else git's blob sha1."""
     size = _size(partial)
     expected, got = str(remote.size), str(size)
@@ -444,9 +346,9 @@ def _size(path: Path) -> int:
 
 
 @contextmanager
-def _progress(wanted: _Wanted, total: int, done: int) -> Iterator[Callable[[int], object]]:
+def _progress(wanted: Wanted, total: int, done: int) -> Iterator[Callable[[int], object]]:
     """Give a function to be told how many bytes are there: a tqdm bar, or a logged line each tenth."""
-    if total < PROGRESS_FROM_BYTES or _is_on("HF_HUB_DISABLE_PROGRESS_BARS"):
+    if total < PROGRESS_FROM_BYTES or is_on("HF_HUB_DISABLE_PROGRESS_BARS"):
         yield lambda done: None
     elif (tqdm := _tqdm()) is not None:
         with tqdm(desc=wanted.filename, total=total, initial=done, unit="B", unit_scale=True) as bar:

@@ -1,0 +1,518 @@
+"""Data sets: where texts and labels come from, truncation, and batches."""
+
+import csv
+import io
+import json
+import logging
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import datasets
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from gptclf import Batches, TextDataset
+from gptclf.weights.tokenizer import byte_tokenizer
+
+BYTES = byte_tokenizer()
+END = BYTES.eot_token
+
+
+def data_set(texts: Any, labels: Any = None, **settings: Any) -> TextDataset:
+    return TextDataset(texts, labels, tokenizer=BYTES, **settings)
+
+
+def labels_of(data: TextDataset) -> list[Any]:
+    assert data.labels is not None
+    assert data.classes is not None
+    return [data.classes[i] for i in data.labels]
+
+
+def bytes_of(data: TextDataset) -> list[bytes]:
+    return [BYTES.decode_bytes(row.tolist()) for row in data.rows()]
+
+
+class TestTexts:
+    def test_rows_are_the_tokens_of_their_texts(self) -> None:
+        data = data_set(["hi", "you won!", "né"])
+        assert bytes_of(data) == [b"hi", b"you won!", "né".encode()]
+        assert data.lengths.tolist() == [2, 8, 3]
+
+    def test_an_empty_text_is_one_end_of_text(self) -> None:
+        assert data_set([""]).row(0).tolist() == [END]
+
+    def test_any_iterable_of_texts_will_do(self) -> None:
+        assert data_set(text for text in ("a", "b")).texts == ["a", "b"]
+        assert data_set(pd.Series(["a", "b"], index=[7, 3])).texts == ["a", "b"]
+        assert data_set(np.array(["a", "b"])).texts == ["a", "b"]
+
+    @pytest.mark.parametrize("texts", ["abc", b"abc"])
+    def test_a_single_string_is_refused(self, texts: Any) -> None:
+        with pytest.raises(TypeError, match=r"texts is a single .*list of strings"):
+            data_set(texts)
+
+    @pytest.mark.parametrize("table", [pd.DataFrame({"text": ["a"]}), datasets.Dataset.from_dict({"text": ["a"]})])
+    def test_a_whole_table_is_refused_and_pointed_to_from_table(self, table: Any) -> None:
+        with pytest.raises(TypeError, match="from_table"):
+            data_set(table)
+
+    @pytest.mark.parametrize("bad", [None, 3, float("nan"), b"x", ["x"]])
+    def test_a_text_that_is_no_string_is_refused_with_its_row(self, bad: Any) -> None:
+        with pytest.raises(TypeError, match=r"text 1 is .* every text must be a str"):
+            data_set(["a", bad, "c"])
+
+    def test_an_empty_data_set_is_a_data_set(self) -> None:
+        data = data_set([], [], classes=["ham", "spam"], max_length=5)
+        assert (len(data), len(data.ids), data.n_truncated) == (0, 0, 0)
+        assert list(Batches(data)) == []
+        assert data.within(3) is data
+        assert len(data.subset([])) == 0
+
+    def test_its_repr_counts_texts_tokens_and_classes(self) -> None:
+        assert repr(data_set(["ab", "c"], [0, 1])) == "TextDataset(2 texts, 3 tokens, 2 classes)"
+        assert repr(data_set(["ab"])) == "TextDataset(1 texts, 2 tokens, no labels)"
+
+
+class TestLabels:
+    @pytest.mark.parametrize(
+        ("labels", "classes"),
+        [
+            (["spam", "ham", "spam"], ["ham", "spam"]),
+            ([2, 0, 2], [0, 2]),
+            ([True, False, True], [False, True]),
+            ([1.5, -0.5, 1.5], [-0.5, 1.5]),
+            ([("b", 1), ("a", 2), ("b", 1)], [("a", 2), ("b", 1)]),
+            (["b", 1, "b"], ["b", 1]),
+        ],
+        ids=["str", "int", "bool", "float", "tuple", "mixed"],
+    )
+    def test_labels_of_any_hashable_kind_are_kept_by_name(self, labels: list[Any], classes: list[Any]) -> None:
+        data = data_set(["x", "y", "z"], labels)
+        assert data.classes == classes
+        assert [type(label) for label in data.classes or []] == [type(label) for label in classes]
+        assert labels_of(data) == labels
+
+    @pytest.mark.parametrize(
+        ("labels", "kind"),
+        [
+            (np.array([1, 0]), int),
+            (np.array(["b", "a"]), str),
+            (np.array([True, False]), bool),
+            (np.array([0.5, 0.25], dtype=np.float32), float),
+            (torch.tensor([1, 0]), int),
+            (pd.Series([1, 0], dtype="int8"), int),
+            (pd.Series(["b", "a"]), str),
+            (pd.Categorical(["b", "a"]), str),
+        ],
+        ids=["int64", "str_", "bool_", "float32", "tensor", "series", "text series", "categorical"],
+    )
+    def test_scalars_of_numpy_pandas_and_torch_become_pythons(self, labels: Any, kind: type) -> None:
+        data = data_set(["x", "y"], labels)
+        assert [type(label) for label in data.classes or []] == [kind, kind]
+        assert data.labels is not None
+        assert data.labels.tolist() == [1, 0]
+
+    def test_classes_given_keep_their_order(self) -> None:
+        data = data_set(["x", "y"], ["spam", "ham"], classes=["spam", "ham", "other"])
+        assert data.classes == ["spam", "ham", "other"]
+        assert data.targets(data.classes).tolist() == [0, 1]
+
+    def test_classes_given_as_numpy_scalars_match_pythons(self) -> None:
+        assert data_set(["x"], [1], classes=np.array([0, 1])).classes == [0, 1]
+
+    @pytest.mark.parametrize("missing", [None, float("nan"), np.nan, pd.NA, pd.NaT])
+    def test_a_missing_label_is_refused_with_its_row(self, missing: Any) -> None:
+        with pytest.raises(ValueError, match=r"label 1 is missing"):
+            data_set(["x", "y"], ["a", missing])
+
+    @pytest.mark.parametrize("label", [["a"], {"a": 1}, {1}])
+    def test_a_label_that_cannot_be_hashed_is_refused_with_its_row(self, label: Any) -> None:
+        with pytest.raises(TypeError, match=r"label 1 is .*not hashable.*strings, numbers or tuples"):
+            data_set(["x", "y"], ["a", label])
+
+    def test_a_row_of_several_labels_is_refused_as_such(self) -> None:
+        with pytest.raises(TypeError, match="label 0 is .*not hashable"):
+            data_set(["x", "y"], np.array([[0, 1], [1, 0]]))
+
+    def test_a_label_never_seen_is_named_with_its_row(self) -> None:
+        with pytest.raises(ValueError, match=r"1 label not among the classes: 'egg' \(row 2\).*'ham', 'spam'"):
+            data_set(["x", "y", "z"], ["ham", "spam", "egg"], classes=["ham", "spam"])
+
+    def test_a_number_and_its_text_are_different_labels(self) -> None:
+        with pytest.raises(ValueError, match="1 and '1' are different labels"):
+            data_set(["x"], ["1"], classes=[0, 1])
+
+    @pytest.mark.parametrize("n", [1, 3])
+    def test_every_text_needs_one_label(self, n: int) -> None:
+        with pytest.raises(ValueError, match=f"2 texts but {n} labels"):
+            data_set(["x", "y"], ["a"] * n)
+
+    def test_a_class_twice_is_refused(self) -> None:
+        with pytest.raises(ValueError, match="twice"):
+            data_set(["x"], ["a"], classes=["a", "b", "a"])
+
+    def test_classes_without_labels_are_refused(self) -> None:
+        with pytest.raises(ValueError, match="classes= was given without labels="):
+            data_set(["x"], classes=["a", "b"])
+
+    def test_targets_are_matched_by_name(self) -> None:
+        data = data_set(["x", "y", "z"], ["b", "a", "c"])
+        assert data.targets(["c", "b", "a"]).tolist() == [1, 2, 0]
+        assert data.targets(["a", "b", "c"]).tolist() == [1, 0, 2]
+
+    def test_a_target_that_the_classes_lack_is_named(self) -> None:
+        with pytest.raises(ValueError, match=r"'c' \(row 2\)"):
+            data_set(["x", "y", "z"], ["b", "a", "c"]).targets(["a", "b"])
+
+    def test_targets_need_labels(self) -> None:
+        with pytest.raises(ValueError, match="no labels"):
+            data_set(["x"]).targets(["a", "b"])
+
+
+class TestSubset:
+    def test_a_subset_holds_the_rows_asked_for_with_the_same_classes(self) -> None:
+        data = data_set(["x", "yy", "zzz"], ["b", "a", "c"])
+        part = data.subset([2, 0])
+        assert part.texts == ["zzz", "x"]
+        assert bytes_of(part) == [b"zzz", b"x"]
+        assert labels_of(part) == ["c", "b"]
+        assert part.classes == data.classes
+
+    def test_a_subset_leaves_the_whole_as_it_was(self) -> None:
+        data = data_set(["x", "yy"], ["b", "a"])
+        data.subset([1])
+        assert bytes_of(data) == [b"x", b"yy"]
+
+    def test_a_mask_chooses_the_rows_that_are_true(self) -> None:
+        data = data_set(["x", "yy", "zzz"], ["b", "a", "c"])
+        assert data.subset(np.array([False, False, True])).texts == ["zzz"]
+
+    def test_fractions_are_no_row_numbers(self) -> None:
+        with pytest.raises((TypeError, IndexError, ValueError)):
+            data_set(["x", "yy"]).subset(np.array([0.5, 1.5]))  # type: ignore[arg-type]
+
+
+class TestTruncation:
+    @given(text=st.text("abcdefgh", min_size=1, max_size=30), limit=st.integers(1, 32))
+    @settings(max_examples=100, deadline=None)
+    def test_what_is_left_of_a_row_is_a_slice(self, text: str, limit: int) -> None:
+        back = limit // 2
+        middle = text if len(text) <= limit else text[: limit - back] + text[len(text) - back :]
+        for truncation, left in (("tail", text[:limit]), ("head", text[-limit:]), ("middle", middle)):
+            data = data_set([text], max_length=limit, truncation=truncation)
+            assert bytes_of(data) == [left.encode()]
+            assert data.n_truncated == (len(text) > limit)
+
+    @pytest.mark.parametrize("truncation", ["tail", "head", "middle"])
+    def test_rows_cut_are_counted_and_reported(self, truncation: str, caplog: pytest.LogCaptureFixture) -> None:
+        with caplog.at_level(logging.WARNING, logger="gptclf"):
+            data = data_set(["abcdef", "ab", "abcd"], max_length=3, truncation=truncation)
+        assert data.n_truncated == 2
+        assert caplog.messages == [f"2 of 3 texts are longer than 3 tokens (longest: 6) and lost their {truncation}"]
+
+    def test_nothing_is_said_where_all_rows_fit(self, caplog: pytest.LogCaptureFixture) -> None:
+        assert data_set(["abc"], max_length=3).n_truncated == 0
+        assert not caplog.messages
+
+    def test_texts_themselves_stay_whole(self) -> None:
+        assert data_set(["abcdef"], max_length=3).texts == ["abcdef"]
+
+    def test_padding_fills_every_row_with_ends_of_text(self) -> None:
+        data = data_set(["ab", "abcdef"], pad_to=4)
+        assert [row.tolist()[2:] for row in data.rows()][0] == [END, END]
+        assert data.lengths.tolist() == [4, 4]
+        assert (data.max_length, data.n_truncated) == (4, 1)
+
+    def test_rows_may_be_cut_shorter_than_they_are_padded(self) -> None:
+        data = data_set(["abcdef"], max_length=2, pad_to=4)
+        assert data.row(0).tolist() == [*BYTES.encode_ordinary("ab"), END, END]
+
+    def test_rows_cannot_be_longer_than_their_padding(self) -> None:
+        with pytest.raises(ValueError, match="max_length 5 is more than pad_to 4"):
+            data_set(["a"], max_length=5, pad_to=4)
+
+    @pytest.mark.parametrize("setting", ["max_length", "pad_to"])
+    @pytest.mark.parametrize("value", [0, -1, 2.5, True, "3"])
+    def test_a_length_that_is_none_is_refused_by_name(self, setting: str, value: Any) -> None:
+        with pytest.raises(ValueError, match=rf"{setting} is {value!r}"):
+            data_set(["a"], **{setting: value})
+
+    def test_a_truncation_that_is_none_is_refused_with_the_choices(self) -> None:
+        with pytest.raises(ValueError, match="'end'.*tail, head, middle"):
+            data_set(["a"], truncation="end")
+
+    def test_a_data_set_within_a_context_is_itself_where_all_fit(self) -> None:
+        data = data_set(["abc", "ab"])
+        assert data.within(3) is data
+
+    def test_a_data_set_within_a_context_is_cut_its_own_way_and_the_whole_stays(self) -> None:
+        data = data_set(["abcdef", "ab"], truncation="head")
+        assert bytes_of(data.within(3)) == [b"def", b"ab"]
+        assert bytes_of(data) == [b"abcdef", b"ab"]
+
+
+class TestBatches:
+    def test_a_batch_is_padded_to_its_own_longest_row(self) -> None:
+        data = data_set(["abc", "a", "bcdefg", "hi"], [0, 1, 1, 0])
+        first, second = Batches(data, batch_size=2)
+        assert (first.inputs.shape, second.inputs.shape) == ((2, 3), (2, 6))
+        assert first.inputs[1].tolist() == [*BYTES.encode_ordinary("a"), 0, 0]
+        assert first.lengths.tolist() == [3, 1]
+        assert second.targets is not None
+        assert second.targets.tolist() == [1, 0]
+        assert (first.classes, len(second)) == ((0, 1), 2)
+        assert {t.dtype for t in (first.inputs, first.lengths, second.targets)} == {torch.int64}
+
+    @given(
+        texts=st.lists(st.text("abc", max_size=6), max_size=20),
+        size=st.integers(1, 7),
+        seed=st.none() | st.integers(0, 2**40),
+        epoch=st.integers(0, 5),
+    )
+    @settings(max_examples=60, deadline=None)
+    def test_an_epoch_holds_every_row_once_in_its_order(
+        self, texts: list[str], size: int, seed: int | None, epoch: int
+    ) -> None:
+        data = data_set(texts)
+        batches = Batches(data, batch_size=size, seed=seed)
+        seen = [row[:n].tolist() for batch in batches.epoch(epoch) for row, n in zip(batch.inputs, batch.lengths)]  # noqa: B905
+        order = batches.order(epoch)
+        assert sorted(order.tolist()) == list(range(len(texts)))
+        assert seen == [data.row(i).tolist() for i in order]
+        assert len(list(batches.epoch(epoch))) == len(batches)
+
+    @given(seed=st.integers(0, 2**40), epoch=st.integers(0, 10**6), n=st.integers(0, 50))
+    @settings(max_examples=60, deadline=None)
+    def test_the_order_depends_on_seed_and_epoch_alone(self, seed: int, epoch: int, n: int) -> None:
+        data = data_set(["a"] * n)
+        first, second = Batches(data, 3, seed=seed), Batches(data_set(["b"] * n), 8, seed=seed)
+        second.order(epoch + 1)
+        np.random.seed(0)  # noqa: NPY002
+        assert first.order(epoch).tolist() == second.order(epoch).tolist()
+
+    def test_epochs_and_seeds_differ_in_their_order(self) -> None:
+        data = data_set(["a"] * 50)
+        orders = [tuple(Batches(data, seed=seed).order(epoch)) for seed in (1, 2) for epoch in (0, 1)]
+        assert len(set(orders)) == 4
+
+    def test_without_a_seed_the_order_is_the_data_sets(self) -> None:
+        assert Batches(data_set(["a"] * 5)).order(3).tolist() == [0, 1, 2, 3, 4]
+
+    @pytest.mark.parametrize(("drop", "sizes"), [(False, [3, 3, 1]), (True, [3, 3])])
+    def test_a_last_batch_that_is_not_full_may_be_left_out(self, drop: bool, sizes: list[int]) -> None:
+        batches = Batches(data_set(["a"] * 7), batch_size=3, seed=1, drop_last=drop)
+        assert [len(batch) for batch in batches] == sizes
+        assert len(batches) == len(sizes)
+
+    def test_targets_follow_the_classes_given(self) -> None:
+        batch = next(iter(Batches(data_set(["x", "y"], ["a", "b"]), classes=["b", "a"])))
+        assert batch.targets is not None
+        assert (batch.targets.tolist(), batch.classes) == ([1, 0], ("b", "a"))
+
+    def test_texts_to_predict_have_no_targets(self) -> None:
+        assert next(iter(Batches(data_set(["x"])))).targets is None
+
+    @pytest.mark.parametrize("size", [0, -1, 2.0, True, None])
+    def test_a_batch_size_that_is_none_is_refused(self, size: Any) -> None:
+        with pytest.raises(ValueError, match="batch_size is"):
+            Batches(data_set(["a"]), size)
+
+    def test_a_batch_moves_whole_to_a_device(self) -> None:
+        batch = next(iter(Batches(data_set(["x", "y"], ["a", "b"])))).to("meta")
+        assert batch.targets is not None
+        assert {t.device.type for t in (batch.inputs, batch.lengths, batch.targets)} == {"meta"}
+        assert batch.classes == ("a", "b")
+
+
+# Fields with everything that a reader of separated values may stumble over.
+fields = st.text(' ab",;\t\n\r\x00é\u2028', max_size=8)
+
+
+class TestFiles:
+    def read(self, path: Path, **settings: Any) -> TextDataset:
+        return TextDataset.from_file(path, tokenizer=BYTES, **settings)
+
+    @given(rows=st.lists(st.tuples(fields, st.sampled_from("xyz")), max_size=6))
+    @settings(max_examples=100, deadline=None)
+    def test_a_csv_gives_what_pythons_writer_wrote(
+        self, rows: list[tuple[str, str]], tmp_path_factory: pytest.TempPathFactory
+    ) -> None:
+        text = io.StringIO(newline="")
+        csv.writer(text).writerows([("text", "label"), *rows])
+        path = tmp_path_factory.getbasetemp() / "fuzz.csv"
+        path.write_bytes(text.getvalue().encode())
+        data = self.read(path)
+        assert data.texts == [text for text, _ in rows]
+        assert labels_of(data) == [label for _, label in rows]
+
+    @given(rows=st.lists(st.tuples(st.text(" ab\"',é\u2028", min_size=1), st.sampled_from("xyz")), max_size=6))
+    @settings(max_examples=60, deadline=None)
+    def test_quotes_in_a_tsv_are_text(
+        self, rows: list[tuple[str, str]], tmp_path_factory: pytest.TempPathFactory
+    ) -> None:
+        path = tmp_path_factory.getbasetemp() / "fuzz.tsv"
+        path.write_bytes("".join(f"{label}\t{text}\n" for text, label in rows).encode())
+        data = self.read(path, text=1, label=0)
+        assert data.texts == [text for text, _ in rows]
+        assert labels_of(data) == [label for _, label in rows]
+
+    @given(
+        rows=st.lists(st.tuples(fields, st.integers() | fields | st.booleans()), max_size=6), ascii_only=st.booleans()
+    )
+    @settings(max_examples=60, deadline=None)
+    def test_a_jsonl_gives_values_with_their_types(
+        self, rows: list[tuple[str, Any]], ascii_only: bool, tmp_path_factory: pytest.TempPathFactory
+    ) -> None:
+        path = tmp_path_factory.getbasetemp() / "fuzz.jsonl"
+        lines = [json.dumps({"label": label, "text": text}, ensure_ascii=ascii_only) for text, label in rows]
+        path.write_text("\n\n".join(lines), encoding="utf-8", newline="\n")
+        data = self.read(path)
+        assert data.texts == [text for text, _ in rows]
+        assert labels_of(data) == [label for _, label in rows]
+
+    @pytest.mark.parametrize("suffix", [".csv", ".tsv"])
+    def test_columns_are_those_that_pandas_reads(self, suffix: str, tmp_path: Path) -> None:
+        path, separator = tmp_path / f"data{suffix}", "," if suffix == ".csv" else "\t"
+        frame = pd.DataFrame(
+            {"id": [1, 2, 3], "label": ["b", "a", "b"], "text": ['say "hi", x', "two\nlines", "naïve  "]}
+        )
+        frame.to_csv(path, sep=separator, index=False)
+        theirs = pd.read_csv(path, sep=separator)
+        data = self.read(path, quoted=True)
+        assert data.texts == theirs["text"].tolist()
+        assert labels_of(data) == theirs["label"].tolist()
+
+    def test_a_byte_order_mark_is_no_part_of_a_name(self, tmp_path: Path) -> None:
+        path = tmp_path / "data.csv"
+        path.write_bytes(b"\xef\xbb\xbftext,label\nhi,a\n")
+        assert self.read(path).texts == ["hi"]
+
+    def test_a_byte_order_mark_is_no_part_of_a_jsonl(self, tmp_path: Path) -> None:
+        path = tmp_path / "data.jsonl"
+        path.write_bytes(b'\xef\xbb\xbf{"text": "hi"}\n')
+        assert self.read(path, label=None).texts == ["hi"]
+
+    def test_columns_by_position_mean_that_there_is_no_header(self, tmp_path: Path) -> None:
+        path = tmp_path / "data.csv"
+        path.write_text("a,first\nb,second\n")
+        data = self.read(path, text=1, label=0)
+        assert (data.texts, labels_of(data)) == (["first", "second"], ["a", "b"])
+
+    def test_texts_to_predict_need_no_label_column(self, tmp_path: Path) -> None:
+        path = tmp_path / "data.csv"
+        path.write_text("text\nfirst\n")
+        assert self.read(path, label=None).labels is None
+
+    def test_a_field_of_a_megabyte_is_read_and_the_limit_of_others_stays(self, tmp_path: Path) -> None:
+        path, limit = tmp_path / "data.csv", csv.field_size_limit()
+        path.write_text("text,label\n" + "ab " * 350_000 + ",a\n")
+        assert len(self.read(path, max_length=5).texts[0]) == 1_050_000
+        assert csv.field_size_limit() == limit
+
+    def test_an_upper_case_suffix_names_the_format_too(self, tmp_path: Path) -> None:
+        path = tmp_path / "DATA.CSV"
+        path.write_text("text,label\nhi,a\n")
+        assert self.read(path).texts == ["hi"]
+
+    def test_another_encoding_is_read_when_it_is_named(self, tmp_path: Path) -> None:
+        path = tmp_path / "data.csv"
+        path.write_bytes("text,label\nnaïve,a\n".encode("latin-1"))
+        with pytest.raises(ValueError, match=r"data\.csv is not utf-8.*give its encoding="):
+            self.read(path)
+        assert self.read(path, encoding="latin-1").texts == ["naïve"]
+
+    @pytest.mark.parametrize(
+        ("name", "content", "settings", "message"),
+        [
+            ("a.csv", "body,label\nhi,a\n", {}, r"no column 'text'; its first row is \['body', 'label'\].*positions"),
+            ("a.csv", "", {}, "no column 'text'"),
+            ("a.csv", "text,label\nhi,a\nshort\n", {}, r"a\.csv, line 3: 1 columns, but column 1 is needed"),
+            ("a.csv", 'text,label\n"hi,a\n', {}, r"a\.csv: .*give quoted=False"),
+            ("a.txt", "hi", {}, r"a\.txt: the suffix.*\.csv, \.tsv or \.jsonl"),
+            ("a.jsonl", '{"text": "hi", "label": 1}\n{"text"\n', {}, r"a\.jsonl, line 2: not JSON"),
+            ("a.jsonl", '{"body": "hi"}\n', {}, r"a\.jsonl, line 1: no 'text'; found \['body'\]"),
+            ("a.jsonl", "[1]\n", {}, r"a\.jsonl, line 1: no 'text'; found list"),
+        ],
+    )
+    def test_a_file_of_another_form_is_refused_with_its_place(
+        self, name: str, content: str, settings: dict[str, Any], message: str, tmp_path: Path
+    ) -> None:
+        (tmp_path / name).write_text(content)
+        with pytest.raises(ValueError, match=message):
+            self.read(tmp_path / name, **settings)
+
+    def test_a_name_and_a_position_do_not_go_together(self, tmp_path: Path) -> None:
+        with pytest.raises(TypeError, match="both be column names or both be positions"):
+            self.read(tmp_path / "a.csv", text="text", label=0)
+
+    def test_a_file_that_is_not_there_is_named(self, tmp_path: Path) -> None:
+        with pytest.raises(FileNotFoundError, match=r"nowhere\.csv"):
+            self.read(tmp_path / "nowhere.csv")
+
+    def test_settings_reach_the_data_set(self, tmp_path: Path) -> None:
+        path = tmp_path / "data.csv"
+        path.write_text("text,label\nabcdef,a\n")
+        data = self.read(path, classes=["b", "a"], max_length=3, truncation="head", pad_to=4)
+        assert (data.classes, data.row(0).tolist()) == (["b", "a"], [*BYTES.encode_ordinary("def"), END])
+
+    def test_the_sms_collection_has_the_rows_that_its_makers_count(self, shared_data: Path) -> None:
+        data = self.read(shared_data / "sms_spam.tsv", text=1, label=0)
+        assert (len(data), data.classes) == (5574, ["ham", "spam"])
+        # Quotes stand in the middle of its fields: a reader that takes them for quoting joins lines (the book's does).
+        with pytest.raises(ValueError, match="give quoted=False"):
+            self.read(shared_data / "sms_spam.tsv", text=1, label=0, quoted=True)
+
+
+class TestTables:
+    def read(self, table: Any, **settings: Any) -> TextDataset:
+        return TextDataset.from_table(table, tokenizer=BYTES, **settings)
+
+    @pytest.mark.parametrize(
+        "make", [pd.DataFrame, dict, datasets.Dataset.from_dict], ids=["pandas", "dict", "datasets"]
+    )
+    def test_two_columns_are_taken(self, make: Callable[[Any], Any]) -> None:
+        data = self.read(make({"body": ["hi", "ho"], "kind": ["b", "a"]}), text="body", label="kind")
+        assert (data.texts, labels_of(data)) == (["hi", "ho"], ["b", "a"])
+        assert self.read(make({"text": ["hi"]}), label=None).labels is None
+
+    @pytest.mark.parametrize(
+        "make", [pd.DataFrame, dict, datasets.Dataset.from_dict], ids=["pandas", "dict", "datasets"]
+    )
+    def test_a_column_that_is_missing_is_named_with_those_there_are(self, make: Callable[[Any], Any]) -> None:
+        with pytest.raises(ValueError, match=r"no column 'text'; it has \['body', 'label'\]"):
+            self.read(make({"body": ["hi"], "label": ["a"]}))
+
+    def test_a_class_label_gives_its_names_in_its_order(self) -> None:
+        table = self.labelled([1, 0])
+        data = self.read(table)
+        assert (data.classes, labels_of(data)) == (["neg", "pos", "never"], ["pos", "neg"])
+
+    def test_classes_given_win_over_those_of_the_column(self) -> None:
+        assert self.read(self.labelled([1, 0]), classes=["pos", "neg"]).classes == ["pos", "neg"]
+
+    @pytest.mark.parametrize("value", [-1, None])
+    def test_a_row_that_the_hub_left_without_a_label_is_refused(self, value: int | None) -> None:
+        with pytest.raises(ValueError, match=r"row 1 of column 'label' has no label"):
+            self.read(self.labelled([1, value]))
+
+    def labelled(self, labels: list[int | None]) -> Any:
+        features = datasets.Features(
+            {"text": datasets.Value("string"), "label": datasets.ClassLabel(names=["neg", "pos", "never"])}
+        )
+        return datasets.Dataset.from_dict({"text": ["a"] * len(labels), "label": labels}, features=features)
+
+    def test_a_missing_text_in_a_table_is_refused_with_its_row(self) -> None:
+        with pytest.raises(TypeError, match="text 1 is"):
+            self.read(pd.DataFrame({"text": ["a", None], "label": [0, 1]}))
+
+    def test_a_shuffled_frame_keeps_texts_and_labels_together(self) -> None:
+        frame = pd.DataFrame({"text": [str(i) for i in range(20)], "label": list(range(20))}).sample(
+            frac=1, random_state=1
+        )
+        data = self.read(frame)
+        assert [int(text) for text in data.texts] == labels_of(data)
