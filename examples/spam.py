@@ -5,7 +5,7 @@
     python examples/spam.py --data SMSSpamCollection.tsv --model gpt2 --weights random --trainable all
 
 The recipe: balanced set, 70/10/20 split, 5 epochs, batch 8, AdamW with lr 5e-5 and decay 0.1, texts cut to 120 tokens.
-`nano` starts from random weights, so there all layers train, for longer and with a larger learning rate.
+`nano` starts from random weights, so there all layers train, with a larger learning rate that rises and falls.
 """
 
 import argparse
@@ -38,10 +38,14 @@ class Recipe(NamedTuple):
     trainable: str
     lr: float
     epochs: int
+    batch_size: int
+    schedule: str
+    warmup_steps: int
+    clip: float | None
 
 
-NANO = Recipe("all", lr=1e-3, epochs=12)
-BOOK = Recipe("last_block", lr=5e-5, epochs=5)
+BOOK = Recipe("last_block", 5e-5, epochs=5, batch_size=8, schedule="constant", warmup_steps=0, clip=None)
+NANO = Recipe("all", 2e-3, epochs=6, batch_size=16, schedule="cosine", warmup_steps=100, clip=1.0)
 NEW_MESSAGES = [
     "You won! Claim your free cinema tickets now, text PRIZE to 81144",
     "running ten minutes late, order me a coffee?",
@@ -58,7 +62,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--pooling", default="last", choices=["last", "first", "mean", "max"])
     parser.add_argument("--epochs", type=int)
     parser.add_argument("--lr", type=float)
-    parser.add_argument("--batch-size", type=int, default=8)
+    parser.add_argument("--batch-size", type=int)
     parser.add_argument("--max-length", type=int, help="tokens per text; 120 for the SMS data, as in the book")
     parser.add_argument("--pad-to", type=int, help="pad every text to this many tokens, as the book does (120)")
     parser.add_argument("--drop-last", action="store_true", help="leave out the last short batch, as the book does")
@@ -90,7 +94,7 @@ def main() -> None:
         )
 
     if args.data == "messages":
-        train_set, val_set, test_set = split(dataset(*make_messages()), (0.7, 0.1, 0.2), seed=args.seed)
+        train_set, val_set, test_set = split(dataset(*make_messages(3600)), (0.7, 0.1, 0.2), seed=args.seed)
     else:
         parts = book_split(find_sms() if args.data == "sms" else args.data)
         train_set, val_set, test_set = (dataset(*part) for part in parts)
@@ -98,7 +102,8 @@ def main() -> None:
 
     history = train(
         clf, train_set, val_set,
-        epochs=args.epochs or recipe.epochs, batch_size=args.batch_size, lr=args.lr or recipe.lr,
+        epochs=args.epochs or recipe.epochs, batch_size=args.batch_size or recipe.batch_size, lr=args.lr or recipe.lr,
+        schedule=recipe.schedule, warmup_steps=recipe.warmup_steps, clip=recipe.clip,
         weight_decay=0.1, seed=args.seed, drop_last=args.drop_last, precision=args.precision,
         eval_every=50, eval_batches=5,
     )  # fmt: skip

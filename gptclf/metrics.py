@@ -9,10 +9,10 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from gptclf.data.batches import Batch
-from gptclf.gpt2.model import GPT2
+from gptclf.gpt2.stages import Classifier
 
 
-def loss_sum(model: GPT2, batch: Batch) -> Tensor:
+def loss_sum(model: Classifier, batch: Batch) -> Tensor:
     """Cross-entropy of a batch summed over its rows, a scalar with its graph."""
     if model.classes is None:
         raise TypeError("this is a language model; put a classifier head on it first: add_classifier_head(model, ...)")
@@ -27,7 +27,7 @@ def loss_sum(model: GPT2, batch: Batch) -> Tensor:
     return F.cross_entropy(logits.float(), batch.targets, reduction="sum")
 
 
-def batch_loss(model: GPT2, batch: Batch) -> Tensor:
+def batch_loss(model: Classifier, batch: Batch) -> Tensor:
     """Mean cross-entropy of a batch in nats, a scalar to call `backward()` on.
 
     Example:
@@ -55,14 +55,14 @@ def per_class_scores(confusion: NDArray[np.int64]) -> dict[str, NDArray[Any]]:
     return {"precision": precision, "recall": recall, "f1": f1, "support": support}
 
 
-def check_finite(logits: Tensor, model: GPT2) -> None:
+def check_finite(logits: Tensor, model: Classifier) -> None:
     """Raise where logits are not finite, naming the parameters at fault."""
     if bool(torch.isfinite(logits).all()):
         return
     raise FloatingPointError(f"the logits are not finite. {blame(model)}")
 
 
-def blame(model: GPT2) -> str:
+def blame(model: Classifier) -> str:
     """Which parameters hold NaN or infinity, in words."""
     bad = [name for name, parameter in model.named_parameters() if not bool(torch.isfinite(parameter).all())]
     if not bad:

@@ -214,14 +214,15 @@ def their_six_steps(theirs: Any, batches: Batches, *, lr: float, weight_decay: f
 
 
 @pytest.mark.parametrize("lr", [5e-5, 2e-3])  # at the larger one, six steps move a small model visibly
-def test_six_steps_of_the_default_recipe_give_their_losses(lr: float, tmp_path: Path) -> None:
+@pytest.mark.parametrize("reuse", [True, False])
+def test_six_steps_of_the_default_recipe_give_their_losses(lr: float, reuse: bool, tmp_path: Path) -> None:
     theirs = make(GPT2ForSequenceClassification, their_config(**SMALL["plain"], num_labels=2))
     theirs.save_pretrained(tmp_path)
     model = load_model(tmp_path)
     texts, labels = byte_texts(20, longest=40)
     rows = TextDataset(texts, labels, tokenizer=model.tokenizer)
     # 20 rows make batches of 8, 8 and 4: two epochs are six steps.
-    history = train(model, rows, epochs=2, lr=lr, precision="float32", progress=False)
+    history = train(model, rows, epochs=2, lr=lr, precision="float32", reuse_frozen=reuse, progress=False)
     expected = their_six_steps(theirs, Batches(rows, 8, 123), lr=lr, weight_decay=0.1)
     assert len(history.steps) == 6
     np.testing.assert_allclose([step.loss for step in history.steps], expected, rtol=1e-5)

@@ -42,7 +42,7 @@ def test_parts_are_disjoint_and_complete_and_of_the_sizes_asked_for(
 ) -> None:
     for stratify in (True, False):
         parts = split(numbered(labels), shares, seed=seed, stratify=stratify)
-        assert sorted(sum(map(rows, parts), [])) == list(range(len(labels)))
+        assert sorted(row for part in parts for row in rows(part)) == list(range(len(labels)))
         assert len(parts) == len(shares)
         for part, share in zip(parts, shares, strict=True):
             assert abs(len(part) - share * len(labels)) <= 1
@@ -54,15 +54,16 @@ def test_parts_are_disjoint_and_complete_and_of_the_sizes_asked_for(
     seed=st.integers(0, 2**32),
 )
 @settings(max_examples=300, deadline=None)
-def test_every_class_has_its_share_of_every_part_to_within_one_row(
+def test_every_class_has_its_share_of_every_part_to_within_a_row_and_a_half(
     sizes: list[int], shares: tuple[float, ...], seed: int
 ) -> None:
     labels = [label for label, size in enumerate(sizes) for _ in range(size)]
     assume(len(labels) >= 12)
     data = numbered(labels)
+    # One row for the class and half a one for the part's own size, which is rounded too.
     for part, share in zip(split(data, shares, seed=seed), shares, strict=True):
         for label, size in counts(data).items():
-            assert abs(counts(part)[label] - share * size) <= 1 + 1e-9
+            assert abs(counts(part)[label] - share * size) < 1.5
 
 
 def test_a_large_class_keeps_its_share_beside_many_small_ones() -> None:

@@ -335,7 +335,7 @@ def test_a_deep_copy_shares_nothing(small_gpt2: GPT2) -> None:
 
 def test_a_copied_matrix_lies_in_its_own_order(small_gpt2: GPT2) -> None:
     # A loaded matrix is a transposed view; the optimizer would walk it against the grain.
-    weight = small_gpt2.trunk.blocks[2].mlp.up.weight
+    weight = small_gpt2.get_parameter("trunk.blocks.2.mlp.up.weight")
     weight.data = weight.detach().t().contiguous().t()
     clf = add_classifier_head(small_gpt2, num_classes=2, seed=1)
     own = clf.get_parameter("trunk.blocks.2.mlp.up.weight")

@@ -30,12 +30,13 @@ from gptclf.weights.vocabulary import find_tokenizer
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 GPT2_VOCABULARY = 50257
-TRAINED = 322  # tokens of the small table that `trained` makes
+TRAINED = 319  # tokens of the small table that `trained` makes
 
 # What GPT-2's splitting pattern treats in ways of its own: contractions, runs of white space, NUL, other scripts.
 PIECES = [
     "'s", "'t", "'ll", "'LL", "'re", "'ve", "'d", "'m", "'", " ", "  ", "\n", "\n\n", "\t", "\r\n", "\u00a0", "\u3000",
-    "\x00", "\x85", "the", " the", "don't", "12", " 345", "...", " !?", "é", "e\u0301", "ß", "東京", "Привет", "👍🏽", "_",
+    "\x00", "\x85", "the", " the", "don't", "12", " 345", "...", " !?", "é", "e\u0301", "ß", "_",
+    "東京", "Привет", "👍🏽",
 ]  # fmt: skip
 pieces = st.lists(st.sampled_from(PIECES) | st.text(max_size=4), max_size=12).map("".join)
 with_surrogates = st.lists(st.sampled_from(PIECES) | st.text(st.characters(), max_size=4), max_size=12).map("".join)
@@ -46,7 +47,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with merges.txt and vocab.json of a small BPE that the `tokenizers` library trained."""
     folder = tmp_path_factory.mktemp("trained")
     rng = random.Random(3)
-    words = "the they're don't happier 1984 London naïve 東京 Привет   tail \n\n you'll".split(" ")
+    words = ["the", "they're", "don't", "happier", "1984", "naïve", "東京", "Привет", "", "tail", "\n\n", "you'll"]
     texts = [" ".join(rng.choices(words, k=20)) for _ in range(50)]
     bpe = ByteLevelBPETokenizer()
     bpe.train_from_iterator(texts, vocab_size=400, min_frequency=2, special_tokens=[], show_progress=False)
@@ -266,7 +267,7 @@ class TestDamage:
             read_tokenizer(folder)
 
     def test_a_cut_merges_file_disagrees_with_its_id_table(self, folder: Path) -> None:
-        _edit(lambda lines: lines.pop())(folder)
+        _edit(lambda lines: lines.__delitem__(-1))(folder)
         with pytest.raises(ValueError, match=r"vocab\.json.*do not belong together"):
             read_tokenizer(folder)
 
@@ -297,7 +298,7 @@ class TestDamage:
             read_tokenizer(folder)
 
     def test_a_tokenizer_larger_than_the_vocabulary_is_refused(self, ours: tiktoken.Encoding) -> None:
-        with pytest.raises(ValueError, match=r"322 tokens but the model's vocabulary is 257"):
+        with pytest.raises(ValueError, match=r"319 tokens but the model's vocabulary is 257"):
             load_gpt2("nano", tokenizer=ours)
 
 
@@ -399,7 +400,7 @@ class TestWhereItIsFound:
 
     def test_a_vocabulary_of_another_size_never_gets_gpt2s(self, trained: Path, hub_cache: Path) -> None:
         _cache(hub_cache, "openai-community/gpt2", trained)
-        with pytest.raises(FileNotFoundError, match="no tokenizer for a vocabulary of 999 tokens"):
+        with pytest.raises(FileNotFoundError, match=r"no tokenizer for a vocabulary of 999 tokens"):
             find_tokenizer(None, None, None, None, 999)
 
     def test_a_tokenizer_given_wins(self, ours: tiktoken.Encoding) -> None:
@@ -410,7 +411,7 @@ class TestWhereItIsFound:
         assert load_gpt2("nano").tokenizer.token_byte_values() == byte_tokenizer().token_byte_values()
 
     def test_a_model_made_by_hand_says_that_it_has_no_tokenizer(self, small_gpt2: GPT2) -> None:
-        with pytest.raises(ValueError, match="pass tokenizer= to load_gpt2, or set model.tokenizer"):
+        with pytest.raises(ValueError, match=r"pass tokenizer= to load_gpt2, or set model\.tokenizer"):
             _ = small_gpt2.tokenizer
 
 
@@ -425,8 +426,9 @@ def test_a_folder_with_only_a_tokenizer_json_of_another_vocabulary_does_not_get_
     other = make_encoding({bytes([byte]): i for i, byte in enumerate(byte_characters())} | {b"zq": 256})
     (beside / "tokenizer.json").write_text(tokenizer_files(other, 8)["tokenizer.json"], encoding="utf-8")
     try:
-        found = find_tokenizer(beside, None, None, None, GPT2_VOCABULARY)
+        found = find_tokenizer(beside, None, None, None, GPT2_VOCABULARY).token_byte_values()
     except (ValueError, FileNotFoundError) as error:
-        assert "tokenizer.json" in str(error)
+        if "tokenizer.json" not in str(error):
+            raise
     else:
-        assert found.token_byte_values() == other.token_byte_values()
+        assert found == other.token_byte_values()

@@ -2,14 +2,35 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Protocol, Self
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from gptclf.data.dataset import TextDataset
+
+class Rows(Protocol):
+    """What can be batched: texts as token ids, or what a frozen part of a model has made of them."""
+
+    def __len__(self) -> int: ...
+
+    @property
+    def classes(self) -> list[Any] | None:
+        """The labels that occur."""
+
+    @property
+    def lengths(self) -> NDArray[np.int64]:
+        """Positions in each row (N,)."""
+
+    def targets(self, classes: Sequence[Any]) -> NDArray[np.int64]:
+        """Each row's index into `classes`."""
+
+    def subset(self, indices: NDArray[np.int64]) -> Self:
+        """The rows at `indices`."""
+
+    def padded(self, indices: NDArray[np.int64]) -> Tensor:
+        """Some rows as one tensor, padded on the right to the longest."""
 
 
 @dataclass(frozen=True)
@@ -17,7 +38,7 @@ class Batch:
     """Some rows of a data set, ready for `model(batch.inputs, batch.lengths)`.
 
     Attributes:
-        inputs: Token ids (B, T), int64, T being the longest of these rows; 0 right of each row's length.
+        inputs: Token ids (B, T), int64, or features (B, T, D); T is the longest of these rows.
         lengths: Real tokens per row (B,), int64.
         targets: Index into `classes` per row (B,), int64, or None.
         classes: The labels that targets index, or None.
@@ -57,7 +78,7 @@ class Batches:
 
     def __init__(
         self,
-        dataset: TextDataset,
+        dataset: Rows,
         batch_size: int = 8,
         seed: int | None = None,
         *,
@@ -95,15 +116,9 @@ class Batches:
 
     def take(self, indices: NDArray[np.int64]) -> Batch:
         """The rows at `indices` as one batch."""
-        data = self.dataset
-        starts, ends = data.offsets[indices], data.offsets[indices + 1]
-        lengths = ends - starts
-        inputs = np.zeros((len(indices), int(lengths.max(initial=0))), dtype=np.int64)
-        for row, start, end in zip(inputs, starts, ends, strict=True):
-            row[: end - start] = data.ids[start:end]
         return Batch(
-            inputs=torch.from_numpy(inputs),
-            lengths=torch.from_numpy(lengths),
+            inputs=self.dataset.padded(indices),
+            lengths=torch.from_numpy(self.dataset.lengths[indices]),
             targets=None if self._targets is None else torch.from_numpy(self._targets[indices]),
             classes=None if self.classes is None else tuple(self.classes),
         )

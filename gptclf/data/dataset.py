@@ -7,7 +7,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from gptclf.data.labels import check_labels, index_labels, infer_classes, plain
 from gptclf.data.sources import read_file, read_table
@@ -155,6 +157,14 @@ class TextDataset:
     def rows(self) -> Iterator[NDArray[np.int32]]:
         """Token ids of every row, in order."""
         return (self.row(i) for i in range(len(self)))
+
+    def padded(self, indices: NDArray[np.int64]) -> Tensor:
+        """Rows at `indices` as one tensor (B, T), int64, 0 right of each row's length."""
+        starts, ends = self.offsets[indices], self.offsets[indices + 1]
+        batch = np.zeros((len(indices), int((ends - starts).max(initial=0))), dtype=np.int64)
+        for row, start, end in zip(batch, starts, ends, strict=True):
+            row[: end - start] = self.ids[start:end]
+        return torch.from_numpy(batch)
 
     def subset(self, indices: Sequence[int] | NDArray[np.int64]) -> "TextDataset":
         """The rows at `indices`, in that order, with the same classes."""

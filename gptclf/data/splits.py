@@ -56,8 +56,8 @@ def split(
             shared = len(shared_texts(earlier, later))
             if shared:
                 logger.warning(
-                    "%d of the %d texts in part %d also stand in part %d; drop them before you trust a score "
-                    "(gptclf.shared_texts finds them)", shared, len(later), i, j,
+                    "%d of the %d texts in part %d of the split also stand in part %d; drop them before you trust "
+                    "a score (gptclf.shared_texts finds them)", shared, len(later), i, j,
                 )  # fmt: skip
     return divided
 

@@ -6,7 +6,7 @@ from contextlib import contextmanager
 import torch
 from torch import nn
 
-from gptclf.gpt2.model import GPT2
+from gptclf.gpt2.stages import Classifier
 
 PRECISIONS = ("auto", "float32", "bfloat16")
 
@@ -14,7 +14,7 @@ PRECISIONS = ("auto", "float32", "bfloat16")
 _WORTH_CASTING = 256
 
 
-def resolve_precision(precision: str, model: GPT2) -> str:
+def resolve_precision(precision: str, model: Classifier) -> str:
     """What `precision` means for this model on its device: "float32" or "bfloat16".
 
     "auto" is bfloat16 where the device multiplies bfloat16 matrices in hardware and the model is wide enough to gain.
@@ -39,7 +39,7 @@ def _multiplies_bfloat16(device: torch.device) -> bool:
 
 
 @contextmanager
-def arithmetic(precision: str, model: GPT2) -> Iterator[None]:
+def arithmetic(precision: str, model: Classifier) -> Iterator[None]:
     """Run the block in `precision` (autocast of matrix products for bfloat16)."""
     enabled = resolve_precision(precision, model) == "bfloat16"
     with torch.autocast(model.device.type, dtype=torch.bfloat16, enabled=enabled):

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from gptclf.gpt2.heads import ClassifierHead
 from gptclf.gpt2.model import GPT2
 
 logger = logging.getLogger(__name__)
@@ -46,6 +47,45 @@ def frozen_depth(model: GPT2) -> int:
         if any(parameter.requires_grad for parameter in stage.parameters()):
             return depth
     return len(line)
+
+
+class Suffix(nn.Module):
+    """The stages from `depth` on as a view: the same parameters under the same names, fed with features.
+
+    Called like the model itself, with what the stage before `depth` gives (B, T, D) in the place of ids.
+
+    Args:
+        model: The classifier that is viewed.
+        depth: Number of stages left out, at least 1.
+    """
+
+    def __init__(self, model: GPT2, depth: int) -> None:
+        super().__init__()
+        line = stages(model)[depth:]
+        self.config = model.config
+        self.trunk = nn.Module()
+        blocks = {name.removeprefix("blocks."): stage for name, stage in line if name.startswith("blocks.")}
+        self.trunk.blocks = nn.ModuleDict(blocks)
+        if any(name == "norm" for name, _ in line):
+            self.trunk.norm = model.trunk.norm
+        self.head = model.head
+        self.device = model.device
+        self._body = tuple(stage for _, stage in line[:-1])
+
+    @property
+    def classes(self) -> list[Any] | None:
+        """The labels in column order of the logits."""
+        return list(self.head.classes) if isinstance(self.head, ClassifierHead) else None
+
+    def forward(self, features: Tensor, lengths: Tensor | None = None) -> Tensor:
+        """Logits (B, C) of features (B, T, D) of rows with `lengths` positions."""
+        for stage in self._body:
+            features = stage(features)
+        return self.head(features, lengths)  # type: ignore[no-any-return]
+
+
+# What can be trained and measured: a whole model on ids, or the end of one on features.
+Classifier = GPT2 | Suffix
 
 
 def freeze(model: GPT2, *, trainable: Trainable = "last_block") -> None:

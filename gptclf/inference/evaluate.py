@@ -10,8 +10,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
+from gptclf.data.batches import Rows
 from gptclf.data.dataset import TextDataset
 from gptclf.gpt2.model import GPT2
+from gptclf.gpt2.stages import Classifier
 from gptclf.inference.predict import check_classifier, class_logits
 from gptclf.metrics import confusion_matrix, per_class_scores
 
@@ -99,10 +101,10 @@ def evaluate(model: GPT2, dataset: TextDataset, *, batch_size: int = 32, precisi
         >>> evaluate(clf, data).probabilities.shape
         (2, 2)
     """
-    check_classifier(model)
+    rows = labelled_rows(model, dataset)
     model.warn_of_new_head()
     _warn_of_other_preparation(model, dataset)
-    logits, indices = _scored(model, dataset, None, batch_size, precision)
+    logits, indices = _scored(model, rows, None, batch_size, precision)
     classes = model.classes or []
     predicted = logits.argmax(dim=1).numpy()
     return Evaluation(
@@ -126,7 +128,8 @@ def dataset_loss(
     precision: str = "auto",
 ) -> float:
     """Mean cross-entropy in nats over a data set, or over its first `num_batches` batches, in its own order."""
-    return loss_and_accuracy(model, dataset, num_batches=num_batches, batch_size=batch_size, precision=precision)[0]
+    rows = labelled_rows(model, dataset)
+    return loss_and_accuracy(model, rows, num_batches=num_batches, batch_size=batch_size, precision=precision)[0]
 
 
 def dataset_accuracy(
@@ -138,32 +141,44 @@ def dataset_accuracy(
     precision: str = "auto",
 ) -> float:
     """Share of rows predicted right over a data set, or over its first `num_batches` batches, in its own order."""
-    return loss_and_accuracy(model, dataset, num_batches=num_batches, batch_size=batch_size, precision=precision)[1]
+    rows = labelled_rows(model, dataset)
+    return loss_and_accuracy(model, rows, num_batches=num_batches, batch_size=batch_size, precision=precision)[1]
 
 
 def loss_and_accuracy(
-    model: GPT2, dataset: TextDataset, *, num_batches: int | None, batch_size: int, precision: str
+    model: Classifier, rows: Rows, *, num_batches: int | None, batch_size: int, precision: str
 ) -> tuple[float, float]:
-    """`dataset_loss` and `dataset_accuracy` from one pass."""
-    check_classifier(model)
-    logits, targets = _scored(model, dataset, num_batches, batch_size, precision)
+    """`dataset_loss` and `dataset_accuracy` from one pass, over ids or features."""
+    logits, targets = _scored(model, rows, num_batches, batch_size, precision)
     return _mean_loss(logits, targets), float((logits.argmax(dim=1) == targets).double().mean())
 
 
+def labelled_rows(model: GPT2, dataset: TextDataset, name: str = "the data set") -> TextDataset:
+    """The rows of a data set cut to the model's context, or an error that says why they cannot be scored."""
+    check_classifier(model)
+    if not isinstance(dataset, TextDataset):
+        raise TypeError(f"{name} is a {type(dataset).__name__}; it must be a TextDataset with labels")
+    if not len(dataset):
+        raise ValueError(f"{name} is empty; it needs at least one labelled text")
+    dataset.targets(model.classes or [])
+    if int(dataset.ids.max()) >= model.config.vocab_size:
+        raise ValueError(
+            f"{name} has token id {int(dataset.ids.max())}, but the model's vocabulary ends at "
+            f"{model.config.vocab_size - 1}; build the data set with tokenizer=model.tokenizer"
+        )
+    return dataset.within(model.config.context_length)
+
+
 def _scored(
-    model: GPT2, dataset: TextDataset, num_batches: int | None, batch_size: int, precision: str
+    model: Classifier, rows: Rows, num_batches: int | None, batch_size: int, precision: str
 ) -> tuple[Tensor, Tensor]:
     """Logits (N, C) and targets (N,) of the first rows."""
-    if not isinstance(dataset, TextDataset):
-        raise TypeError(f"dataset is a {type(dataset).__name__}; it must be a TextDataset with labels")
     if num_batches is not None:
         if num_batches < 1:
             raise ValueError(f"num_batches is {num_batches}; it must be at least 1, or None for all")
-        dataset = dataset.subset(np.arange(min(len(dataset), num_batches * batch_size)))
-    if not len(dataset):
-        raise ValueError("the data set is empty; there is nothing to score")
-    targets = torch.from_numpy(dataset.targets(model.classes or []))
-    return class_logits(model, dataset, batch_size=batch_size, precision=precision), targets
+        rows = rows.subset(np.arange(min(len(rows), num_batches * batch_size)))
+    targets = torch.from_numpy(rows.targets(model.classes or []))
+    return class_logits(model, rows, batch_size=batch_size, precision=precision), targets
 
 
 def _mean_loss(logits: Tensor, targets: Tensor) -> float:

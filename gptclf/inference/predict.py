@@ -8,10 +8,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from gptclf.data.batches import Batches
+from gptclf.data.batches import Batches, Rows
 from gptclf.data.dataset import TextDataset
 from gptclf.gpt2.model import GPT2
 from gptclf.gpt2.precision import answering, arithmetic
+from gptclf.gpt2.stages import Classifier
 from gptclf.metrics import check_finite
 
 
@@ -55,15 +56,14 @@ def predict_proba(
         max_length=model.max_length,
         truncation=model.truncation,
         pad_to=model.pad_to,
-    )
+    ).within(model.config.context_length)
     model.warn_of_new_head()
     logits = class_logits(model, dataset, batch_size=batch_size, precision=precision)
     return logits.softmax(dim=1).numpy()
 
 
-def class_logits(model: GPT2, dataset: TextDataset, *, batch_size: int, precision: str) -> Tensor:
+def class_logits(model: Classifier, dataset: Rows, *, batch_size: int, precision: str) -> Tensor:
     """Logits (N, C) of a data set's rows, float32, on the CPU."""
-    dataset = dataset.within(model.config.context_length)
     batches = Batches(dataset, batch_size, classes=None)
     # Rows of like length share a batch, so there is little padding to compute.
     order = np.argsort(-dataset.lengths, kind="stable")

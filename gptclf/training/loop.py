@@ -13,8 +13,8 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from gptclf.data.batches import Batch, Batches
-from gptclf.gpt2.model import GPT2
 from gptclf.gpt2.precision import arithmetic
+from gptclf.gpt2.stages import Classifier
 from gptclf.metrics import blame, loss_sum
 
 
@@ -40,7 +40,7 @@ class Step:
 
 
 def training_steps(
-    model: GPT2,
+    model: Classifier,
     batches: Batches,
     optimizer: Optimizer,
     *,
@@ -96,7 +96,7 @@ def _gradient_norm(parameters: list[torch.nn.Parameter]) -> torch.Tensor:
     return torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
 
 
-def _accumulate_gradient(model: GPT2, group: list[Batch], precision: str) -> float:
+def _accumulate_gradient(model: Classifier, group: list[Batch], precision: str) -> float:
     """Add the gradient of the group's mean loss to `.grad` and return that loss."""
     rows = sum(len(batch) for batch in group)
     total = 0.0

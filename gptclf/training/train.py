@@ -5,12 +5,13 @@ from collections.abc import Sequence
 
 import torch
 
-from gptclf.data.batches import Batches
+from gptclf.data.batches import Batches, Rows
 from gptclf.data.dataset import TextDataset
+from gptclf.features.prefix import compute_features, reusable_depth
 from gptclf.gpt2.model import GPT2
 from gptclf.gpt2.precision import resolve_precision
-from gptclf.gpt2.stages import own_trainable
-from gptclf.inference.evaluate import loss_and_accuracy
+from gptclf.gpt2.stages import Classifier, Suffix, own_trainable
+from gptclf.inference.evaluate import labelled_rows, loss_and_accuracy
 from gptclf.inference.predict import check_classifier
 from gptclf.training.callbacks import Callback, Progress
 from gptclf.training.history import History, Scores
@@ -34,6 +35,7 @@ def train(
     accumulate: int = 1,
     drop_last: bool = False,
     seed: int = 123,
+    reuse_frozen: bool = True,
     precision: str = "auto",
     eval_every: int | None = None,
     eval_batches: int | None = None,
@@ -61,6 +63,8 @@ def train(
         accumulate: Batches per optimizer step; equal to one batch of accumulate * batch_size rows.
         drop_last: Leave out an epoch's last batch that is not full (the book's training loader does).
         seed: Determines the order of examples and dropout.
+        reuse_frozen: Compute the frozen part of the model once per text and train the rest on what it gave: the
+            same losses up to rounding, many times faster. False computes everything at every step.
         precision: "auto", "float32" or "bfloat16" (autocast of matrix products; weights stay float32).
         eval_every: Measure loss and accuracy every so many steps, too, not only after each epoch.
         eval_batches: Measure on the first so many batches of each set; None measures on all.
@@ -84,29 +88,30 @@ def train(
     check_classifier(model)
     _check_arguments(epochs=epochs, batch_size=batch_size, accumulate=accumulate, eval_every=eval_every,
                      eval_batches=eval_batches, lr=lr, weight_decay=weight_decay, clip=clip)  # fmt: skip
-    train_rows = _check_set(model, train_set, "train_set")
-    val_rows = None if val_set is None else _check_set(model, val_set, "val_set")
-    if len({int(label) for label in train_rows.targets(model.classes or [])}) < 2:
+    texts = labelled_rows(model, train_set, "train_set")
+    val_texts = None if val_set is None else labelled_rows(model, val_set, "val_set")
+    if len({int(label) for label in texts.targets(model.classes or [])}) < 2:
         raise ValueError("every row of the training set has the same label; a classifier learns nothing from one class")
     precision = resolve_precision(precision, model)
-    batches = Batches(train_rows, batch_size, seed, drop_last=drop_last, classes=model.classes)
-    if not len(batches):
-        raise ValueError(
-            f"drop_last=True leaves no batch: {len(train_rows)} rows are less than one batch of {batch_size}"
-        )
+    if drop_last and len(texts) < batch_size:
+        raise ValueError(f"drop_last=True leaves no batch: {len(texts)} rows are less than one batch of {batch_size}")
     model.max_length, model.truncation, model.pad_to = train_set.max_length, train_set.truncation, train_set.pad_to
     own_trainable(model)
+    start = time.perf_counter()
+    learner, train_rows, val_rows = _cut(model, texts, val_texts, precision, reuse_frozen)
+    batches = Batches(train_rows, batch_size, seed, drop_last=drop_last, classes=model.classes)
     optimizer = make_optimizer(model, lr=lr, weight_decay=weight_decay, decay=decay)
     steps_per_epoch = -(-len(batches) // accumulate)
     total_steps = epochs * steps_per_epoch
     scheduler = make_scheduler(optimizer, schedule, total_steps=total_steps, warmup_steps=warmup_steps)
     history = History()
     watching = [*callbacks, *([Progress(total_steps)] if progress else [])]
-    start = time.perf_counter()
 
     def measure(step: Step) -> Scores:
-        def on(rows: TextDataset) -> tuple[float, float]:
-            return loss_and_accuracy(model, rows, num_batches=eval_batches, batch_size=batch_size, precision=precision)
+        def on(rows: Rows) -> tuple[float, float]:
+            return loss_and_accuracy(
+                learner, rows, num_batches=eval_batches, batch_size=batch_size, precision=precision
+            )
 
         train_loss, train_accuracy = on(train_rows)
         val_loss, val_accuracy = (None, None) if val_rows is None else on(val_rows)
@@ -126,7 +131,7 @@ def train(
         with torch.random.fork_rng(devices=[model.device] if model.device.type == "cuda" else []):
             torch.manual_seed(seed)
             for step in training_steps(
-                model, batches, optimizer, epochs=epochs, accumulate=accumulate, clip=clip, scheduler=scheduler,
+                learner, batches, optimizer, epochs=epochs, accumulate=accumulate, clip=clip, scheduler=scheduler,
                 precision=precision,
             ):  # fmt: skip
                 history.steps.append(step)
@@ -145,18 +150,16 @@ def train(
     return history
 
 
-def _check_set(model: GPT2, dataset: TextDataset, name: str) -> TextDataset:
-    if not isinstance(dataset, TextDataset):
-        raise TypeError(f"{name} is a {type(dataset).__name__}; it must be a TextDataset with labels")
-    if not len(dataset):
-        raise ValueError(f"{name} is empty; it needs at least one labelled text")
-    dataset.targets(model.classes or [])
-    if int(dataset.ids.max()) >= model.config.vocab_size:
-        raise ValueError(
-            f"{name} has token id {int(dataset.ids.max())}, but the model's vocabulary ends at "
-            f"{model.config.vocab_size - 1}; build the data set with tokenizer=model.tokenizer"
-        )
-    return dataset.within(model.config.context_length)
+def _cut(
+    model: GPT2, train_set: TextDataset, val_set: TextDataset | None, precision: str, reuse_frozen: bool
+) -> tuple[Classifier, Rows, Rows | None]:
+    """What the loop trains and on which rows: the trainable end on features where the frozen part can be reused."""
+    sets = [train_set] if val_set is None else [train_set, val_set]
+    depth = reusable_depth(model, sum(len(dataset.ids) for dataset in sets)) if reuse_frozen else 0
+    if depth == 0:
+        return model, train_set, val_set
+    features = [compute_features(model, dataset, depth, precision=precision) for dataset in sets]
+    return Suffix(model, depth), features[0], features[1] if len(features) > 1 else None
 
 
 def _check_arguments(**values: int | float | None) -> None:

@@ -1,0 +1,1 @@
+"""The cut between what is frozen and what trains, and what is kept of the frozen part."""
