@@ -55,11 +55,10 @@ def per_class_scores(confusion: NDArray[np.int64]) -> dict[str, NDArray[Any]]:
     return {"precision": precision, "recall": recall, "f1": f1, "support": support}
 
 
-def check_finite(logits: Tensor, model: Classifier) -> None:
-    """Raise where logits are not finite, naming the parameters at fault."""
-    if bool(torch.isfinite(logits).all()):
-        return
-    raise FloatingPointError(f"the logits are not finite. {blame(model)}")
+def check_finite(computed: Tensor, model: Classifier, what: str = "logits") -> None:
+    """Raise where what a model computed is not finite, naming the parameters at fault."""
+    if not bool(torch.isfinite(computed).all()):
+        raise FloatingPointError(f"the {what} are not finite. {blame(model)}")
 
 
 def blame(model: Classifier) -> str:

@@ -17,6 +17,7 @@ from gptclf.gpt2.heads import ClassifierHead
 from gptclf.gpt2.model import GPT2
 from gptclf.gpt2.precision import answering, arithmetic
 from gptclf.gpt2.stages import frozen_depth, stages
+from gptclf.metrics import check_finite
 
 logger = logging.getLogger(__name__)
 
@@ -73,6 +74,7 @@ def compute_features(model: GPT2, dataset: TextDataset, depth: int, *, precision
                     values[starts[i]] = row[length - 1 if pooling == "last" else 0]
                 else:
                     values[starts[i] : starts[i] + length] = row[:length]
+    check_finite(values, model, "features of the frozen part")
     return FeatureSet(dataset, values, lengths)
 
 

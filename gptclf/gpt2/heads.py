@@ -103,6 +103,8 @@ def pool(hidden: Tensor, lengths: Tensor | None, pooling: str) -> Tensor:
 
 
 def _check_lengths(lengths: Tensor, B: int, T: int) -> None:
+    if not isinstance(lengths, Tensor):
+        raise TypeError(f"lengths is a {type(lengths).__name__}; it must be a tensor of {B} counts")
     if lengths.shape != (B,):
         raise ValueError(f"lengths has shape {tuple(lengths.shape)}; it must be ({B},), one count per row")
     # A length of 0 would index the last column without a word. On a GPU the check would wait for the device.

@@ -193,13 +193,21 @@ class GPT2(nn.Module):
         if isinstance(self.head, ClassifierHead):
             self._fresh_head = self.head.output.weight.detach().cpu().clone()
 
-    def warn_of_new_head(self) -> None:
-        """Warn, once in a model's life, that answers come from a head that never learned."""
+    def forget_fresh_head(self) -> None:
+        """Note that training went through the head, even where only what is before it changed."""
+        self._fresh_head = None
+
+    def warn_of_new_head(self, *, stacklevel: int) -> None:
+        """Warn, once in a model's life, that answers come from a head that never learned.
+
+        Args:
+            stacklevel: Calls between this one and the user's line, which the warning shows.
+        """
         if self.head_is_new and not self._warned_of_new_head:
             self._warned_of_new_head = True
             warnings.warn(
                 "this classifier's head was never trained or loaded; its answers are chance. Call train first",
-                stacklevel=3,
+                stacklevel=stacklevel + 1,
             )
 
     @property
@@ -270,8 +278,11 @@ def initialise(module: nn.Module, config: GPT2Config, seed: int | None) -> int:
 
 
 def _check_ids(input_ids: Tensor, vocab_size: int, context_length: int) -> None:
-    if input_ids.dim() != 2:
-        raise ValueError(f"input_ids has shape {tuple(input_ids.shape)}; it must be (batch, tokens)")
+    if not isinstance(input_ids, Tensor) or input_ids.is_floating_point():
+        kind = input_ids.dtype if isinstance(input_ids, Tensor) else type(input_ids).__name__
+        raise TypeError(f"input_ids is {kind}; it must be a tensor of integer token ids")
+    if input_ids.dim() != 2 or input_ids.shape[1] < 1:
+        raise ValueError(f"input_ids has shape {tuple(input_ids.shape)}; it must be (batch, tokens), tokens at least 1")
     if input_ids.shape[1] > context_length:
         raise ValueError(
             f"a row has {input_ids.shape[1]} tokens but the model's context length is {context_length}; "

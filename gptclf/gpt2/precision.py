@@ -47,13 +47,19 @@ def arithmetic(precision: str, model: Classifier) -> Iterator[None]:
 
 
 @contextmanager
-def answering(model: nn.Module) -> Iterator[None]:
-    """No gradients and no dropout in the block; every module's mode is put back afterwards."""
+def in_mode(model: nn.Module, *, training: bool) -> Iterator[None]:
+    """Training (dropout) or evaluation mode in the block; every module's own mode is put back afterwards."""
     modes = [(module, module.training) for module in model.modules()]
-    model.eval()
+    model.train(training)
     try:
-        with torch.inference_mode():
-            yield
+        yield
     finally:
         for module, mode in modes:
             module.training = mode
+
+
+@contextmanager
+def answering(model: nn.Module) -> Iterator[None]:
+    """No gradients and no dropout in the block."""
+    with in_mode(model, training=False), torch.inference_mode():
+        yield

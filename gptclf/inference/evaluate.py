@@ -102,7 +102,7 @@ def evaluate(model: GPT2, dataset: TextDataset, *, batch_size: int = 32, precisi
         (2, 2)
     """
     rows = labelled_rows(model, dataset)
-    model.warn_of_new_head()
+    model.warn_of_new_head(stacklevel=2)
     _warn_of_other_preparation(model, dataset)
     logits, indices = _scored(model, rows, None, batch_size, precision)
     classes = model.classes or []

@@ -37,7 +37,7 @@ def predict(model: GPT2, texts: Iterable[str], *, batch_size: int = 32, precisio
         >>> len(predict(clf, ["you won a prize", "see you at six"]))
         2
     """
-    probabilities = predict_proba(model, texts, batch_size=batch_size, precision=precision)
+    probabilities = _probabilities(model, texts, batch_size, precision)
     classes = model.classes or []
     return [classes[i] for i in probabilities.argmax(axis=1)]
 
@@ -49,6 +49,10 @@ def predict_proba(
 
     Arguments are those of `predict`.
     """
+    return _probabilities(model, texts, batch_size, precision)
+
+
+def _probabilities(model: GPT2, texts: Iterable[str], batch_size: int, precision: str) -> NDArray[np.float32]:
     check_classifier(model)
     dataset = TextDataset(
         texts,
@@ -57,7 +61,7 @@ def predict_proba(
         truncation=model.truncation,
         pad_to=model.pad_to,
     ).within(model.config.context_length)
-    model.warn_of_new_head()
+    model.warn_of_new_head(stacklevel=3)
     logits = class_logits(model, dataset, batch_size=batch_size, precision=precision)
     return logits.softmax(dim=1).numpy()
 

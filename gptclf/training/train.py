@@ -1,7 +1,10 @@
 """`train`: data, optimizer, loop, evaluation and callbacks put together."""
 
+import math
 import time
 from collections.abc import Sequence
+from numbers import Integral, Real
+from typing import Any
 
 import torch
 
@@ -9,7 +12,7 @@ from gptclf.data.batches import Batches, Rows
 from gptclf.data.dataset import TextDataset
 from gptclf.features.prefix import compute_features, reusable_depth
 from gptclf.gpt2.model import GPT2
-from gptclf.gpt2.precision import resolve_precision
+from gptclf.gpt2.precision import in_mode, resolve_precision
 from gptclf.gpt2.stages import Classifier, Suffix, own_trainable
 from gptclf.inference.evaluate import labelled_rows, loss_and_accuracy
 from gptclf.inference.predict import check_classifier
@@ -86,8 +89,11 @@ def train(
         True
     """
     check_classifier(model)
+    if not any(parameter.requires_grad for parameter in model.parameters()):
+        raise ValueError("nothing in the model trains; say what shall with freeze(model, trainable='last_block')")
     _check_arguments(epochs=epochs, batch_size=batch_size, accumulate=accumulate, eval_every=eval_every,
-                     eval_batches=eval_batches, lr=lr, weight_decay=weight_decay, clip=clip)  # fmt: skip
+                     eval_batches=eval_batches, lr=lr, weight_decay=weight_decay, clip=clip,
+                     warmup_steps=warmup_steps, seed=seed)  # fmt: skip
     texts = labelled_rows(model, train_set, "train_set")
     val_texts = None if val_set is None else labelled_rows(model, val_set, "val_set")
     if len({int(label) for label in texts.targets(model.classes or [])}) < 2:
@@ -124,16 +130,16 @@ def train(
             callback.on_scores(model, scores)
         return scores
 
-    was_training = model.training
-    model.train()
     # Dropout draws from torch's global generator; it is seeded for the run and put back after it.
+    devices = [model.device] if model.device.type == "cuda" else []
     try:
-        with torch.random.fork_rng(devices=[model.device] if model.device.type == "cuda" else []):
+        with in_mode(model, training=True), torch.random.fork_rng(devices=devices):
             torch.manual_seed(seed)
             for step in training_steps(
                 learner, batches, optimizer, epochs=epochs, accumulate=accumulate, clip=clip, scheduler=scheduler,
                 precision=precision,
             ):  # fmt: skip
+                model.forget_fresh_head()
                 history.steps.append(step)
                 for callback in watching:
                     callback.on_step(model, step)
@@ -141,7 +147,6 @@ def train(
                 if ends_epoch or (eval_every is not None and step.step % eval_every == 0):
                     (history.epochs if ends_epoch else history.evaluations).append(measure(step))
     finally:
-        model.train(was_training)
         # Gradients would keep as much memory as the trained weights.
         optimizer.zero_grad(set_to_none=True)
         for callback in watching:
@@ -162,17 +167,27 @@ def _cut(
     return Suffix(model, depth), features[0], features[1] if len(features) > 1 else None
 
 
-def _check_arguments(**values: int | float | None) -> None:
-    for name in ("epochs", "batch_size", "accumulate", "eval_every", "eval_batches"):
+def _check_arguments(**values: Any) -> None:
+    least = {
+        "epochs": 1,
+        "batch_size": 1,
+        "accumulate": 1,
+        "eval_every": 1,
+        "eval_batches": 1,
+        "warmup_steps": 0,
+        "seed": 0,
+    }
+    for name, low in least.items():
         value = values[name]
-        optional = name.startswith("eval")
-        if value is None and optional:
+        if value is None and name.startswith("eval"):
             continue
-        if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-            raise ValueError(f"{name} is {value!r}; it must be an integer of at least 1{' or None' * optional}")
+        if not isinstance(value, Integral) or isinstance(value, bool) or value < low:
+            raise ValueError(f"{name} is {value!r}; it must be an integer of at least {low}")
     for name in ("lr", "weight_decay", "clip"):
         value = values[name]
         if value is None and name == "clip":
             continue
-        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < float("inf"):
+        if not isinstance(value, Real) or isinstance(value, bool) or not 0 <= value < math.inf:
             raise ValueError(f"{name} is {value!r}; it must be a finite number of at least 0")
+    if values["clip"] == 0:
+        raise ValueError("clip is 0, which would cut every gradient to nothing; give a positive norm, or None")
