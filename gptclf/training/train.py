@@ -168,26 +168,19 @@ def _cut(
 
 
 def _check_arguments(**values: Any) -> None:
-    least = {
-        "epochs": 1,
-        "batch_size": 1,
-        "accumulate": 1,
-        "eval_every": 1,
-        "eval_batches": 1,
-        "warmup_steps": 0,
-        "seed": 0,
-    }
-    for name, low in least.items():
-        value = values[name]
-        if value is None and name.startswith("eval"):
+    counts = ("epochs", "batch_size", "accumulate", "eval_every", "eval_batches", "warmup_steps", "seed")
+    for name in counts:
+        value, optional = values[name], name.startswith("eval")
+        least = 0 if name in ("warmup_steps", "seed") else 1
+        if value is None and optional:
             continue
-        if not isinstance(value, Integral) or isinstance(value, bool) or value < low:
-            raise ValueError(f"{name} is {value!r}; it must be an integer of at least {low}")
+        if not isinstance(value, Integral) or isinstance(value, bool) or value < least:
+            raise ValueError(f"{name} is {value!r}; it must be an integer of at least {least}{' or None' * optional}")
     for name in ("lr", "weight_decay", "clip"):
         value = values[name]
         if value is None and name == "clip":
             continue
-        if not isinstance(value, Real) or isinstance(value, bool) or not 0 <= value < math.inf:
+        if not isinstance(value, Real) or isinstance(value, bool) or not 0 <= float(value) < math.inf:
             raise ValueError(f"{name} is {value!r}; it must be a finite number of at least 0")
     if values["clip"] == 0:
         raise ValueError("clip is 0, which would cut every gradient to nothing; give a positive norm, or None")
