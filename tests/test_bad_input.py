@@ -358,7 +358,7 @@ class TestDamagedRecords:
         whole = (folder / "gptclf.json").read_bytes()
         try:
             (folder / "gptclf.json").write_text(json.dumps(record))
-            with pytest.raises(ValueError, match=rf"gptclf\.json lacks or garbles '{key}'; the file is damaged"):
+            with pytest.raises(ValueError, match=rf"gptclf\.json: it lacks '{key}'; the file is damaged"):
                 load_model(folder)
         finally:
             (folder / "gptclf.json").write_bytes(whole)

@@ -69,7 +69,7 @@ class Batches:
         classes: What targets index; None means the data set's own classes. Labels are matched by name.
 
     Example:
-        >>> from gptclf import load_gpt2
+        >>> from gptclf import TextDataset, load_gpt2
         >>> tokenizer = load_gpt2("nano").tokenizer
         >>> data = TextDataset(["a", "bcd", "ef"], [0, 1, 0], tokenizer=tokenizer)
         >>> [batch.inputs.shape for batch in Batches(data, batch_size=2)]

@@ -19,6 +19,10 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
+# Most characters handed to the tokenizer at once. Its regular expression keeps a stack of its own, which a run of some
+# 500,000 blanks overflows.
+_PIECE = 250_000
+
 TRUNCATIONS = ("tail", "head", "middle")
 
 
@@ -62,7 +66,7 @@ class TextDataset:
         truncation: str = "tail",
         pad_to: int | None = None,
     ) -> None:
-        self.max_length, self.truncation, self.pad_to = _check_preparation(max_length, truncation, pad_to)
+        self.max_length, self.truncation, self.pad_to = check_preparation(max_length, truncation, pad_to)
         self.tokenizer = tokenizer
         self.texts = _check_texts(texts)
         self.classes: list[Any] | None = None
@@ -167,8 +171,8 @@ class TextDataset:
         return torch.from_numpy(batch)
 
     def subset(self, indices: Sequence[int] | NDArray[np.int64]) -> "TextDataset":
-        """The rows at `indices`, in that order, with the same classes."""
-        chosen = np.asarray(indices, dtype=np.int64)
+        """The rows at `indices` (or where a mask is true), in that order, with the same classes."""
+        chosen = row_numbers(indices, len(self))
         part = copy.copy(self)
         part.texts = [self.texts[i] for i in chosen]
         part.labels = None if self.labels is None else self.labels[chosen]
@@ -196,7 +200,9 @@ class TextDataset:
         return index_labels([self.classes[i] for i in self.labels], list(classes))
 
     def _prepare(self, text: str) -> NDArray[np.int32]:
-        ids = self.tokenizer.encode_ordinary(text)
+        ids: list[int] = []
+        for piece in _pieces(text):
+            ids += self.tokenizer.encode_ordinary(piece)
         return np.asarray(ids or [self.tokenizer.eot_token], dtype=np.int32)
 
     def _truncate(self, limit: int) -> None:
@@ -233,9 +239,37 @@ def _cut(row: NDArray[np.int32], limit: int, truncation: str) -> NDArray[np.int3
     return np.concatenate([row[: limit - back], row[len(row) - back :]])
 
 
-def _check_preparation(
+def _pieces(text: str) -> list[str]:
+    """A text in pieces of at most `_PIECE` characters, cut where the tokens stay the same.
+
+    That is before a blank that follows a letter: GPT-2's pattern always ends a token there. A stretch of half a piece
+    without such a place is not language; it is cut where it is.
+    """
+    pieces, start = [], 0
+    while len(text) - start > _PIECE:
+        end = start + _PIECE
+        place = next((i for i in range(end, end - _PIECE // 2, -1) if text[i] == " " and text[i - 1].isalpha()), end)
+        pieces.append(text[start:place])
+        start = place
+    return [*pieces, text[start:]]
+
+
+def row_numbers(indices: Sequence[int] | NDArray[np.int64], n: int) -> NDArray[np.int64]:
+    """Row numbers from row numbers or from a mask over `n` rows."""
+    chosen = np.asarray(indices)
+    if chosen.dtype == bool:
+        if chosen.shape != (n,):
+            raise IndexError(f"the mask has shape {chosen.shape}; the data set has {n} rows")
+        return np.flatnonzero(chosen)
+    if chosen.size and not np.issubdtype(chosen.dtype, np.integer):
+        raise TypeError(f"rows are chosen by whole numbers or a mask, not by {chosen.dtype}")
+    return chosen.astype(np.int64)
+
+
+def check_preparation(
     max_length: int | None, truncation: str, pad_to: int | None
 ) -> tuple[int | None, str, int | None]:
+    """The three settings that say how texts become rows, with `pad_to` setting `max_length` where that is None."""
     for name, value in (("max_length", max_length), ("pad_to", pad_to)):
         if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < 1):
             raise ValueError(f"{name} is {value!r}; it must be a number of tokens of at least 1, or None")

@@ -14,15 +14,15 @@ def check_labels(labels: Iterable[Any], n_texts: int) -> list[Any]:
     if len(named) != n_texts:
         raise ValueError(f"{n_texts} texts but {len(named)} labels; every text needs one label")
     for i, label in enumerate(named):
-        if _is_missing(label):
-            raise ValueError(f"label {i} is missing ({label!r}); drop the row or give it a label")
         try:
             hash(label)
         except TypeError as error:
             raise TypeError(
                 f"label {i} is {label!r} ({type(label).__name__}), which is not hashable; "
-                "use strings, numbers or tuples"
+                "use strings, numbers or tuples, one for each text"
             ) from error
+        if _is_missing(label):
+            raise ValueError(f"label {i} is missing ({label!r}); drop the row or give it a label")
     return named
 
 
@@ -50,6 +50,8 @@ def infer_classes(labels: list[Any]) -> list[Any]:
 def index_labels(labels: list[Any], classes: list[Any]) -> NDArray[np.int64]:
     """Each label's place among the classes; one that is not among them is an error that names it and its row."""
     index = {label: i for i, label in enumerate(classes)}
+    if len(index) < len(classes):
+        raise ValueError(f"classes holds a label twice: {classes[:20]!r}; each class needs its own label")
     unknown = {label: i for i, label in enumerate(labels) if label not in index}
     if unknown:
         shown = ", ".join(f"{label!r} (row {i})" for label, i in islice(unknown.items(), 5))

@@ -97,8 +97,9 @@ def read_table(table: Any, text: str, label: str | None) -> tuple[list[str], lis
 
 
 def _column(table: Any, name: str) -> list[Any]:
+    columns = getattr(table, "column_names", None)
+    columns = list(table) if columns is None else columns
     try:
         return list(table[name])
-    except (KeyError, TypeError, IndexError) as error:
-        columns = getattr(table, "column_names", None) or list(table)
+    except (KeyError, TypeError, IndexError, ValueError) as error:
         raise ValueError(f"the table has no column {name!r}; it has {columns[:20]}") from error

@@ -9,7 +9,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from gptclf.data.dataset import TextDataset
+from gptclf.data.dataset import TextDataset, row_numbers
 
 
 class FeatureSet:
@@ -41,7 +41,7 @@ class FeatureSet:
 
     def subset(self, indices: Sequence[int] | NDArray[np.int64]) -> "FeatureSet":
         """The rows at `indices`; the features themselves are not copied."""
-        chosen = np.asarray(indices, dtype=np.int64)
+        chosen = row_numbers(indices, len(self))
         part = copy.copy(self)
         part.source = self.source.subset(chosen)
         part.lengths, part._starts = self.lengths[chosen], self._starts[chosen]

@@ -67,6 +67,13 @@ class GPT2Config:
                 f"GPT2Config: emb_dim {self.emb_dim} is not divisible by n_heads {self.n_heads}; "
                 "every head needs the same whole number of dimensions"
             )
+        for name in ("drop_rate", "norm_eps", "init_std"):
+            value = getattr(self, name)
+            if not isinstance(value, int | float) or isinstance(value, bool):
+                raise ValueError(f"GPT2Config.{name} is {value!r}; it must be a number")
+        for name in ("qkv_bias", "scale_attention", "scale_attention_by_layer", "tied"):
+            if not isinstance(getattr(self, name), bool):
+                raise ValueError(f"GPT2Config.{name} is {getattr(self, name)!r}; it must be True or False")
         if not 0.0 <= self.drop_rate < 1.0:
             raise ValueError(f"GPT2Config.drop_rate is {self.drop_rate!r}; it must lie in [0, 1)")
         if self.activation not in ACTIVATIONS:

@@ -7,6 +7,7 @@ import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -252,16 +253,20 @@ class GPT2(nn.Module):
         return self.head.project(self.trunk(input_ids))
 
 
-def initialise(module: nn.Module, config: GPT2Config, seed: int | None) -> int:
+def initialise(module: nn.Module, config: GPT2Config, seed: int | None, *, stream: int = 0) -> int:
     """Draw the parameters below `module` as GPT-2 does and return the seed that was used.
 
     Weights are normal with `config.init_std`, those that write into the residual stream divided by sqrt(2 L)
     (Radford et al., 2019, section 2.3); biases are 0, norms are the identity. `seed=None` takes a seed from torch's
-    global generator.
+    global generator. `stream` keeps apart what is drawn from one seed: a head drawn like the embedding before it
+    would be a copy of its first rows.
     """
     if seed is None:
         seed = int(torch.randint(2**31, ()))
-    generator = torch.Generator().manual_seed(seed)
+    if not isinstance(seed, int) or isinstance(seed, bool) or seed < 0:
+        raise ValueError(f"seed is {seed!r}; it must be an integer of at least 0, or None")
+    state = np.random.SeedSequence([seed, stream]).generate_state(1, np.uint64)
+    generator = torch.Generator().manual_seed(int(state[0]))
     parts = list(module.modules())
     residual = {part.out for part in parts if isinstance(part, Attention)}
     residual |= {part.down for part in parts if isinstance(part, MLP)}

@@ -1,10 +1,17 @@
 """Writing a folder's files so that an interruption leaves what was there before."""
 
+import errno
+import glob
+import json
 import os
+import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
 from torch import Tensor
+
+# A save takes seconds to minutes; a half-written file this old has nobody who would finish it.
+_ABANDONED_SECONDS = 3600
 
 # Writes one file at the path it is given.
 Writer = Callable[[Path], None]
@@ -28,15 +35,32 @@ def tensor_writer(tensors: dict[str, Tensor], metadata: dict[str, str]) -> Write
 
         try:
             save_file(tensors, path, metadata=metadata)
+            _sort_metadata(path)
         except SafetensorError as error:
             raise OSError(str(error)) from error
 
     return write
 
 
+def _sort_metadata(path: Path) -> None:
+    """Put the header's metadata in order: the library writes it at random, and equal models shall be equal files.
+
+    Format: 8 bytes with the header's length (little-endian), then the header, JSON filled up with spaces.
+    """
+    with path.open("r+b") as file:
+        size = int.from_bytes(file.read(8), "little")
+        header = json.loads(file.read(size))
+        header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+        text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+        if len(text) <= size:  # the same characters in another order
+            file.seek(8)
+            file.write(text.ljust(size))
+
+
 def write_all(folder: Path, writers: Mapping[str, Writer]) -> None:
-    """Write every file beside its place, then rename them all; `gptclf.json` comes last."""
+    """Write every file beside its place, then rename them all in the order given."""
     beside = {name: folder / f".{name}.{os.getpid()}.tmp" for name in writers}
+    _sweep(folder, writers)
     try:
         for name, write in writers.items():
             write(beside[name])
@@ -44,10 +68,18 @@ def write_all(folder: Path, writers: Mapping[str, Writer]) -> None:
             path.replace(folder / name)
     except OSError as error:
         raise OSError(
-            error.errno,
+            error.errno or errno.EIO,
             f"could not save to {folder} ({error}); what was there before is untouched unless renaming had begun. "
             "Free space or choose another folder, and save again: the model in memory is whole",
         ) from error
     finally:
         for path in beside.values():
             path.unlink(missing_ok=True)
+
+
+def _sweep(folder: Path, writers: Mapping[str, Writer]) -> None:
+    """Remove what a save that was killed left here an hour ago or earlier."""
+    for name in writers:
+        for path in folder.glob(f".{glob.escape(name)}.*.tmp"):
+            if time.time() - path.stat().st_mtime > _ABANDONED_SECONDS:
+                path.unlink(missing_ok=True)

@@ -159,7 +159,7 @@ def config_from_hugging_face(values: Mapping[str, Any], *, source: str) -> GPT2C
         if values.get(key):
             raise ValueError(f"{source} sets {key} = {values[key]!r}: gptclf has no {what}")
     activation = values.get("activation_function", "gelu_new")
-    if activation not in _ACTIVATIONS:
+    if not isinstance(activation, str) or activation not in _ACTIVATIONS:
         raise ValueError(f"{source} sets activation_function = {activation!r}; gptclf has {', '.join(_ACTIVATIONS)}")
     missing = [key for key in ("n_embd", "n_head", "n_layer") if key not in values]
     if missing:

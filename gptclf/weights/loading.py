@@ -112,6 +112,8 @@ def load_gpt2(
 
 def _locate(name: str | Path) -> tuple[Path | None, str | None]:
     """(folder, None), (None, repository), or (None, None) for nano."""
+    if not str(name) or not isinstance(name, str | Path):
+        raise TypeError(f"name is {name!r}; give a model's name, a folder or a GPT2Config")
     preset = ALIASES.get(str(name), str(name))
     folder = Path(name)
     if folder.is_dir():
@@ -194,7 +196,7 @@ def add_classifier_head(
     clf = GPT2(model.config, classes=labels, pooling=pooling, head_bias=bias, device="meta")
     share(model, clf)
     clf.head.to_empty(device="cpu")
-    seed = initialise(clf.head, model.config, seed)
+    seed = initialise(clf.head, model.config, seed, stream=1)
     clf.head.to(model.device)
     clf.remember_fresh_head()
     clf.share_tokenizer(model)

@@ -13,14 +13,12 @@ import hashlib
 import json
 import logging
 from collections.abc import Mapping
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
-from gptclf.gpt2.config import GPT2Config
 from gptclf.gpt2.heads import ClassifierHead
 from gptclf.gpt2.model import GPT2
 from gptclf.weights.atomic import Writer, tensor_writer, text_writer, write_all
@@ -36,6 +34,7 @@ from gptclf.weights.folders import (
     read_weights,
 )
 from gptclf.weights.formats import config_from_hugging_face, config_to_hugging_face, to_hugging_face
+from gptclf.weights.record import MARK, read_record, write_record
 from gptclf.weights.tokenizer import tokenizer_files
 from gptclf.weights.vocabulary import find_tokenizer
 
@@ -48,8 +47,6 @@ OURS = "gptclf.json"
 ORIGINALS = "gptclf.safetensors"
 _FOLDED = ("head.output.bias", "trunk.norm.bias")
 _TOKENIZER = ("vocab.json", "merges.txt", "tokenizer.json", "tokenizer_config.json")
-# The key under which every file of one save carries the same mark, so that a mixture of two saves is noticed.
-_MARK = "gptclf_save"
 
 
 def save_model(model: GPT2, folder: str | Path) -> Path:
@@ -82,22 +79,24 @@ def save_model(model: GPT2, folder: str | Path) -> Path:
             f"{target} holds {', '.join(foreign)} that gptclf did not write; "
             "give another folder, so that no model is lost"
         )
-    parameters = {name: parameter.detach() for name, parameter in model.named_parameters()}
+    # Master weights are float32; a model that its owner cast is saved as what it can be loaded as.
+    parameters = {name: parameter.detach().float() for name, parameter in model.named_parameters()}
     mark = _digest(parameters)
     tokenizer = _tokenizer_or_none(model)
     theirs, originals, reason = _divide(model, parameters)
     if reason:
         logger.warning("%s: transformers cannot load this model (%s); gptclf.load_model can", target, reason)
+    record = write_record(model, mark=mark, originals=list(originals), exported=theirs is not None)
     writers: dict[str, Writer] = {}
     if theirs is not None:
-        writers[WEIGHTS] = tensor_writer(theirs, {"format": "pt", _MARK: mark})
+        writers[WEIGHTS] = tensor_writer(theirs, {"format": "pt", MARK: mark})
         writers[CONFIG] = text_writer(_to_json(_their_config(model, tokenizer)))
     if originals:
-        writers[ORIGINALS] = tensor_writer(originals, {_MARK: mark})
+        writers[ORIGINALS] = tensor_writer(originals, {MARK: mark})
     if tokenizer is not None:
         for name, text in tokenizer_files(tokenizer, model.config.context_length).items():
             writers[name] = text_writer(text)
-    writers[OURS] = text_writer(_to_json(_our_record(model, mark, list(originals), theirs is not None)))
+    writers[OURS] = text_writer(_to_json(record))
     target.mkdir(parents=True, exist_ok=True)
     write_all(target, writers)
     # What an earlier save of ours left and this one does not have would be read as part of it.
@@ -132,44 +131,27 @@ def load_model(folder: str | Path, *, device: str | torch.device | None = None) 
 
 
 def _load_ours(source: Path) -> GPT2:
-    record = read_json(source / OURS)
-    if record.get("format") != 1:
-        raise ValueError(
-            f"{source / OURS} has format {record.get('format')!r}; this version of gptclf reads format 1. "
-            "A newer gptclf wrote it: upgrade"
-        )
-    try:
-        config = GPT2Config.from_dict(record["config"])
-        names = record["originals"]
-        head = record["head"]
-        classes = None if head is None else [_label_from_json(label) for label in head["classes"]]
-        settings = {} if head is None else {"pooling": head["pooling"], "head_bias": head["bias"]}
-        model = GPT2(config, classes=classes, device="meta", **settings)
-        model.max_length, model.truncation = record["max_length"], record["truncation"]
-        model.pad_to = record["pad_to"]
-        trainable = set(record["trainable"])
-        mark, exported = record[_MARK], record["exported"]
-    except (KeyError, TypeError) as error:
-        raise ValueError(f"{source / OURS} lacks or garbles {error}; the file is damaged") from error
-    files = [WEIGHTS] * exported + [ORIGINALS] * bool(names)
+    record = read_record(read_json(source / OURS), source=source / OURS)
+    model, names = record.model, record.originals
+    files = [WEIGHTS] * record.exported + [ORIGINALS] * bool(names)
     read = {name: read_safetensors(source / name) for name in files}
     for name, (_, metadata) in read.items():
-        if metadata.get(_MARK) != mark:
+        if metadata.get(MARK) != record.mark:
             raise ValueError(
                 f"{source / name} and {OURS} come from different saves; a save was interrupted or a file replaced. "
                 "Save the model again, or take the folder from its backup"
             )
-    if exported:
+    if record.exported:
         fill_from_hugging_face(model, source, without=tuple(names))
     if names:
         originals = read[ORIGINALS][0]
         shapes = {name: tuple(p.shape) for name, p in model.named_parameters()}
-        wrong = [n for n in names if n not in originals or n not in shapes or tuple(originals[n].shape) != shapes[n]]
-        if wrong or (not exported and set(names) != set(shapes)):
-            raise ValueError(f"{source / ORIGINALS} does not fit {OURS}: {', '.join(wrong) or 'parameters missing'}")
+        wrong = [n for n in names if n not in originals or tuple(originals[n].shape) != shapes[n]]
+        if wrong:
+            raise ValueError(f"{source / ORIGINALS} does not fit {OURS}: {', '.join(wrong)}")
         fill(model, {name: originals[name] for name in names})
     for name, parameter in model.named_parameters():
-        parameter.requires_grad_(name in trainable)
+        parameter.requires_grad_(name in record.trainable)
     return model
 
 
@@ -246,47 +228,6 @@ def _their_config(model: GPT2, tokenizer: "tiktoken.Encoding | None") -> dict[st
         "id2label": {str(i): name for i, name in enumerate(names)},
         "label2id": {name: i for i, name in enumerate(names)},
     }
-
-
-def _our_record(model: GPT2, mark: str, originals: list[str], exported: bool) -> dict[str, Any]:
-    head = model.head
-    try:
-        made_by = version("gptclf")
-    except PackageNotFoundError:  # run from a source tree that is not installed
-        made_by = "unknown"
-    return {
-        "format": 1,
-        "gptclf_version": made_by,
-        _MARK: mark,
-        "config": model.config.to_dict(),
-        "head": None
-        if not isinstance(head, ClassifierHead)
-        else {
-            "classes": [_label_to_json(label) for label in head.classes],
-            "pooling": head.pooling,
-            "bias": head.output.bias is not None,
-        },
-        "max_length": model.max_length,
-        "truncation": model.truncation,
-        "pad_to": model.pad_to,
-        "trainable": [name for name, p in model.named_parameters() if p.requires_grad],
-        "originals": originals,
-        "exported": exported,
-    }
-
-
-def _label_to_json(label: Any) -> Any:
-    """A label with its type: JSON's own kinds as they are, a tuple as {"tuple": [...]}, others by their text."""
-    if isinstance(label, str | bool | int | float):
-        return label
-    if isinstance(label, tuple):
-        return {"tuple": [_label_to_json(part) for part in label]}
-    logger.warning("label %r (%s) is saved as the text %r", label, type(label).__name__, str(label))
-    return str(label)
-
-
-def _label_from_json(value: Any) -> Any:
-    return tuple(_label_from_json(part) for part in value["tuple"]) if isinstance(value, dict) else value
 
 
 def _tokenizer_or_none(model: GPT2) -> "tiktoken.Encoding | None":

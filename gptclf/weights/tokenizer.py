@@ -38,12 +38,16 @@ def byte_characters() -> dict[int, str]:
 
 
 def read_tokenizer(folder: Path) -> "tiktoken.Encoding | None":
-    """The tokenizer whose files lie in `folder`; None if there is no merges file."""
+    """The tokenizer whose files lie in `folder`; None if there are none.
+
+    `transformers` 5 writes `tokenizer.json` alone, older releases and OpenAI the merges and the id table.
+    """
     merges = next((folder / name for name in _MERGES_FILES if (folder / name).is_file()), None)
-    if merges is None:
-        return None
-    ids = next((folder / name for name in _IDS_FILES if (folder / name).is_file()), None)
-    return build_tokenizer(merges, ids)
+    if merges is not None:
+        ids = next((folder / name for name in _IDS_FILES if (folder / name).is_file()), None)
+        return build_tokenizer(merges, ids)
+    whole = folder / "tokenizer.json"
+    return _build_from_whole(whole) if whole.is_file() else None
 
 
 def build_tokenizer(merges_file: Path, ids_file: Path | None = None) -> "tiktoken.Encoding":
@@ -52,22 +56,59 @@ def build_tokenizer(merges_file: Path, ids_file: Path | None = None) -> "tiktoke
     Raises:
         ValueError: For a line that is no merge, or where the id table disagrees with the merges.
     """
+    try:
+        lines = merges_file.read_text(encoding="utf-8").split("\n")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{merges_file} is not UTF-8 text ({error}); the file is damaged") from error
+    merges = {
+        f"{merges_file}, line {number}": line.rstrip("\r").split(" ")
+        for number, line in enumerate(lines, start=1)
+        if line and not (number == 1 and line.startswith("#version"))
+    }
+    ranks = _ranks_from_merges(merges)
+    if ids_file is not None:
+        _check_ids(ranks, _read_object(ids_file), ids_file)
+    return make_encoding(ranks)
+
+
+def _build_from_whole(path: Path) -> "tiktoken.Encoding":
+    model = _read_object(path).get("model")
+    if not isinstance(model, dict) or not isinstance(model.get("merges"), list):
+        raise ValueError(f"{path} holds no merges; GPT-2's tokenizer is byte-level BPE")
+    merges = {
+        f"{path}, merge {number}": pair.split(" ") if isinstance(pair, str) else pair
+        for number, pair in enumerate(model["merges"], start=1)
+    }
+    ranks = _ranks_from_merges(merges)
+    _check_ids(ranks, model.get("vocab"), path)
+    return make_encoding(ranks)
+
+
+def _ranks_from_merges(merges: Mapping[str, Any]) -> dict[bytes, int]:
+    """Token bytes to ids, from pairs of token texts keyed by where they stand (for messages)."""
     ranks = {bytes([byte]): i for i, byte in enumerate(byte_characters())}
     to_byte = {char: byte for byte, char in byte_characters().items()}
-    for number, line in enumerate(merges_file.read_text(encoding="utf-8").split("\n"), start=1):
-        if not line or (number == 1 and line.startswith("#version")):
-            continue
+    for place, pair in merges.items():
         try:
-            first, second = line.split(" ")
-            token = bytes(to_byte[char] for char in first + second)
-        except (ValueError, KeyError):
-            raise ValueError(f"{merges_file}, line {number}: {line!r} is not a merge of two tokens") from None
-        if token in ranks:
-            raise ValueError(f"{merges_file}, line {number}: {line!r} makes a token that exists already")
-        ranks[token] = len(ranks)
-    if ids_file is not None:
-        _check_ids(ranks, ids_file)
-    return make_encoding(ranks)
+            first, second = (bytes(to_byte[char] for char in part) for part in pair)
+        except (ValueError, KeyError, TypeError):
+            raise ValueError(f"{place}: {pair!r} is not a merge of two tokens") from None
+        if first not in ranks or second not in ranks:
+            raise ValueError(f"{place}: {pair!r} is not a merge of two tokens that exist by then")
+        if first + second in ranks:
+            raise ValueError(f"{place}: {pair!r} makes a token that exists already")
+        ranks[first + second] = len(ranks)
+    return ranks
+
+
+def _read_object(path: Path) -> dict[str, Any]:
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} is not JSON ({error}); the file is damaged") from error
+    if not isinstance(values, dict):
+        raise ValueError(f"{path} holds a {type(values).__name__}, not an object with keys; the file is damaged")
+    return values
 
 
 def make_encoding(ranks: dict[bytes, int]) -> "tiktoken.Encoding":
@@ -84,22 +125,20 @@ def byte_tokenizer() -> "tiktoken.Encoding":
     return make_encoding({bytes([byte]): i for i, byte in enumerate(byte_characters())})
 
 
-def _check_ids(ranks: Mapping[bytes, int], ids_file: Path) -> None:
-    try:
-        table = json.loads(ids_file.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{ids_file} is not JSON ({error}); the file is damaged") from error
+def _check_ids(ranks: Mapping[bytes, int], table: Any, source: Path) -> None:
+    if not isinstance(table, dict):
+        raise ValueError(f"{source} holds no table from tokens to ids; the file is damaged")
     expected = _id_table(ranks)
     for token, index in expected.items():
         if table.get(token) != index:
             raise ValueError(
-                f"{ids_file} gives {token!r} the id {table.get(token)}, but its place among the merges gives {index}; "
-                "the two files do not belong together"
+                f"{source} gives {token!r} the id {table.get(token)}, but its place among the merges gives {index}; "
+                "the tokenizer is not laid out as GPT-2's, or its files do not belong together"
             )
     # More tokens than merges explain would be added ones, whose text this tokenizer could never produce.
     if len(table) > len(expected):
         extra = sorted(set(table) - set(expected))
-        raise ValueError(f"{ids_file} has {len(extra)} tokens that no merge makes, such as {extra[:3]}")
+        raise ValueError(f"{source} has {len(extra)} tokens that no merge makes, such as {extra[:3]}")
 
 
 def _id_table(ranks: Mapping[bytes, int]) -> dict[str, int]:
