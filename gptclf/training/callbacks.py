@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from gptclf.gpt2.model import GPT2
-from gptclf.training.history import Scores
+from gptclf.training.history import History, Scores
 from gptclf.training.loop import Step
 
 
@@ -22,6 +22,13 @@ class Callback:
 
     def on_end(self, model: GPT2) -> None:
         """Called once when training ends, also when it ends by an error."""
+
+    def state(self) -> dict[str, Tensor]:
+        """What a checkpoint keeps of this callback."""
+        return {}
+
+    def restore(self, state: dict[str, Tensor], history: History) -> None:
+        """Take back what `state` gave, when a run is resumed with that history."""
 
 
 class Progress(Callback):
@@ -79,6 +86,17 @@ class KeepBest(Callback):
             self.best = scores
             trained = ((name, p) for name, p in model.named_parameters() if p.requires_grad)
             self._weights = {name: p.detach().clone() for name, p in trained}
+
+    def state(self) -> dict[str, Tensor]:
+        """The best weights and the step they are of."""
+        return {} if self.best is None else {**self._weights, "step": torch.tensor(self.best.step)}
+
+    def restore(self, state: dict[str, Tensor], history: History) -> None:
+        """Take them back."""
+        if state:
+            step = int(state.pop("step"))
+            self.best = next(scores for scores in history.scores() if scores.step == step)
+            self._weights = state
 
     def on_end(self, model: GPT2) -> None:
         """Put them back."""

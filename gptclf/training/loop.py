@@ -49,6 +49,7 @@ def training_steps(
     clip: float | None = None,
     scheduler: LRScheduler | None = None,
     precision: str = "float32",
+    after: Step | None = None,
 ) -> Iterator[Step]:
     """Train step by step; each yield comes right after an optimizer step, and stopping is `break`.
 
@@ -64,13 +65,14 @@ def training_steps(
         clip: Largest 2-norm of the gradient, or None.
         scheduler: Stepped after each optimizer step.
         precision: "auto", "float32" or "bfloat16".
+        after: The last step of a run that is taken up again at the end of its epoch.
 
     Raises:
         FloatingPointError: The loss or the gradient is not finite; the weights are those of the step before.
     """
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    step, examples = 0, 0
-    for epoch in range(epochs):
+    done, step, examples = (0, 0, 0) if after is None else (after.epoch, after.step, after.examples)
+    for epoch in range(done, epochs):
         stream = batches.epoch(epoch)
         while group := list(islice(stream, accumulate)):
             lr = optimizer.param_groups[0]["lr"]

@@ -34,13 +34,18 @@ def make_optimizer(model: GPT2, *, lr: float, weight_decay: float, decay: str = 
     return AdamW([group for group in groups if group["params"]], lr=lr, fused=model.device.type in ("cpu", "cuda"))
 
 
-def make_scheduler(optimizer: torch.optim.Optimizer, schedule: str, *, total_steps: int, warmup_steps: int) -> LambdaLR:
-    """The learning rate's factor over the steps: `warmup_steps` of linear rise, then the schedule."""
+def make_scheduler(
+    optimizer: torch.optim.Optimizer, schedule: str, *, total_steps: int, warmup_steps: int, done_steps: int = 0
+) -> LambdaLR:
+    """The learning rate's factor over the steps: `warmup_steps` of linear rise, then the schedule.
+
+    A run that is taken up again has `done_steps` behind it.
+    """
     if schedule not in SCHEDULES:
         raise ValueError(f"schedule is {schedule!r}; choose from {', '.join(SCHEDULES)}")
     if warmup_steps < 0:
         raise ValueError(f"warmup_steps is {warmup_steps}; it must be at least 0")
-    return LambdaLR(optimizer, lambda step: lr_factor(schedule, step, total_steps, warmup_steps))
+    return LambdaLR(optimizer, lambda step: lr_factor(schedule, done_steps + step, total_steps, warmup_steps))
 
 
 def lr_factor(schedule: str, step: int, total_steps: int, warmup_steps: int) -> float:

@@ -2,8 +2,11 @@
 
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
 from numbers import Integral, Real
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -17,6 +20,7 @@ from gptclf.gpt2.stages import Classifier, Suffix, own_trainable
 from gptclf.inference.evaluate import labelled_rows, loss_and_accuracy
 from gptclf.inference.predict import check_classifier
 from gptclf.training.callbacks import Callback, Progress
+from gptclf.training.checkpoint import STATE, load_checkpoint, run_identity, save_checkpoint
 from gptclf.training.history import History, Scores
 from gptclf.training.loop import Step, training_steps
 from gptclf.training.optim import make_optimizer, make_scheduler
@@ -43,6 +47,8 @@ def train(
     eval_every: int | None = None,
     eval_batches: int | None = None,
     callbacks: Sequence[Callback] = (),
+    checkpoint_dir: str | Path | None = None,
+    resume: bool = False,
     progress: bool = True,
 ) -> History:
     """Fine-tune a classifier: cross-entropy, AdamW, the defaults of the book's section 6.7.
@@ -72,6 +78,9 @@ def train(
         eval_every: Measure loss and accuracy every so many steps, too, not only after each epoch.
         eval_batches: Measure on the first so many batches of each set; None measures on all.
         callbacks: Called after steps and measurements.
+        checkpoint_dir: Keep the run's state there, written anew after each epoch.
+        resume: Go on from the state in `checkpoint_dir`, with the very steps an uninterrupted run would take; start
+            at the beginning if there is none yet. The run must be given what it was given before.
         progress: Show a bar and a line per measurement on standard error.
 
     Returns:
@@ -98,46 +107,42 @@ def train(
     val_texts = None if val_set is None else labelled_rows(model, val_set, "val_set")
     if len({int(label) for label in texts.targets(model.classes or [])}) < 2:
         raise ValueError("every row of the training set has the same label; a classifier learns nothing from one class")
-    precision = resolve_precision(precision, model)
     if drop_last and len(texts) < batch_size:
         raise ValueError(f"drop_last=True leaves no batch: {len(texts)} rows are less than one batch of {batch_size}")
+    state_folder = _check_state_folder(checkpoint_dir, resume)
+    precision = resolve_precision(precision, model)
+    start = time.perf_counter()
     model.max_length, model.truncation, model.pad_to = train_set.max_length, train_set.truncation, train_set.pad_to
     own_trainable(model)
-    start = time.perf_counter()
-    learner, train_rows, val_rows = _cut(model, texts, val_texts, precision, reuse_frozen)
-    batches = Batches(train_rows, batch_size, seed, drop_last=drop_last, classes=model.classes)
     optimizer = make_optimizer(model, lr=lr, weight_decay=weight_decay, decay=decay)
-    steps_per_epoch = -(-len(batches) // accumulate)
+    n_batches = len(Batches(texts, batch_size, drop_last=drop_last, classes=model.classes))
+    steps_per_epoch = -(-n_batches // accumulate)
     total_steps = epochs * steps_per_epoch
-    scheduler = make_scheduler(optimizer, schedule, total_steps=total_steps, warmup_steps=warmup_steps)
     history = History()
-    watching = [*callbacks, *([Progress(total_steps)] if progress else [])]
-
-    def measure(step: Step) -> Scores:
-        def on(rows: Rows) -> tuple[float, float]:
-            return loss_and_accuracy(
-                learner, rows, num_batches=eval_batches, batch_size=batch_size, precision=precision
-            )
-
-        train_loss, train_accuracy = on(train_rows)
-        val_loss, val_accuracy = (None, None) if val_rows is None else on(val_rows)
-        scores = Scores(
-            step=step.step, epoch=step.epoch, examples=step.examples, train_loss=train_loss,
-            train_accuracy=train_accuracy, val_loss=val_loss, val_accuracy=val_accuracy,
-            seconds=time.perf_counter() - start,
+    with in_mode(model, training=True), _seeded(seed, model.device):
+        identity: dict[str, Any] = {}
+        if state_folder is not None:
+            identity = run_identity(model, texts, val_texts, {
+                "epochs": epochs, "batch_size": batch_size, "lr": lr, "weight_decay": weight_decay, "decay": decay,
+                "schedule": schedule, "warmup_steps": warmup_steps, "clip": clip, "accumulate": accumulate,
+                "drop_last": drop_last, "seed": seed, "precision": precision,
+            })  # fmt: skip
+            if resume and (state_folder / STATE).is_file():
+                load_checkpoint(state_folder, identity, model, optimizer, history, callbacks)
+                model.forget_fresh_head()
+        done = history.steps[-1] if history.steps else None
+        scheduler = make_scheduler(
+            optimizer, schedule, total_steps=total_steps, warmup_steps=warmup_steps,
+            done_steps=len(history.steps),
         )  # fmt: skip
-        for callback in watching:
-            callback.on_scores(model, scores)
-        return scores
-
-    # Dropout draws from torch's global generator; it is seeded for the run and put back after it.
-    devices = [model.device] if model.device.type == "cuda" else []
-    try:
-        with in_mode(model, training=True), torch.random.fork_rng(devices=devices):
-            torch.manual_seed(seed)
+        watching = [*callbacks, *([Progress(total_steps - len(history.steps))] if progress else [])]
+        learner, train_rows, val_rows = _cut(model, texts, val_texts, precision, reuse_frozen)
+        measure = Measure(learner, train_rows, val_rows, eval_batches, batch_size, precision, start - history.seconds)
+        batches = Batches(train_rows, batch_size, seed, drop_last=drop_last, classes=model.classes)
+        try:
             for step in training_steps(
                 learner, batches, optimizer, epochs=epochs, accumulate=accumulate, clip=clip, scheduler=scheduler,
-                precision=precision,
+                precision=precision, after=done,
             ):  # fmt: skip
                 model.forget_fresh_head()
                 history.steps.append(step)
@@ -145,14 +150,68 @@ def train(
                     callback.on_step(model, step)
                 ends_epoch = step.step % steps_per_epoch == 0
                 if ends_epoch or (eval_every is not None and step.step % eval_every == 0):
-                    (history.epochs if ends_epoch else history.evaluations).append(measure(step))
-    finally:
-        # Gradients would keep as much memory as the trained weights.
-        optimizer.zero_grad(set_to_none=True)
-        for callback in watching:
-            callback.on_end(model)
-    history.seconds = time.perf_counter() - start
+                    scores = measure(step)
+                    (history.epochs if ends_epoch else history.evaluations).append(scores)
+                    history.seconds = scores.seconds
+                    for callback in watching:
+                        callback.on_scores(model, scores)
+                if ends_epoch and state_folder is not None:
+                    save_checkpoint(state_folder, identity, model, optimizer, history, callbacks)
+        finally:
+            # Gradients would keep as much memory as the trained weights.
+            optimizer.zero_grad(set_to_none=True)
+            for callback in watching:
+                callback.on_end(model)
     return history
+
+
+@dataclass(frozen=True)
+class Measure:
+    """Measures loss and accuracy on the training and validation rows after a step."""
+
+    learner: Classifier
+    train_rows: Rows
+    val_rows: Rows | None
+    eval_batches: int | None
+    batch_size: int
+    precision: str
+    start: float
+
+    def __call__(self, step: Step) -> Scores:
+        """The scores after `step`."""
+        train_loss, train_accuracy = self._on(self.train_rows)
+        val_loss, val_accuracy = (None, None) if self.val_rows is None else self._on(self.val_rows)
+        return Scores(
+            step=step.step, epoch=step.epoch, examples=step.examples, train_loss=train_loss,
+            train_accuracy=train_accuracy, val_loss=val_loss, val_accuracy=val_accuracy,
+            seconds=time.perf_counter() - self.start,
+        )  # fmt: skip
+
+    def _on(self, rows: Rows) -> tuple[float, float]:
+        return loss_and_accuracy(
+            self.learner, rows, num_batches=self.eval_batches, batch_size=self.batch_size, precision=self.precision
+        )
+
+
+@contextmanager
+def _seeded(seed: int, device: torch.device) -> Iterator[None]:
+    """Dropout draws from torch's global generators: seeded in the block, put back after it."""
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        torch.manual_seed(seed)
+        yield
+
+
+def _check_state_folder(checkpoint_dir: str | Path | None, resume: bool) -> Path | None:
+    if checkpoint_dir is None:
+        if resume:
+            raise ValueError("resume=True needs checkpoint_dir=, the folder that holds the run's state")
+        return None
+    folder = Path(checkpoint_dir)
+    if not resume and (folder / STATE).exists():
+        raise FileExistsError(
+            f"{folder} holds the state of a run; give resume=True to go on with it, or another checkpoint_dir"
+        )
+    return folder
 
 
 def _cut(

@@ -1,0 +1,177 @@
+"""A run that was cut off and resumed is the run that was not, bit for bit."""
+
+import subprocess
+import sys
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from gptclf import GPT2, History, TextDataset, add_classifier_head, freeze, load_gpt2, predict, train
+from gptclf.training.callbacks import Callback, KeepBest
+from gptclf.training.history import Scores
+
+TEXTS = ["win a prize", "see you", "call now", "ok then", "free entry", "at six?", "what"]
+LABELS = ["spam", "ham", "spam", "ham", "spam", "ham", "ham"]
+SETTINGS: dict[str, Any] = {
+    "epochs": 4, "batch_size": 2, "lr": 1e-2, "schedule": "cosine", "warmup_steps": 3, "accumulate": 2, "clip": 1.0,
+    "eval_every": 1, "progress": False,
+}  # fmt: skip
+
+
+class Stop(Callback):
+    """Ends a run with an error once the given epoch was measured."""
+
+    def __init__(self, epoch: int) -> None:
+        self.epoch = epoch
+
+    def on_scores(self, model: GPT2, scores: Scores) -> None:
+        if scores.epoch == self.epoch:
+            raise KeyboardInterrupt
+
+
+def classifier(trainable: str = "last_block", dropout: float = 0.0) -> GPT2:
+    clf = add_classifier_head(load_gpt2("nano", dropout=dropout), classes=["ham", "spam"], seed=3)
+    freeze(clf, trainable=trainable)
+    return clf
+
+
+def run(clf: GPT2, **changes: Any) -> History:
+    data = TextDataset(TEXTS, LABELS, tokenizer=clf.tokenizer, classes=clf.classes)
+    return train(clf, data, data, **{**SETTINGS, **changes})
+
+
+def measured(history: History) -> dict[str, Any]:
+    """Everything but the times."""
+    values = asdict(history)
+    del values["seconds"]
+    for scores in [*values["evaluations"], *values["epochs"]]:
+        del scores["seconds"]
+    return values
+
+
+def assert_equal_models(first: GPT2, second: GPT2) -> None:
+    pairs = zip(first.named_parameters(), second.named_parameters(), strict=True)
+    assert all(torch.equal(a, b) for (_, a), (_, b) in pairs)
+
+
+@pytest.mark.parametrize(("trainable", "dropout"), [("last_block", 0.0), ("all", 0.2), ("head", 0.0)])
+def test_a_resumed_run_is_the_uninterrupted_one_bit_for_bit(trainable: str, dropout: float, tmp_path: Path) -> None:
+    straight = classifier(trainable, dropout)
+    whole = run(straight)
+    with pytest.raises(KeyboardInterrupt):
+        run(classifier(trainable, dropout), checkpoint_dir=tmp_path, callbacks=[Stop(3)])
+    resumed = classifier(trainable, dropout)
+    history = run(resumed, checkpoint_dir=tmp_path, resume=True)
+    assert_equal_models(resumed, straight)
+    assert measured(history) == measured(whole)
+    assert not resumed.head_is_new
+
+
+def test_a_run_killed_in_another_process_goes_on_here(tmp_path: Path) -> None:
+    code = f"""
+import os, sys
+sys.path.insert(0, {str(Path(__file__).parent)!r})
+import torch
+torch.set_num_threads(1)
+from test_checkpoint import Callback, classifier, run
+class Die(Callback):
+    def on_step(self, model, step):
+        if step.epoch == 3:
+            os._exit(9)
+run(classifier(), checkpoint_dir={str(tmp_path)!r}, callbacks=[Die()])
+"""
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True).returncode == 9
+    assert [path.name for path in tmp_path.iterdir()] == ["training.safetensors"]
+    straight, resumed = classifier(), classifier()
+    run(straight)
+    history = run(resumed, checkpoint_dir=tmp_path, resume=True)
+    assert [scores.epoch for scores in history.epochs] == [1, 2, 3, 4]
+    assert_equal_models(resumed, straight)
+
+
+def test_frozen_blocks_are_not_trained_again_by_a_run_that_is_over(tmp_path: Path) -> None:
+    first, again = classifier(), classifier()
+    whole = run(first, checkpoint_dir=tmp_path)
+    history = run(again, checkpoint_dir=tmp_path, resume=True)
+    assert measured(history) == measured(whole)
+    assert_equal_models(first, again)
+    assert predict(again, TEXTS) == predict(first, TEXTS)
+
+
+def test_the_best_weights_are_remembered_across_a_resume(tmp_path: Path) -> None:
+    class Worsen(Callback):
+        """Makes every epoch after the first a bad one, so that the best lies before the cut."""
+
+        def on_scores(self, model: GPT2, scores: Scores) -> None:
+            if scores.step >= 2:
+                with torch.no_grad():
+                    for parameter in model.head.parameters():
+                        parameter.copy_(torch.full_like(parameter, 3.0))
+
+    straight = classifier()
+    best = KeepBest()
+    run(straight, callbacks=[best, Worsen()])
+    with pytest.raises(KeyboardInterrupt):
+        run(classifier(), checkpoint_dir=tmp_path, callbacks=[KeepBest(), Worsen(), Stop(3)])
+    resumed, kept = classifier(), KeepBest()
+    run(resumed, checkpoint_dir=tmp_path, resume=True, callbacks=[kept, Worsen()])
+    assert kept.best is not None
+    assert best.best is not None
+    assert kept.best.step == best.best.step
+    assert kept.best.epoch < 3
+    assert_equal_models(resumed, straight)
+
+
+def test_resume_without_a_state_starts_at_the_beginning(tmp_path: Path) -> None:
+    straight, resumed = classifier(), classifier()
+    run(straight)
+    run(resumed, checkpoint_dir=tmp_path / "new", resume=True)
+    assert_equal_models(straight, resumed)
+
+
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [({"lr": 1e-3}, "lr was 0.01, is 0.001"), ({"batch_size": 3}, "batch_size"), ({"epochs": 5}, "epochs was 4, is 5")],
+)
+def test_a_run_given_something_else_is_not_resumed(changes: dict[str, Any], named: str, tmp_path: Path) -> None:
+    run(classifier(), checkpoint_dir=tmp_path)
+    clf = classifier()
+    before = [parameter.clone() for parameter in clf.parameters()]
+    with pytest.raises(ValueError, match=named):
+        run(clf, checkpoint_dir=tmp_path, resume=True, **changes)
+    assert all(torch.equal(a, b) for a, b in zip(before, clf.parameters(), strict=True))
+
+
+def test_other_texts_and_other_base_weights_are_noticed(tmp_path: Path) -> None:
+    run(classifier(), checkpoint_dir=tmp_path)
+    clf = classifier()
+    data = TextDataset([*TEXTS[:-1], "else"], LABELS, tokenizer=clf.tokenizer, classes=clf.classes)
+    with pytest.raises(ValueError, match="train_set was"):
+        train(clf, data, data, checkpoint_dir=tmp_path, resume=True, **SETTINGS)
+    other = add_classifier_head(load_gpt2("nano", weights="random", seed=9), classes=["ham", "spam"], seed=3)
+    with pytest.raises(ValueError, match="frozen weights was"):
+        run(other, checkpoint_dir=tmp_path, resume=True)
+
+
+def test_a_state_is_not_overwritten_unasked(tmp_path: Path) -> None:
+    run(classifier(), checkpoint_dir=tmp_path)
+    before = (tmp_path / "training.safetensors").read_bytes()
+    with pytest.raises(FileExistsError, match="resume=True"):
+        run(classifier(), checkpoint_dir=tmp_path)
+    assert (tmp_path / "training.safetensors").read_bytes() == before
+
+
+def test_resume_needs_a_folder() -> None:
+    with pytest.raises(ValueError, match="checkpoint_dir"):
+        run(classifier(), resume=True)
+
+
+def test_a_damaged_state_is_an_error(tmp_path: Path) -> None:
+    run(classifier(), checkpoint_dir=tmp_path)
+    path = tmp_path / "training.safetensors"
+    path.write_bytes(path.read_bytes()[:-100])
+    with pytest.raises(ValueError, match="not a whole safetensors file"):
+        run(classifier(), checkpoint_dir=tmp_path, resume=True)
