@@ -112,7 +112,6 @@ def train(
     state_folder = _check_state_folder(checkpoint_dir, resume)
     precision = resolve_precision(precision, model)
     start = time.perf_counter()
-    model.max_length, model.truncation, model.pad_to = train_set.max_length, train_set.truncation, train_set.pad_to
     own_trainable(model)
     optimizer = make_optimizer(model, lr=lr, weight_decay=weight_decay, decay=decay)
     n_batches = len(Batches(texts, batch_size, drop_last=drop_last, classes=model.classes))
@@ -137,8 +136,9 @@ def train(
         )  # fmt: skip
         watching = [*callbacks, *([Progress(total_steps - len(history.steps))] if progress else [])]
         learner, train_rows, val_rows = _cut(model, texts, val_texts, precision, reuse_frozen)
-        measure = Measure(learner, train_rows, val_rows, eval_batches, batch_size, precision, start - history.seconds)
+        measure = _Measure(learner, train_rows, val_rows, eval_batches, batch_size, precision, start - history.seconds)
         batches = Batches(train_rows, batch_size, seed, drop_last=drop_last, classes=model.classes)
+        model.max_length, model.truncation, model.pad_to = train_set.max_length, train_set.truncation, train_set.pad_to
         try:
             for step in training_steps(
                 learner, batches, optimizer, epochs=epochs, accumulate=accumulate, clip=clip, scheduler=scheduler,
@@ -166,7 +166,7 @@ def train(
 
 
 @dataclass(frozen=True)
-class Measure:
+class _Measure:
     """Measures loss and accuracy on the training and validation rows after a step."""
 
     learner: Classifier
