@@ -48,6 +48,8 @@ def main() -> None:
     """Train, evaluate on the official test set, and print the intents that are confused most."""
     args = arguments()
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
+    # Found out now, not after the training: the results need a folder.
+    args.out.mkdir(parents=True, exist_ok=True)
     (texts, labels), test = read_banking77(find_banking77() if args.data is None else args.data)
     gpt2 = load_gpt2(SMALL, weights="random", seed=args.seed) if args.model == "small" else load_gpt2(args.model)
     clf = add_classifier_head(gpt2, classes=sorted(set(labels)), pooling=args.pooling, seed=args.seed)
@@ -64,6 +66,7 @@ def main() -> None:
         seed=args.seed, eval_batches=30,
     )  # fmt: skip
     print(f"trained {len(history.steps):,} steps in {history.seconds:.0f} s")
+    folder = save_model(clf, args.out / "model")
 
     result = evaluate(clf, test_set, batch_size=64)
     majority = max(test[1].count(label) for label in result.classes) / len(test_set)
@@ -71,7 +74,7 @@ def main() -> None:
     wrong = [pair for pair in zip(result.targets, result.predictions, strict=True) if pair[0] != pair[1]]
     for target, prediction in sorted(set(wrong), key=wrong.count, reverse=True)[:5]:
         print(f"  {wrong.count((target, prediction)):>3} times {target} was taken for {prediction}")
-    print(f"curves: {history.plot(args.out / 'curves.png')}\nmodel: {save_model(clf, args.out / 'model')}")
+    print(f"model: {folder}\ncurves: {history.plot(args.out / 'curves.png')}")
 
 
 if __name__ == "__main__":

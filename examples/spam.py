@@ -76,16 +76,19 @@ def main() -> None:
     """Run the recipe and print what came out."""
     args = arguments()
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
+    # Found out now, not after the training: the results need a folder.
+    args.out.mkdir(parents=True, exist_ok=True)
     recipe = NANO if args.model == "nano" else BOOK
-    trainable: str = args.trainable or recipe.trainable
+    said = {name: getattr(args, name) for name in ("trainable", "lr", "epochs", "batch_size")}
+    recipe = recipe._replace(**{name: value for name, value in said.items() if value is not None})
 
     gpt2 = load_gpt2(args.model, weights=args.weights, seed=args.seed if args.weights == "random" else None)
     clf = add_classifier_head(gpt2, classes=["ham", "spam"], pooling=args.pooling, seed=args.seed)
-    freeze(clf, trainable=int(trainable) if trainable.isdigit() else trainable)
+    freeze(clf, trainable=int(recipe.trainable) if recipe.trainable.isdigit() else recipe.trainable)
     print(trainable_report(clf))
 
     max_length = args.max_length if args.max_length is not None else (None if args.data == "messages" else 120)
-    if args.pad_to is not None:
+    if args.pad_to is not None and args.max_length is None:
         max_length = None  # pad_to limits the length, too
 
     def dataset(texts: list[str], labels: list[str]) -> TextDataset:
@@ -102,12 +105,13 @@ def main() -> None:
 
     history = train(
         clf, train_set, val_set,
-        epochs=args.epochs or recipe.epochs, batch_size=args.batch_size or recipe.batch_size, lr=args.lr or recipe.lr,
+        epochs=recipe.epochs, batch_size=recipe.batch_size, lr=recipe.lr,
         schedule=recipe.schedule, warmup_steps=recipe.warmup_steps, clip=recipe.clip,
         weight_decay=0.1, seed=args.seed, drop_last=args.drop_last, precision=args.precision,
         eval_every=50, eval_batches=5,
     )  # fmt: skip
     print(f"trained {len(history.steps):,} steps in {history.seconds:.0f} s")
+    folder = save_model(clf, args.out / "model")
 
     for name, part in (("train", train_set), ("validation", val_set)):
         print(f"{name}: accuracy {100 * evaluate(clf, part, precision=args.precision).accuracy:.2f} %")
@@ -118,13 +122,12 @@ def main() -> None:
         accuracy = evaluate(clf, unseen, precision=args.precision).accuracy
         print(f"test without the {len(seen)} messages that stand in training: accuracy {100 * accuracy:.2f} %")
 
-    picture = history.plot(args.out / "curves.png")
-    folder = save_model(clf, args.out / "model")
     again = load_model(folder)
     for text, row in zip(NEW_MESSAGES, predict_proba(again, NEW_MESSAGES), strict=True):
         label = again.classes[row.argmax()] if again.classes else ""
         print(f"{label} ({100 * row.max():.0f} %): {text}")
-    print(f"curves: {picture}\nmodel: {folder}  (gptclf.load_model or transformers read it)")
+    readers = "gptclf.load_model and transformers read it" if args.pooling == "last" else "gptclf.load_model reads it"
+    print(f"model: {folder} ({readers})\ncurves: {history.plot(args.out / 'curves.png')}")
 
 
 if __name__ == "__main__":

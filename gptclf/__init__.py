@@ -13,6 +13,7 @@ from gptclf.gpt2.stages import freeze, frozen_depth, trainable_report
 from gptclf.inference.evaluate import Evaluation, dataset_accuracy, dataset_loss, evaluate
 from gptclf.inference.predict import predict, predict_proba
 from gptclf.metrics import batch_loss
+from gptclf.training.callbacks import Callback, KeepBest
 from gptclf.training.history import History
 from gptclf.training.train import train
 from gptclf.weights.loading import add_classifier_head, load_gpt2
@@ -22,9 +23,11 @@ __all__ = [
     "GPT2",
     "Batch",
     "Batches",
+    "Callback",
     "Evaluation",
     "GPT2Config",
     "History",
+    "KeepBest",
     "TextDataset",
     "add_classifier_head",
     "batch_loss",

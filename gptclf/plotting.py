@@ -12,7 +12,7 @@ def plot_training(
     *,
     step_losses: tuple[Sequence[float], Sequence[float]] | None = None,
 ) -> Path:
-    """Loss and accuracy over epochs, side by side, as a picture; the suffix names the format.
+    """Loss and accuracy over epochs, side by side, as a picture; the suffix names the format (.png if there is none).
 
     Args:
         path: The file to write.
@@ -45,6 +45,7 @@ def plot_training(
         panel.grid(alpha=0.3)
         panel.legend()
     target = Path(path)
+    target = target if target.suffix else target.with_suffix(".png")
     target.parent.mkdir(parents=True, exist_ok=True)
     beside = target.with_name(f".{target.stem}.{os.getpid()}{target.suffix}")
     try:

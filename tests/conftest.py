@@ -53,8 +53,8 @@ def odd_config() -> GPT2Config:
 
 @pytest.fixture
 def small_gpt2(odd_config: GPT2Config) -> GPT2:
-    """A language model of `odd_config` whose biases and norms are not trivial either."""
-    return randomised(GPT2(odd_config, seed=7))
+    """A language model of `odd_config` whose biases and norms are not trivial either, frozen as load_gpt2's are."""
+    return randomised(GPT2(odd_config, seed=7)).requires_grad_(False)
 
 
 def randomised(model: GPT2, seed: int = 1) -> GPT2:

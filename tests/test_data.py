@@ -517,3 +517,43 @@ class TestTables:
         )
         data = self.read(frame)
         assert [int(text) for text in data.texts] == labels_of(data)
+
+
+@pytest.mark.parametrize("labels", ["ab", {"x": 1, "y": 2}, {"x", "y"}, pd.DataFrame({"x": [1, 2]})])
+def test_labels_that_are_no_list_are_refused(labels: Any) -> None:
+    with pytest.raises(TypeError, match="must be a list"):
+        TextDataset(["one", "two"], labels, tokenizer=BYTES)
+    with pytest.raises(TypeError, match="must be a list"):
+        TextDataset(["one", "two"], ["a", "b"], classes="ab", tokenizer=BYTES)
+
+
+def test_parts_know_how_many_of_their_own_rows_were_cut() -> None:
+    data = TextDataset(["long text", "a", "b"], tokenizer=BYTES, max_length=3)
+    assert (data.n_truncated, data.subset([1, 2]).n_truncated, data.subset([0]).n_truncated) == (1, 0, 1)
+
+
+def test_a_table_of_several_splits_asks_for_one() -> None:
+    table = datasets.DatasetDict({"train": datasets.Dataset.from_dict({"text": ["a"], "label": [0]})})
+    with pytest.raises(ValueError, match=r"table\['train'\]"):
+        TextDataset.from_table(table, tokenizer=BYTES)
+
+
+def test_a_tokenizer_of_another_kind_is_refused() -> None:
+    with pytest.raises(TypeError, match=r"tiktoken\.Encoding"):
+        TextDataset(["a"], tokenizer="gpt2")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("unit", ["12345 ", "word.  ", "a b\n"])
+def test_long_texts_are_cut_for_the_tokenizer_where_no_token_changes(
+    unit: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from gptclf.data import dataset
+    from gptclf.weights.tokenizer import byte_characters, make_encoding
+
+    ranks = {bytes([byte]): i for i, byte in enumerate(byte_characters())}
+    for token in (b" 1", b"12", b" w", b".  ", b"  ", b"or", b"\na", b" b"):
+        ranks[token] = len(ranks)
+    tokenizer = make_encoding(ranks)
+    monkeypatch.setattr(dataset, "_PIECE", 101)
+    text = unit * 200
+    assert TextDataset([text], tokenizer=tokenizer).ids.tolist() == tokenizer.encode_ordinary(text)

@@ -28,7 +28,7 @@ def test_every_python_block_of_the_page_runs(page: str, tmp_path: Path, monkeypa
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         for line, code in blocks:
-            # The README shows the 124M model, which nobody can download here; nano stands in for it.
+            # Pages show the 124M model; nano stands in for it, so that nothing is downloaded.
             offline = code.replace('load_gpt2("gpt2")', 'load_gpt2("nano")')
             # Blank lines in front make tracebacks name the page's own lines.
             exec(compile("\n" * line + offline, str(ROOT / page), "exec"), namespace)

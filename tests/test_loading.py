@@ -536,3 +536,36 @@ class TestHeads:
         assert "drawn from seed 11: head.output.weight (3, 24)" in caplog.text
         second = add_classifier_head(small_gpt2, num_classes=3, seed=11)
         assert torch.equal(first.get_parameter("head.output.weight"), second.get_parameter("head.output.weight"))
+
+
+def test_a_configurations_dropout_is_kept_unless_another_is_given() -> None:
+    config = GPT2Config(vocab_size=257, context_length=8, emb_dim=8, n_heads=2, n_layers=1, drop_rate=0.1)
+    assert load_gpt2(config, weights="random", seed=1).config.drop_rate == 0.1
+    assert load_gpt2(config, weights="random", seed=1, dropout=0.0).config.drop_rate == 0.0
+
+
+def test_a_seed_without_random_weights_is_an_error() -> None:
+    with pytest.raises(ValueError, match="weights='random'"):
+        load_gpt2("nano", seed=3)
+
+
+def test_attention_that_is_not_causal_is_refused(tmp_path: Path) -> None:
+    values = {"model_type": "gpt2", "n_embd": 8, "n_head": 2, "n_layer": 1, "is_causal": False}
+    (tmp_path / "config.json").write_text(json.dumps(values))
+    with pytest.raises(ValueError, match="is_causal"):
+        load_gpt2(tmp_path)
+
+
+def test_a_tensorflow_checkpoint_is_recognised(tmp_path: Path) -> None:
+    (tmp_path / "hparams.json").write_text("{}")
+    with pytest.raises(ValueError, match="TensorFlow"):
+        load_gpt2(tmp_path)
+
+
+def test_weights_are_float32_whatever_torchs_default_is() -> None:
+    torch.set_default_dtype(torch.float64)
+    try:
+        clf = add_classifier_head(load_gpt2("nano"), num_classes=2, seed=1)
+        assert {parameter.dtype for parameter in clf.parameters()} == {torch.float32}
+    finally:
+        torch.set_default_dtype(torch.float32)

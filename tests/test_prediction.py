@@ -24,6 +24,7 @@ from gptclf import (
     dataset_accuracy,
     dataset_loss,
     evaluate,
+    load_gpt2,
     load_model,
     predict,
     predict_proba,
@@ -506,3 +507,21 @@ def test_scoring_draws_nothing_at_random() -> None:
     predict(model, TEXTS)
     next(iter(Batches(data, seed=3)))
     assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_texts_of_another_tokenizer_are_refused() -> None:
+    from gptclf.weights.tokenizer import byte_characters, make_encoding
+
+    model = classifier()
+    _ = model.tokenizer
+    ranks = {bytes([byte]): 255 - i for i, byte in enumerate(byte_characters())}
+    data = TextDataset(["a", "b"], ["ham", "spam"], tokenizer=make_encoding(ranks))
+    with pytest.raises(ValueError, match="another tokenizer"):
+        evaluate(model, data)
+
+
+def test_a_frame_has_a_column_for_each_class_even_where_two_look_alike() -> None:
+    clf = add_classifier_head(load_gpt2("nano"), classes=[1, "1"], seed=1)
+    data = TextDataset(["a", "b"], [1, "1"], tokenizer=clf.tokenizer, classes=clf.classes)
+    with pytest.warns(UserWarning, match="never trained"):
+        assert {"p(1)", "p('1')"} <= set(evaluate(clf, data).to_frame().columns)

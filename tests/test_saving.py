@@ -578,3 +578,18 @@ def test_saving_says_nothing_where_all_is_well(
     with caplog.at_level(logging.WARNING):
         save_model(clf, tmp_path)
     assert not caplog.messages
+
+
+def test_what_a_killed_save_left_long_ago_is_swept(small_gpt2: GPT2, tmp_path: Path) -> None:
+    save_model(small_gpt2, tmp_path)
+    old, young = tmp_path / ".model.safetensors.1.tmp", tmp_path / ".model.safetensors.2.tmp"
+    for path in (old, young):
+        path.write_bytes(b"half")
+    os.utime(old, (1, 1))
+    save_model(small_gpt2, tmp_path)
+    assert (old.exists(), young.exists()) == (False, True)
+
+
+def test_a_label_may_hold_a_lone_surrogate(small_gpt2: GPT2, tmp_path: Path) -> None:
+    clf = add_classifier_head(small_gpt2, classes=["\ud800", "z"], seed=1)
+    assert load_model(save_model(clf, tmp_path)).classes == ["\ud800", "z"]

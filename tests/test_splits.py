@@ -165,3 +165,9 @@ class TestSharedTexts:
         assert [len(texts) for texts, _ in parts] == [1045, 149, 300]
         train, _, test = (TextDataset(texts, labels, tokenizer=BYTES) for texts, labels in parts)
         assert len(shared_texts(train, test)) == 37 == sum(text in set(train.texts) for text in test.texts)
+
+
+def test_texts_that_only_begin_alike_are_not_shared() -> None:
+    first = TextDataset(["same prefix A"], tokenizer=byte_tokenizer(), max_length=5)
+    second = TextDataset(["same prefix B", "same prefix A"], tokenizer=byte_tokenizer(), max_length=5)
+    assert shared_texts(first, second).tolist() == [1]

@@ -12,7 +12,19 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn import functional as F
 
-from gptclf import GPT2, GPT2Config, TextDataset, add_classifier_head, freeze, frozen_depth, train, trainable_report
+from gptclf import (
+    GPT2,
+    Batch,
+    GPT2Config,
+    TextDataset,
+    add_classifier_head,
+    batch_loss,
+    freeze,
+    frozen_depth,
+    load_gpt2,
+    train,
+    trainable_report,
+)
 from gptclf.gpt2.config import PRESETS
 from gptclf.gpt2.stages import Trainable, stages
 from gptclf.weights.tokenizer import byte_tokenizer
@@ -199,9 +211,9 @@ def test_lora_needs_a_model_that_has_it() -> None:
         freeze(classifier(), trainable="lora")
 
 
-@pytest.mark.parametrize("trainable", ["head", []])
-def test_leaving_nothing_to_train_is_an_error(trainable: Trainable) -> None:
-    with pytest.raises(ValueError, match="leaves nothing to train"):
+@pytest.mark.parametrize(("trainable", "said"), [("head", "leaves nothing to train"), ([], "names nothing")])
+def test_leaving_nothing_to_train_is_an_error(trainable: Trainable, said: str) -> None:
+    with pytest.raises(ValueError, match=said):
         freeze(GPT2(CONFIG, seed=1), trainable=trainable)
 
 
@@ -342,3 +354,46 @@ def test_a_copied_matrix_lies_in_its_own_order(small_gpt2: GPT2) -> None:
     assert not weight.is_contiguous()
     assert own.is_contiguous()
     assert torch.equal(own, weight)
+
+
+def test_what_the_source_trains_is_copied(small_gpt2: GPT2) -> None:
+    freeze(small_gpt2, trainable=1)
+    clf = add_classifier_head(small_gpt2, num_classes=2, seed=1)
+    freeze(clf, trainable="head")
+    before = snapshot(clf)
+    with torch.no_grad():
+        for parameter in small_gpt2.parameters():
+            if parameter.requires_grad:
+                parameter.add_(1.0)
+    assert not differing(clf, before)
+
+
+def test_a_loaded_model_trains_nothing_before_freeze_says_so() -> None:
+    assert trainable_report(load_gpt2("nano")).trainable == 0
+
+
+def test_a_state_dict_goes_into_tensors_of_ones_own(small_gpt2: GPT2) -> None:
+    clf = add_classifier_head(small_gpt2, num_classes=2, seed=1)
+    before = snapshot(small_gpt2)
+    clf.load_state_dict({name: torch.zeros_like(value) for name, value in clf.state_dict().items()})
+    assert not differing(small_gpt2, before)
+    assert all(not parameter.any() for parameter in clf.parameters())
+
+
+def test_a_loop_of_ones_own_is_stopped_before_it_changes_another_model(small_gpt2: GPT2) -> None:
+    clf = add_classifier_head(small_gpt2, num_classes=2, seed=1)
+    for parameter in clf.trunk.blocks[0].parameters():  # the book's way, without freeze
+        parameter.requires_grad_(True)
+    targets = torch.tensor([0, 1])
+    batch = Batch(torch.tensor([[1, 2], [3, 4]]), torch.tensor([2, 2]), targets, (0, 1))
+    with pytest.raises(ValueError, match=r"blocks\.0.*freeze"):
+        batch_loss(clf, batch)
+    freeze(clf, trainable="all")
+    batch_loss(clf, batch).backward()  # type: ignore[no-untyped-call]
+
+
+def test_one_seed_draws_a_head_that_is_no_copy_of_the_embedding() -> None:
+    gpt2 = load_gpt2(CONFIG, weights="random", seed=5)
+    clf = add_classifier_head(gpt2, num_classes=2, seed=5)
+    rows = gpt2.get_parameter("trunk.embed.token.weight")[:2]
+    assert torch.corrcoef(torch.stack([rows.flatten(), clf.get_parameter("head.output.weight").flatten()]))[0, 1] < 0.9

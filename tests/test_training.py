@@ -750,3 +750,60 @@ def test_bfloat16_trains_float32_weights_nearly_alike() -> None:
     assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}
     assert losses(history) != losses(reference)
     np.testing.assert_allclose(losses(history), losses(reference), rtol=0.05)
+
+
+def test_keep_best_forgets_the_run_before() -> None:
+    keep = KeepBest()
+    first, second = classifier(), classifier()
+    data = rows()
+    train(first, data, data, epochs=5, lr=1e-2, callbacks=[keep], progress=False)
+    train(second, data, data, epochs=1, lr=1e-6, callbacks=[keep], progress=False)
+    assert not torch.equal(first.head.output.weight, second.head.output.weight)  # type: ignore[union-attr, arg-type]
+
+
+def test_every_callback_ends_and_the_first_error_is_not_lost() -> None:
+    class Ends(Callback):
+        ended = 0
+
+        def on_step(self, model: GPT2, step: Step) -> None:
+            raise KeyError("the cause")
+
+        def on_end(self, model: GPT2) -> None:
+            Ends.ended += 1
+            raise ValueError("at the end")
+
+    model = classifier()
+    with pytest.raises(ValueError, match="at the end") as caught:
+        train(model, rows(), callbacks=[Ends(), Ends()], progress=False)
+    causes, error = [], caught.value.__context__
+    while error is not None:
+        causes.append(type(error))
+        error = error.__context__
+    assert Ends.ended == 2
+    assert KeyError in causes
+
+
+@pytest.mark.parametrize(
+    "arguments", [{"schedule": "cosin"}, {"decay": "x"}, {"callbacks": KeepBest()}, {"callbacks": [print]}]
+)
+def test_an_argument_that_cannot_be_is_refused_before_anything_changes(arguments: dict[str, Any]) -> None:
+    model = classifier()
+    before = model.max_length
+    data = TextDataset(["a", "b"], ["x", "y"], tokenizer=model.tokenizer, max_length=7)
+    data = TextDataset(data.texts, model.classes, tokenizer=model.tokenizer, max_length=7)
+    with pytest.raises((ValueError, TypeError)):
+        train(model, data, progress=False, **arguments)
+    assert model.max_length == before
+
+
+def test_a_head_that_stays_what_it_was_drawn_as_counts_as_trained() -> None:
+    model = classifier()
+    freeze(model, trainable="blocks.*.mlp")
+    train(model, rows(), epochs=1, progress=False)
+    assert not model.head_is_new
+
+
+def test_half_precision_weights_are_sent_to_float() -> None:
+    model = classifier().bfloat16()
+    with pytest.raises(ValueError, match=r"call model\.float\(\)"):
+        train(model, rows(), progress=False)

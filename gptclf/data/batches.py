@@ -9,6 +9,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from gptclf.data.labels import plain
+
 
 class Rows(Protocol):
     """What can be batched: texts as token ids, or what a frozen part of a model has made of them."""
@@ -85,8 +87,12 @@ class Batches:
         drop_last: bool = False,
         classes: Sequence[Any] | None = None,
     ) -> None:
-        if not isinstance(batch_size, int) or isinstance(batch_size, bool) or batch_size < 1:
-            raise ValueError(f"batch_size is {batch_size!r}; it must be an integer of at least 1")
+        batch_size, seed = plain(batch_size), plain(seed)
+        for name, value, least in (("batch_size", batch_size, 1), ("seed", seed, 0)):
+            if value is None and name == "seed":
+                continue
+            if not isinstance(value, int) or isinstance(value, bool) or value < least:
+                raise ValueError(f"{name} is {value!r}; it must be an integer of at least {least}")
         self.dataset = dataset
         self.batch_size = batch_size
         self.seed = seed

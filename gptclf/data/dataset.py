@@ -2,7 +2,7 @@
 
 import copy
 import logging
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from gptclf.data.labels import check_labels, index_labels, infer_classes, plain
+from gptclf.data.labels import check_classes, check_labels, index_labels, infer_classes, plain
 from gptclf.data.sources import read_file, read_table
 
 if TYPE_CHECKING:
@@ -45,7 +45,7 @@ class TextDataset:
         labels: Index into `classes` for each row, int64 (N,), or None.
         classes: List of labels, or None.
         lengths: Tokens in each row (N,).
-        n_truncated: Number of rows that lost tokens; reported through `logging` as well.
+        truncated: Whether each row lost tokens (N,); how many did is reported through `logging` as well.
 
     Example:
         >>> from gptclf import load_gpt2
@@ -67,18 +67,19 @@ class TextDataset:
         pad_to: int | None = None,
     ) -> None:
         self.max_length, self.truncation, self.pad_to = check_preparation(max_length, truncation, pad_to)
+        check_tokenizer(tokenizer)
         self.tokenizer = tokenizer
         self.texts = _check_texts(texts)
         self.classes: list[Any] | None = None
         self.labels: NDArray[np.int64] | None = None
         if labels is not None:
             named = check_labels(labels, len(self.texts))
-            self.classes = infer_classes(named) if classes is None else [plain(label) for label in classes]
+            self.classes = infer_classes(named) if classes is None else check_classes(classes)
             self.labels = index_labels(named, self.classes)
         elif classes is not None:
             raise ValueError("classes= was given without labels=; texts to predict need neither")
         self._set_rows([self._prepare(text) for text in self.texts])
-        self.n_truncated = 0
+        self.truncated = np.zeros(len(self.texts), dtype=bool)
         if self.max_length is not None:
             self._truncate(self.max_length)
             if self.pad_to is not None:
@@ -150,6 +151,11 @@ class TextDataset:
         return f"TextDataset({len(self):,} texts, {len(self.ids):,} tokens, {kinds})"
 
     @property
+    def n_truncated(self) -> int:
+        """Number of rows that lost tokens."""
+        return int(self.truncated.sum())
+
+    @property
     def lengths(self) -> NDArray[np.int64]:
         """Tokens in each row (N,)."""
         return np.diff(self.offsets)
@@ -176,6 +182,7 @@ class TextDataset:
         part = copy.copy(self)
         part.texts = [self.texts[i] for i in chosen]
         part.labels = None if self.labels is None else self.labels[chosen]
+        part.truncated = self.truncated[chosen]
         part._set_rows([self.row(i) for i in chosen])
         return part
 
@@ -208,11 +215,11 @@ class TextDataset:
     def _truncate(self, limit: int) -> None:
         lengths = self.lengths
         long = lengths > limit
-        self.n_truncated = int(long.sum())
-        if self.n_truncated:
+        self.truncated = self.truncated | long
+        if long.any():
             logger.warning(
                 "%d of %d texts are longer than %d tokens (longest: %d) and lost their %s",
-                self.n_truncated, len(self), limit, lengths.max(), self.truncation,
+                long.sum(), len(self), limit, lengths.max(), self.truncation,
             )  # fmt: skip
             self._set_rows([_cut(row, limit, self.truncation) for row in self.rows()])
 
@@ -242,13 +249,14 @@ def _cut(row: NDArray[np.int32], limit: int, truncation: str) -> NDArray[np.int3
 def _pieces(text: str) -> list[str]:
     """A text in pieces of at most `_PIECE` characters, cut where the tokens stay the same.
 
-    That is before a blank that follows a letter: GPT-2's pattern always ends a token there. A stretch of half a piece
-    without such a place is not language; it is cut where it is.
+    That is before a blank that follows no other white space: GPT-2's pattern always ends a token there. A stretch of
+    half a piece without such a place is not language; it is cut where it is.
     """
     pieces, start = [], 0
     while len(text) - start > _PIECE:
         end = start + _PIECE
-        place = next((i for i in range(end, end - _PIECE // 2, -1) if text[i] == " " and text[i - 1].isalpha()), end)
+        window = range(end, end - _PIECE // 2, -1)
+        place = next((i for i in window if text[i] == " " and not text[i - 1].isspace()), end)
         pieces.append(text[start:place])
         start = place
     return [*pieces, text[start:]]
@@ -270,6 +278,7 @@ def check_preparation(
     max_length: int | None, truncation: str, pad_to: int | None
 ) -> tuple[int | None, str, int | None]:
     """The three settings that say how texts become rows, with `pad_to` setting `max_length` where that is None."""
+    max_length, pad_to = plain(max_length), plain(pad_to)
     for name, value in (("max_length", max_length), ("pad_to", pad_to)):
         if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < 1):
             raise ValueError(f"{name} is {value!r}; it must be a number of tokens of at least 1, or None")
@@ -282,17 +291,29 @@ def check_preparation(
     return (pad_to if max_length is None else max_length), truncation, pad_to
 
 
+def check_tokenizer(tokenizer: object) -> None:
+    """Raise where `tokenizer` is not an encoding."""
+    import tiktoken
+
+    if not isinstance(tokenizer, tiktoken.Encoding):
+        raise TypeError(
+            f"tokenizer is a {type(tokenizer).__name__}; it must be a tiktoken.Encoding, such as model.tokenizer"
+        )
+
+
 def _check_texts(texts: Iterable[str]) -> list[str]:
     if isinstance(texts, str | bytes):
         raise TypeError(
             f"texts is a single {type(texts).__name__}; give a list of strings: [{texts[:20]!r}]. "
             "Iterating over it would make every character a text"
         )
-    if hasattr(texts, "column_names") or hasattr(texts, "columns"):
+    if hasattr(texts, "column_names") or hasattr(texts, "columns") or isinstance(texts, Mapping):
         raise TypeError(
             f"texts is a whole table ({type(texts).__name__}); give its columns, or use "
             "TextDataset.from_table(table, text=..., label=...)"
         )
+    if isinstance(texts, TextDataset) or not isinstance(texts, Iterable):
+        raise TypeError(f"texts is a {type(texts).__name__}; give a list of strings")
     checked = list(texts)
     for i, text in enumerate(checked):
         if not isinstance(text, str):

@@ -1,6 +1,6 @@
 """Labels of any hashable kind: checked, named, and turned into column numbers."""
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence, Set
 from itertools import islice
 from typing import Any
 
@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 
 def check_labels(labels: Iterable[Any], n_texts: int) -> list[Any]:
     """The labels as plain Python values, one for each text, none missing and all hashable."""
+    _check_list(labels, "labels")
     named = [plain(label) for label in labels]
     if len(named) != n_texts:
         raise ValueError(f"{n_texts} texts but {len(named)} labels; every text needs one label")
@@ -24,6 +25,19 @@ def check_labels(labels: Iterable[Any], n_texts: int) -> list[Any]:
         if _is_missing(label):
             raise ValueError(f"label {i} is missing ({label!r}); drop the row or give it a label")
     return named
+
+
+def check_classes(classes: Sequence[Any]) -> list[Any]:
+    """The classes as plain Python values in their order."""
+    _check_list(classes, "classes")
+    return [plain(label) for label in classes]
+
+
+def _check_list(values: Any, name: str) -> None:
+    # A text would fall into characters, a dictionary into keys, a set into any order, a table into column names.
+    several = isinstance(values, Iterable) and not isinstance(values, str | bytes | Mapping | Set)
+    if not several or hasattr(values, "columns"):
+        raise TypeError(f"{name} is a {type(values).__name__}; it must be a list, or one column")
 
 
 def plain(label: Any) -> Any:

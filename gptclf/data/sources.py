@@ -98,6 +98,8 @@ def read_table(table: Any, text: str, label: str | None) -> tuple[list[str], lis
 
 def _column(table: Any, name: str) -> list[Any]:
     columns = getattr(table, "column_names", None)
+    if isinstance(columns, dict):  # a datasets.DatasetDict
+        raise ValueError(f"the table holds several splits; pick one: table[{next(iter(columns), 'train')!r}]")
     columns = list(table) if columns is None else columns
     try:
         return list(table[name])

@@ -35,6 +35,8 @@ def split(
         >>> [len(part) for part in split(data, (0.5, 0.5), seed=1)]
         [10, 10]
     """
+    if not isinstance(fractions, Sequence):
+        raise TypeError(f"fractions is {fractions!r}; give one share for each part, such as (0.7, 0.1, 0.2)")
     if not fractions or min(fractions) <= 0 or abs(sum(fractions) - 1) > 1e-6:
         raise ValueError(f"fractions are {list(fractions)!r}; they must be positive and sum to 1")
     if stratify and dataset.labels is None:
@@ -63,9 +65,9 @@ def split(
 
 
 def shared_texts(first: TextDataset, second: TextDataset) -> NDArray[np.int64]:
-    """Row numbers of `second` whose tokens stand, verbatim and whole, in `first` too."""
-    seen = {row.tobytes() for row in first.rows()}
-    found = [i for i, row in enumerate(second.rows()) if row.tobytes() in seen]
+    """Row numbers of `second` whose text stands, verbatim and whole, in `first` too."""
+    seen = set(first.texts)
+    found = [i for i, text in enumerate(second.texts) if text in seen]
     return np.asarray(found, dtype=np.int64)
 
 

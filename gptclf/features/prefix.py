@@ -61,7 +61,7 @@ def compute_features(model: GPT2, dataset: TextDataset, depth: int, *, precision
     one = _only_pooled(model, depth)
     lengths = np.ones_like(dataset.lengths) if one else dataset.lengths
     starts = np.cumsum(lengths) - lengths
-    values = torch.empty(int(lengths.sum()), model.config.emb_dim)
+    values = torch.empty(int(lengths.sum()), model.config.emb_dim, dtype=torch.float32)
     batches = Batches(dataset, classes=None)
     with answering(model), arithmetic(precision, model):
         for group in _groups(dataset.lengths):

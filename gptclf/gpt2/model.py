@@ -4,7 +4,7 @@ Owns what is computed. Which parameters train is `stages.py`'s business, where w
 """
 
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -12,6 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from gptclf.data.dataset import check_tokenizer
+from gptclf.data.labels import plain
 from gptclf.gpt2.config import GPT2Config
 from gptclf.gpt2.heads import ClassifierHead, Head, LMHead
 
@@ -165,6 +167,7 @@ class GPT2(nn.Module):
         self.tokenizer_source: Callable[[], Any] | None = None
         self._tokenizer: Any = None
         self.eval()
+        self.float()  # whatever torch's default type is: master weights are float32
         if torch.device(device or "cpu").type != "meta":
             # Drawn on the CPU whatever the device, so that a seed means the same weights everywhere.
             self.to_empty(device="cpu")
@@ -225,6 +228,7 @@ class GPT2(nn.Module):
 
     @tokenizer.setter
     def tokenizer(self, encoding: Any) -> None:
+        check_tokenizer(encoding)
         if encoding.n_vocab > self.config.vocab_size:
             raise ValueError(
                 f"the tokenizer has {encoding.n_vocab} tokens but the model's vocabulary is "
@@ -232,9 +236,34 @@ class GPT2(nn.Module):
             )
         self._tokenizer = encoding
 
+    def check_same_tokenizer(self, encoding: Any) -> None:
+        """Raise where texts were encoded with another tokenizer than this model's, as far as that was found yet."""
+        ours = self._tokenizer
+        if ours is None or ours is encoding:
+            return
+        if ours.n_vocab != encoding.n_vocab or ours.token_byte_values() != encoding.token_byte_values():
+            raise ValueError(
+                f"the texts were encoded with another tokenizer ({encoding.n_vocab} tokens) than the model's "
+                f"({ours.n_vocab}); build the data set with tokenizer=model.tokenizer"
+            )
+
     def share_tokenizer(self, other: "GPT2") -> None:
         """Use the tokenizer of `other`, found or still to be found."""
         self._tokenizer, self.tokenizer_source = other._tokenizer, other.tokenizer_source
+
+    def own_parameters(self, names: set[str]) -> None:
+        """Replace those of the named parameters that another model also uses by copies of this model's own."""
+        for name in names & self.shared_parameters:
+            old = self.get_parameter(name)
+            # Contiguous: a loaded matrix is a transposed view, which the optimizer would walk against the grain.
+            copy = old.detach().clone(memory_format=torch.contiguous_format)
+            set_parameter(self, name, copy).requires_grad_(old.requires_grad)
+            self.shared_parameters.discard(name)
+
+    def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
+        """As `torch.nn.Module` does it, into tensors of this model's own: another model's never change."""
+        self.own_parameters(set(self.shared_parameters))
+        return super().load_state_dict(state_dict, strict=strict, assign=assign)
 
     def forward(self, input_ids: Tensor, lengths: Tensor | None = None) -> Tensor:
         """Logits of a batch padded on the right.
@@ -253,6 +282,20 @@ class GPT2(nn.Module):
         return self.head.project(self.trunk(input_ids))
 
 
+def check_gpt2(model: object) -> None:
+    """Raise where `model` is something else."""
+    if not isinstance(model, GPT2):
+        raise TypeError(f"model is a {type(model).__name__}; it must be a gptclf GPT2, as load_gpt2 returns")
+
+
+def set_parameter(model: nn.Module, name: str, tensor: Tensor) -> nn.Parameter:
+    """Put `tensor` in the place of the named parameter, frozen, without a copy."""
+    owner, _, leaf = name.rpartition(".")
+    parameter = nn.Parameter(tensor, requires_grad=False)
+    setattr(model.get_submodule(owner), leaf, parameter)
+    return parameter
+
+
 def initialise(module: nn.Module, config: GPT2Config, seed: int | None, *, stream: int = 0) -> int:
     """Draw the parameters below `module` as GPT-2 does and return the seed that was used.
 
@@ -263,6 +306,7 @@ def initialise(module: nn.Module, config: GPT2Config, seed: int | None, *, strea
     """
     if seed is None:
         seed = int(torch.randint(2**31, ()))
+    seed = plain(seed)
     if not isinstance(seed, int) or isinstance(seed, bool) or seed < 0:
         raise ValueError(f"seed is {seed!r}; it must be an integer of at least 0, or None")
     state = np.random.SeedSequence([seed, stream]).generate_state(1, np.uint64)

@@ -14,8 +14,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from gptclf.data.labels import plain
 from gptclf.gpt2.heads import ClassifierHead
-from gptclf.gpt2.model import GPT2
+from gptclf.gpt2.model import GPT2, check_gpt2, set_parameter
 
 logger = logging.getLogger(__name__)
 
@@ -108,15 +109,15 @@ def freeze(model: GPT2, *, trainable: Trainable = "last_block") -> None:
         >>> trainable_report(clf).names
         ['head.output.weight', 'head.output.bias']
     """
-    chosen = _chosen(model, trainable)
+    check_gpt2(model)
+    chosen = _chosen(model, plain(trainable))
     if not chosen:
         raise ValueError(
             f"trainable={trainable!r} leaves nothing to train: this model's head has no parameters of its own "
             "(a language model's output matrix is the token embedding); name blocks or use 'last_block' or 'all'"
         )
-    for name, parameter in list(model.named_parameters()):
-        if name in chosen and name in model.shared_parameters:
-            parameter = _own(model, name)
+    model.own_parameters(chosen)
+    for name, parameter in model.named_parameters():
         parameter.requires_grad_(name in chosen)
     logger.info("%s", trainable_report(model))
 
@@ -128,6 +129,8 @@ def _chosen(model: GPT2, trainable: Trainable) -> set[str]:
             f"trainable is {trainable!r} ({type(trainable).__name__}); it must be a policy's name, "
             "a number of blocks, or names and patterns"
         )
+    if trainable in ([], ()):
+        raise ValueError(f"trainable is {trainable!r}, which names nothing; give a policy, blocks or names")
     if trainable == "all":
         return set(names)
     if trainable == "lora":
@@ -162,16 +165,15 @@ def _matching(names: list[str], patterns: list[str]) -> set[str]:
 
 
 def share(source: GPT2, target: GPT2) -> None:
-    """Let the trunk of `target` use the tensors of `source`'s trunk without a copy.
+    """Let the trunk of `target` use the tensors of `source`'s trunk without a copy, but for what `source` trains.
 
-    Both remember which parameters are shared, and `freeze` and `train` copy one before it may train. What a
-    classifier has been training is copied at once: its owner may go on training it in a loop of their own.
+    Both remember which parameters are shared, and a shared one is copied before it may train. What the source may
+    already be training is copied at once: its owner may go on in a loop of their own.
     """
-    copied = source.classes is not None
     for name, parameter in source.trunk.named_parameters(prefix="trunk"):
         tensor = parameter.detach()
-        if copied and parameter.requires_grad:
-            tensor = tensor.clone()
+        if parameter.requires_grad:
+            tensor = tensor.clone(memory_format=torch.contiguous_format)
         else:
             source.shared_parameters.add(name)
             target.shared_parameters.add(name)
@@ -180,26 +182,7 @@ def share(source: GPT2, target: GPT2) -> None:
 
 def own_trainable(model: GPT2) -> None:
     """Give the model its own copy of every trainable parameter that another model also uses."""
-    for name, parameter in list(model.named_parameters()):
-        if parameter.requires_grad and name in model.shared_parameters:
-            _own(model, name)
-
-
-def _own(model: GPT2, name: str) -> nn.Parameter:
-    old = model.get_parameter(name)
-    # Contiguous: a loaded matrix is a transposed view, which the optimizer would walk against the grain.
-    new = set_parameter(model, name, old.detach().clone(memory_format=torch.contiguous_format))
-    model.shared_parameters.discard(name)
-    new.requires_grad_(old.requires_grad)
-    return new
-
-
-def set_parameter(model: nn.Module, name: str, tensor: Tensor) -> nn.Parameter:
-    """Put `tensor` in the place of the named parameter, frozen, without a copy."""
-    owner, _, leaf = name.rpartition(".")
-    parameter = nn.Parameter(tensor, requires_grad=False)
-    setattr(model.get_submodule(owner), leaf, parameter)
-    return parameter
+    model.own_parameters({name for name, parameter in model.named_parameters() if parameter.requires_grad})
 
 
 @dataclass(frozen=True)
@@ -250,6 +233,7 @@ def trainable_report(model: GPT2) -> TrainableReport:
         >>> print(trainable_report(add_classifier_head(load_gpt2("nano"), num_classes=2, seed=0)))
         50,242 of 199,426 parameters train (25.19 %): blocks.2, norm, head
     """
+    check_gpt2(model)
     counts: dict[str, tuple[int, int]] = {}
     for name, stage in stages(model):
         sizes: list[tuple[int, Any]] = [(p.numel(), p.requires_grad) for p in stage.parameters()]

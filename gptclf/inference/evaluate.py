@@ -12,6 +12,7 @@ from torch.nn import functional as F
 
 from gptclf.data.batches import Rows
 from gptclf.data.dataset import TextDataset
+from gptclf.data.labels import plain
 from gptclf.gpt2.model import GPT2
 from gptclf.gpt2.stages import Classifier
 from gptclf.inference.predict import check_classifier, class_logits
@@ -65,7 +66,10 @@ class Evaluation:
         except ImportError as error:
             raise ImportError("to_frame needs pandas: pip install 'gptclf[examples]'") from error
         columns: dict[Any, Any] = {"text": self.texts, "target": self.targets, "prediction": self.predictions}
-        columns |= {f"p({label})": self.probabilities[:, i] for i, label in enumerate(self.classes)}
+        # 1 and "1" look alike; their columns must not.
+        names = [str(label) for label in self.classes]
+        names = names if len(set(names)) == len(names) else [repr(label) for label in self.classes]
+        columns |= {f"p({name})": self.probabilities[:, i] for i, name in enumerate(names)}
         return pandas.DataFrame(columns)
 
     def __str__(self) -> str:
@@ -161,6 +165,7 @@ def labelled_rows(model: GPT2, dataset: TextDataset, name: str = "the data set")
     if not len(dataset):
         raise ValueError(f"{name} is empty; it needs at least one labelled text")
     dataset.targets(model.classes or [])
+    model.check_same_tokenizer(dataset.tokenizer)
     if int(dataset.ids.max()) >= model.config.vocab_size:
         raise ValueError(
             f"{name} has token id {int(dataset.ids.max())}, but the model's vocabulary ends at "
@@ -174,8 +179,9 @@ def _scored(
 ) -> tuple[Tensor, Tensor]:
     """Logits (N, C) and targets (N,) of the first rows."""
     if num_batches is not None:
-        if num_batches < 1:
-            raise ValueError(f"num_batches is {num_batches}; it must be at least 1, or None for all")
+        num_batches = plain(num_batches)
+        if not isinstance(num_batches, int) or isinstance(num_batches, bool) or num_batches < 1:
+            raise ValueError(f"num_batches is {num_batches!r}; it must be an integer of at least 1, or None for all")
         rows = rows.subset(np.arange(min(len(rows), num_batches * batch_size)))
     targets = torch.from_numpy(rows.targets(model.classes or []))
     return class_logits(model, rows, batch_size=batch_size, precision=precision), targets
@@ -188,7 +194,8 @@ def _mean_loss(logits: Tensor, targets: Tensor) -> float:
 def _warn_of_other_preparation(model: GPT2, dataset: TextDataset) -> None:
     trained = (model.max_length, model.truncation, model.pad_to)
     given = (dataset.max_length, dataset.truncation, dataset.pad_to)
-    if trained != given and not model.head_is_new:
+    # Nothing noted means nothing known: a model that another library trained, or one trained without a limit.
+    if trained != given and trained != (None, "tail", None):
         names = ("max_length", "truncation", "pad_to")
         differences = [
             f"{name}={b!r} (the model was trained with {a!r})"

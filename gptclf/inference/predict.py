@@ -10,7 +10,7 @@ from torch import Tensor
 
 from gptclf.data.batches import Batches, Rows
 from gptclf.data.dataset import TextDataset
-from gptclf.gpt2.model import GPT2
+from gptclf.gpt2.model import GPT2, check_gpt2
 from gptclf.gpt2.precision import answering, arithmetic
 from gptclf.gpt2.stages import Classifier
 from gptclf.metrics import check_finite
@@ -37,9 +37,9 @@ def predict(model: GPT2, texts: Iterable[str], *, batch_size: int = 32, precisio
         >>> len(predict(clf, ["you won a prize", "see you at six"]))
         2
     """
-    probabilities = _probabilities(model, texts, batch_size, precision)
+    logits = _text_logits(model, texts, batch_size, precision)
     classes = model.classes or []
-    return [classes[i] for i in probabilities.argmax(axis=1)]
+    return [classes[i] for i in logits.argmax(dim=1).tolist()]
 
 
 def predict_proba(
@@ -49,10 +49,10 @@ def predict_proba(
 
     Arguments are those of `predict`.
     """
-    return _probabilities(model, texts, batch_size, precision)
+    return _text_logits(model, texts, batch_size, precision).softmax(dim=1).numpy()
 
 
-def _probabilities(model: GPT2, texts: Iterable[str], batch_size: int, precision: str) -> NDArray[np.float32]:
+def _text_logits(model: GPT2, texts: Iterable[str], batch_size: int, precision: str) -> Tensor:
     check_classifier(model)
     dataset = TextDataset(
         texts,
@@ -62,8 +62,7 @@ def _probabilities(model: GPT2, texts: Iterable[str], batch_size: int, precision
         pad_to=model.pad_to,
     ).within(model.config.context_length)
     model.warn_of_new_head(stacklevel=3)
-    logits = class_logits(model, dataset, batch_size=batch_size, precision=precision)
-    return logits.softmax(dim=1).numpy()
+    return class_logits(model, dataset, batch_size=batch_size, precision=precision)
 
 
 def class_logits(model: Classifier, dataset: Rows, *, batch_size: int, precision: str) -> Tensor:
@@ -71,7 +70,7 @@ def class_logits(model: Classifier, dataset: Rows, *, batch_size: int, precision
     batches = Batches(dataset, batch_size, classes=None)
     # Rows of like length share a batch, so there is little padding to compute.
     order = np.argsort(-dataset.lengths, kind="stable")
-    logits = torch.empty(len(dataset), len(model.classes or ()))
+    logits = torch.empty(len(dataset), len(model.classes or ()), dtype=torch.float32)
     with answering(model), arithmetic(precision, model):
         for start in range(0, len(order), batch_size):
             chosen = order[start : start + batch_size]
@@ -83,7 +82,6 @@ def class_logits(model: Classifier, dataset: Rows, *, batch_size: int, precision
 
 def check_classifier(model: GPT2) -> None:
     """Raise where `model` is not a classifier."""
-    if not isinstance(model, GPT2):
-        raise TypeError(f"model is a {type(model).__name__}; it must be a gptclf GPT2")
+    check_gpt2(model)
     if model.classes is None:
         raise TypeError("this is a language model; put a classifier head on it first: add_classifier_head(model, ...)")

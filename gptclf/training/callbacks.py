@@ -12,7 +12,13 @@ from gptclf.training.loop import Step
 
 
 class Callback:
-    """Called by `train`; each method does nothing unless a subclass says so."""
+    """Called by `train`; each method does nothing unless a subclass says so.
+
+    What trains is settled when `train` begins: `freeze` inside a callback has no effect on the run.
+    """
+
+    def on_start(self, model: GPT2) -> None:
+        """Called once before the first step; whatever an earlier run left is forgotten here."""
 
     def on_step(self, model: GPT2, step: Step) -> None:
         """Called after each optimizer step."""
@@ -77,6 +83,10 @@ class KeepBest(Callback):
     def __init__(self) -> None:
         self.best: Scores | None = None
         self._weights: dict[str, Tensor] = {}
+
+    def on_start(self, model: GPT2) -> None:
+        """Forget the run before."""
+        self.best, self._weights = None, {}
 
     def on_scores(self, model: GPT2, scores: Scores) -> None:
         """Copy the trained weights where they are the best so far."""

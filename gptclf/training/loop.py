@@ -103,7 +103,7 @@ def _accumulate_gradient(model: Classifier, group: list[Batch], precision: str) 
     rows = sum(len(batch) for batch in group)
     total = 0.0
     for batch in group:
-        with arithmetic(precision, model):
+        with torch.enable_grad(), arithmetic(precision, model):
             loss = loss_sum(model, batch.to(model.device)) / rows
         loss.backward()  # type: ignore[no-untyped-call]
         total += loss.item()

@@ -3,7 +3,7 @@
 import math
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from numbers import Integral, Real
 from pathlib import Path
@@ -98,11 +98,12 @@ def train(
         True
     """
     check_classifier(model)
-    if not any(parameter.requires_grad for parameter in model.parameters()):
-        raise ValueError("nothing in the model trains; say what shall with freeze(model, trainable='last_block')")
-    _check_arguments(epochs=epochs, batch_size=batch_size, accumulate=accumulate, eval_every=eval_every,
-                     eval_batches=eval_batches, lr=lr, weight_decay=weight_decay, clip=clip,
-                     warmup_steps=warmup_steps, seed=seed)  # fmt: skip
+    _check_model(model)
+    _check_arguments(
+        epochs=epochs, batch_size=batch_size, accumulate=accumulate, eval_every=eval_every,
+        eval_batches=eval_batches, lr=lr, weight_decay=weight_decay, clip=clip, warmup_steps=warmup_steps, seed=seed,
+    )  # fmt: skip
+    _check_callbacks(callbacks)
     texts = labelled_rows(model, train_set, "train_set")
     val_texts = None if val_set is None else labelled_rows(model, val_set, "val_set")
     if len({int(label) for label in texts.targets(model.classes or [])}) < 2:
@@ -117,8 +118,11 @@ def train(
     n_batches = len(Batches(texts, batch_size, drop_last=drop_last, classes=model.classes))
     steps_per_epoch = -(-n_batches // accumulate)
     total_steps = epochs * steps_per_epoch
+    make_scheduler(optimizer, schedule, total_steps=total_steps, warmup_steps=warmup_steps)
     history = History()
-    with in_mode(model, training=True), _seeded(seed, model.device):
+    for callback in callbacks:
+        callback.on_start(model)
+    with in_mode(model, training=True), _seeded(seed, model.device), ExitStack() as ending:
         identity: dict[str, Any] = {}
         if state_folder is not None:
             identity = run_identity(model, texts, val_texts, {
@@ -139,29 +143,28 @@ def train(
         measure = _Measure(learner, train_rows, val_rows, eval_batches, batch_size, precision, start - history.seconds)
         batches = Batches(train_rows, batch_size, seed, drop_last=drop_last, classes=model.classes)
         model.max_length, model.truncation, model.pad_to = train_set.max_length, train_set.truncation, train_set.pad_to
-        try:
-            for step in training_steps(
-                learner, batches, optimizer, epochs=epochs, accumulate=accumulate, clip=clip, scheduler=scheduler,
-                precision=precision, after=done,
-            ):  # fmt: skip
-                model.forget_fresh_head()
-                history.steps.append(step)
-                for callback in watching:
-                    callback.on_step(model, step)
-                ends_epoch = step.step % steps_per_epoch == 0
-                if ends_epoch or (eval_every is not None and step.step % eval_every == 0):
-                    scores = measure(step)
-                    (history.epochs if ends_epoch else history.evaluations).append(scores)
-                    history.seconds = scores.seconds
-                    for callback in watching:
-                        callback.on_scores(model, scores)
-                if ends_epoch and state_folder is not None:
-                    save_checkpoint(state_folder, identity, model, optimizer, history, callbacks)
-        finally:
-            # Gradients would keep as much memory as the trained weights.
-            optimizer.zero_grad(set_to_none=True)
+        # Unwound from the last to the first, each one whatever the others do: gradients would keep as much memory as
+        # the trained weights.
+        ending.callback(optimizer.zero_grad, set_to_none=True)
+        for callback in watching:
+            ending.callback(callback.on_end, model)
+        for step in training_steps(
+            learner, batches, optimizer, epochs=epochs, accumulate=accumulate, clip=clip, scheduler=scheduler,
+            precision=precision, after=done,
+        ):  # fmt: skip
+            model.forget_fresh_head()
+            history.steps.append(step)
             for callback in watching:
-                callback.on_end(model)
+                callback.on_step(model, step)
+            ends_epoch = step.step % steps_per_epoch == 0
+            if ends_epoch or (eval_every is not None and step.step % eval_every == 0):
+                scores = measure(step)
+                (history.epochs if ends_epoch else history.evaluations).append(scores)
+                history.seconds = scores.seconds
+                for callback in watching:
+                    callback.on_scores(model, scores)
+            if ends_epoch and state_folder is not None:
+                save_checkpoint(state_folder, identity, model, optimizer, history, callbacks)
     return history
 
 
@@ -224,6 +227,22 @@ def _cut(
         return model, train_set, val_set
     features = [compute_features(model, dataset, depth, precision=precision) for dataset in sets]
     return Suffix(model, depth), features[0], features[1] if len(features) > 1 else None
+
+
+def _check_model(model: GPT2) -> None:
+    trained = [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
+    if not trained:
+        raise ValueError("nothing in the model trains; say what shall with freeze(model, trainable='last_block')")
+    other = [f"{name} is {parameter.dtype}" for name, parameter in trained if parameter.dtype != torch.float32]
+    if other:
+        raise ValueError(
+            f"weights train in float32, but {other[0]}; call model.float(), and give precision='bfloat16' for speed"
+        )
+
+
+def _check_callbacks(callbacks: Sequence[Callback]) -> None:
+    if isinstance(callbacks, Callback) or not all(isinstance(callback, Callback) for callback in callbacks):
+        raise TypeError(f"callbacks is {callbacks!r}; it must be a list of gptclf.Callback objects")
 
 
 def _check_arguments(**values: Any) -> None:

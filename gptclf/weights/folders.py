@@ -7,8 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gptclf.gpt2.model import GPT2
-from gptclf.gpt2.stages import set_parameter
+from gptclf.gpt2.model import GPT2, set_parameter
 from gptclf.weights.formats import from_hugging_face
 
 CONFIG = "config.json"

@@ -158,6 +158,8 @@ def config_from_hugging_face(values: Mapping[str, Any], *, source: str) -> GPT2C
     for key, what in refused.items():
         if values.get(key):
             raise ValueError(f"{source} sets {key} = {values[key]!r}: gptclf has no {what}")
+    if values.get("is_causal") is False:
+        raise ValueError(f"{source} sets is_causal = False: gptclf's attention is always causal")
     activation = values.get("activation_function", "gelu_new")
     if not isinstance(activation, str) or activation not in _ACTIVATIONS:
         raise ValueError(f"{source} sets activation_function = {activation!r}; gptclf has {', '.join(_ACTIVATIONS)}")

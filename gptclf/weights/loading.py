@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from gptclf.data.labels import plain
 from gptclf.gpt2.config import ALIASES, PRESETS, GPT2Config
 from gptclf.gpt2.model import GPT2, initialise
 from gptclf.gpt2.stages import freeze, share
@@ -41,7 +42,7 @@ def load_gpt2(
     *,
     weights: str = "pretrained",
     seed: int | None = None,
-    dropout: float = 0.0,
+    dropout: float | None = None,
     device: "str | torch.device | None" = None,
     revision: str | None = None,
     cache_dir: str | Path | None = None,
@@ -56,14 +57,14 @@ def load_gpt2(
         weights: "pretrained", or "random" for GPT-2's initialisation from `seed` (then a name or folder only gives
             the shape).
         seed: Seed of random weights; None draws one from torch's global generator.
-        dropout: Dropout probability everywhere GPT-2 has it, in training mode.
+        dropout: Dropout probability everywhere GPT-2 has it, in training mode. None is 0, or what a `GPT2Config` says.
         device: Where the model goes; None is the CPU.
         revision: Branch, tag or commit of a hub repository; None is "main".
         cache_dir: The hub cache to use instead of Hugging Face's own.
         tokenizer: Used instead of the one that belongs to the weights, which is otherwise found on first use.
 
     Returns:
-        The model. Weights are memory-mapped where they can be, so loading reads little.
+        The model, all of it frozen. Weights are memory-mapped where they can be, so loading reads little.
 
     Raises:
         FileNotFoundError: No such folder, repository or file.
@@ -76,6 +77,8 @@ def load_gpt2(
     """
     if weights not in ("pretrained", "random"):
         raise ValueError(f"weights is {weights!r}; choose 'pretrained' or 'random'")
+    if seed is not None and weights == "pretrained":
+        raise ValueError(f"seed={seed!r} draws random weights; give weights='random' with it")
     target = check_device(device)
     folder, repo = None, None
     if isinstance(name, GPT2Config):
@@ -85,15 +88,18 @@ def load_gpt2(
     else:
         folder, repo = _locate(name)
         if folder is None and repo is None:
-            config, weights, seed = PRESETS["nano"], "random", _NANO_SEED if seed is None else seed
+            config, seed = PRESETS["nano"], _NANO_SEED if weights == "pretrained" else seed
+            weights = "random"
         elif repo in _REPOSITORIES.values() and weights == "random":
             config = next(PRESETS[preset] for preset, known in _REPOSITORIES.items() if known == repo)
         else:
             if folder is None and repo is not None:
                 folder = _fetch(repo, revision, cache_dir, with_weights=weights == "pretrained")
             assert folder is not None
+            _check_layout(folder)
             config = config_from_hugging_face(read_json(folder / CONFIG), source=str(folder / CONFIG))
-    config = config.replace(drop_rate=dropout)
+    if dropout is not None:
+        config = config.replace(drop_rate=dropout)
     if weights == "random":
         # The seed is drawn here, not in GPT2(), so that it can be said.
         model = GPT2(config, device="meta")
@@ -103,6 +109,8 @@ def load_gpt2(
         assert folder is not None
         model = GPT2(config, device="meta")
         fill_from_hugging_face(model, folder)
+    # Nothing trains before freeze says what shall: so nothing can change under the models that share these tensors.
+    model.requires_grad_(False)
     model.to(target)
     model.tokenizer_source = functools.partial(find_tokenizer, folder, repo, revision, cache_dir, config.vocab_size)
     if tokenizer is not None:
@@ -119,7 +127,7 @@ def _locate(name: str | Path) -> tuple[Path | None, str | None]:
     if folder.is_dir():
         if preset not in PRESETS:
             return folder, None
-        if (folder / CONFIG).is_file():
+        if (folder / CONFIG).is_file() or (folder / "hparams.json").is_file():
             logger.warning("%r is a local folder here; it is loaded, not the published model of that name", str(name))
             return folder, None
         logger.warning("the local folder %r holds no %s; the published model is meant", str(name), CONFIG)
@@ -133,6 +141,15 @@ def _locate(name: str | Path) -> tuple[Path | None, str | None]:
         f"{str(name)!r} is no folder and no known model; give a folder, one of "
         f"{', '.join([*PRESETS, *ALIASES])}, a hub repository 'owner/name', or a GPT2Config"
     )
+
+
+def _check_layout(folder: Path) -> None:
+    foreign = [name for name in ("hparams.json", "checkpoint", "model.ckpt.index") if (folder / name).exists()]
+    if foreign and not (folder / CONFIG).is_file():
+        raise ValueError(
+            f"{folder} holds {foreign[0]}: OpenAI's TensorFlow checkpoint, which this version of gptclf does not read. "
+            f"Give a folder in Hugging Face's layout ({CONFIG} and {WEIGHTS}), or the model's name on the hub"
+        )
 
 
 def _fetch(repo: str, revision: str | None, cache_dir: str | Path | None, *, with_weights: bool) -> Path:
@@ -189,10 +206,17 @@ def add_classifier_head(
     if isinstance(classes, str | bytes):
         raise TypeError(f"classes is the single string {classes!r}; give a list of labels")
     if classes is None:
+        num_classes = plain(num_classes)
         if not isinstance(num_classes, int) or isinstance(num_classes, bool):
             raise TypeError(f"num_classes is {num_classes!r}; it must be an integer. For labels give classes=")
+        if num_classes < 2:
+            raise ValueError(f"num_classes is {num_classes}; a classifier needs at least 2 classes")
         classes = range(num_classes)
-    labels = list(classes)
+    try:
+        labels = [plain(label) for label in classes]
+        set(labels)
+    except TypeError as error:
+        raise TypeError(f"classes is {classes!r}; it must be a list of hashable labels ({error})") from error
     clf = GPT2(model.config, classes=labels, pooling=pooling, head_bias=bias, device="meta")
     share(model, clf)
     clf.head.to_empty(device="cpu")

@@ -20,7 +20,8 @@ import torch
 from torch import Tensor
 
 from gptclf.gpt2.heads import ClassifierHead
-from gptclf.gpt2.model import GPT2
+from gptclf.gpt2.model import GPT2, check_gpt2
+from gptclf.gpt2.stages import freeze
 from gptclf.weights.atomic import Writer, tensor_writer, text_writer, write_all
 from gptclf.weights.folders import (
     CONFIG,
@@ -70,6 +71,7 @@ def save_model(model: GPT2, folder: str | Path) -> Path:
         >>> load_model(save_model(clf, tempfile.mkdtemp())).classes
         ['ham', 'spam']
     """
+    check_gpt2(model)
     target = Path(folder)
     if target.is_file():
         raise FileExistsError(f"{target} is a file; give a folder")
@@ -171,9 +173,7 @@ def _load_theirs(source: Path) -> GPT2:
     names = [labels[str(i)] for i in range(len(score))]
     model = GPT2(config, classes=names, head_bias=False, device="meta")
     fill_from_hugging_face(model, source)
-    trained = (f"trunk.blocks.{config.n_layers - 1}.", "trunk.norm.", "head.")
-    for name, parameter in model.named_parameters():
-        parameter.requires_grad_(name.startswith(trained))
+    freeze(model, trainable="last_block")
     return model
 
 
@@ -250,4 +250,5 @@ def _digest(parameters: Mapping[str, Tensor]) -> str:
 
 
 def _to_json(values: Mapping[str, Any]) -> str:
-    return json.dumps(values, indent=2, ensure_ascii=False) + "\n"
+    # ASCII: a label may hold a lone surrogate, which UTF-8 cannot.
+    return json.dumps(values, indent=2) + "\n"
