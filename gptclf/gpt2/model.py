@@ -241,7 +241,9 @@ class GPT2(nn.Module):
         ours = self._tokenizer
         if ours is None or ours is encoding:
             return
-        if ours.n_vocab != encoding.n_vocab or ours.token_byte_values() != encoding.token_byte_values():
+        tokens = ours.token_byte_values()
+        same = ours.n_vocab == encoding.n_vocab and tokens == encoding.token_byte_values()
+        if not same or any(ours.encode_single_token(t) != encoding.encode_single_token(t) for t in tokens):
             raise ValueError(
                 f"the texts were encoded with another tokenizer ({encoding.n_vocab} tokens) than the model's "
                 f"({ours.n_vocab}); build the data set with tokenizer=model.tokenizer"
