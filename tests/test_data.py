@@ -547,13 +547,13 @@ def test_a_tokenizer_of_another_kind_is_refused() -> None:
 def test_long_texts_are_cut_for_the_tokenizer_where_no_token_changes(
     unit: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from gptclf.data import dataset
+    from gptclf.data import preparation
     from gptclf.weights.tokenizer import byte_characters, make_encoding
 
     ranks = {bytes([byte]): i for i, byte in enumerate(byte_characters())}
     for token in (b" 1", b"12", b" w", b".  ", b"  ", b"or", b"\na", b" b"):
         ranks[token] = len(ranks)
     tokenizer = make_encoding(ranks)
-    monkeypatch.setattr(dataset, "_PIECE", 101)
+    monkeypatch.setattr(preparation, "PIECE", 101)
     text = unit * 200
     assert TextDataset([text], tokenizer=tokenizer).ids.tolist() == tokenizer.encode_ordinary(text)

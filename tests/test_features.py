@@ -11,8 +11,9 @@ from conftest import randomised
 from gptclf import Batches, TextDataset, add_classifier_head, freeze, frozen_depth, load_gpt2, predict_proba, train
 from gptclf.features import prefix
 from gptclf.features.prefix import compute_features, reusable_depth
-from gptclf.gpt2.model import GPT2, Block
+from gptclf.gpt2.model import GPT2
 from gptclf.gpt2.stages import Suffix
+from gptclf.gpt2.trunk import Block
 
 TEXTS = ["win", "a longer text about nothing", "", "call 07700 900123 now", "see you", "ok"] * 3
 LABELS = ["spam", "ham", "ham", "spam", "ham", "spam"] * 3

@@ -2,7 +2,7 @@
 
 import copy
 import logging
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,19 +11,14 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from gptclf.data.labels import check_classes, check_labels, index_labels, infer_classes, plain
+from gptclf.data.labels import check_classes, check_labels, index_labels, infer_classes
+from gptclf.data.preparation import check_preparation, check_texts, check_tokenizer, pieces, row_numbers
 from gptclf.data.sources import read_file, read_table
 
 if TYPE_CHECKING:
     import tiktoken
 
 logger = logging.getLogger(__name__)
-
-# Most characters handed to the tokenizer at once. Its regular expression keeps a stack of its own, which a run of some
-# 500,000 blanks overflows.
-_PIECE = 250_000
-
-TRUNCATIONS = ("tail", "head", "middle")
 
 
 class TextDataset:
@@ -69,7 +64,7 @@ class TextDataset:
         self.max_length, self.truncation, self.pad_to = check_preparation(max_length, truncation, pad_to)
         check_tokenizer(tokenizer)
         self.tokenizer = tokenizer
-        self.texts = _check_texts(texts)
+        self.texts = check_texts(texts)
         self.classes: list[Any] | None = None
         self.labels: NDArray[np.int64] | None = None
         if labels is not None:
@@ -208,7 +203,7 @@ class TextDataset:
 
     def _prepare(self, text: str) -> NDArray[np.int32]:
         ids: list[int] = []
-        for piece in _pieces(text):
+        for piece in pieces(text):
             ids += self.tokenizer.encode_ordinary(piece)
         return np.asarray(ids or [self.tokenizer.eot_token], dtype=np.int32)
 
@@ -244,81 +239,3 @@ def _cut(row: NDArray[np.int32], limit: int, truncation: str) -> NDArray[np.int3
         return row[-limit:]
     back = limit // 2
     return np.concatenate([row[: limit - back], row[len(row) - back :]])
-
-
-def _pieces(text: str) -> list[str]:
-    """A text in pieces of at most `_PIECE` characters, cut where the tokens stay the same.
-
-    That is before a blank that follows no other white space: GPT-2's pattern always ends a token there. A stretch of
-    half a piece without such a place is not language; it is cut where it is.
-    """
-    pieces, start = [], 0
-    while len(text) - start > _PIECE:
-        end = start + _PIECE
-        window = range(end, end - _PIECE // 2, -1)
-        place = next((i for i in window if text[i] == " " and not text[i - 1].isspace()), end)
-        pieces.append(text[start:place])
-        start = place
-    return [*pieces, text[start:]]
-
-
-def row_numbers(indices: Sequence[int] | NDArray[np.int64], n: int) -> NDArray[np.int64]:
-    """Row numbers from row numbers or from a mask over `n` rows."""
-    chosen = np.asarray(indices)
-    if chosen.dtype == bool:
-        if chosen.shape != (n,):
-            raise IndexError(f"the mask has shape {chosen.shape}; the data set has {n} rows")
-        return np.flatnonzero(chosen)
-    if chosen.size and not np.issubdtype(chosen.dtype, np.integer):
-        raise TypeError(f"rows are chosen by whole numbers or a mask, not by {chosen.dtype}")
-    return chosen.astype(np.int64)
-
-
-def check_preparation(
-    max_length: int | None, truncation: str, pad_to: int | None
-) -> tuple[int | None, str, int | None]:
-    """The three settings that say how texts become rows, with `pad_to` setting `max_length` where that is None."""
-    max_length, pad_to = plain(max_length), plain(pad_to)
-    for name, value in (("max_length", max_length), ("pad_to", pad_to)):
-        if value is not None and (not isinstance(value, int) or isinstance(value, bool) or value < 1):
-            raise ValueError(f"{name} is {value!r}; it must be a number of tokens of at least 1, or None")
-    if truncation not in TRUNCATIONS:
-        raise ValueError(f"truncation is {truncation!r}; choose what is cut: {', '.join(TRUNCATIONS)}")
-    if pad_to is not None and max_length is not None and max_length > pad_to:
-        raise ValueError(
-            f"max_length {max_length} is more than pad_to {pad_to}; rows padded to one width cannot be longer"
-        )
-    return (pad_to if max_length is None else max_length), truncation, pad_to
-
-
-def check_tokenizer(tokenizer: object) -> None:
-    """Raise where `tokenizer` is not an encoding."""
-    import tiktoken
-
-    if not isinstance(tokenizer, tiktoken.Encoding):
-        raise TypeError(
-            f"tokenizer is a {type(tokenizer).__name__}; it must be a tiktoken.Encoding, such as model.tokenizer"
-        )
-
-
-def _check_texts(texts: Iterable[str]) -> list[str]:
-    if isinstance(texts, str | bytes):
-        raise TypeError(
-            f"texts is a single {type(texts).__name__}; give a list of strings: [{texts[:20]!r}]. "
-            "Iterating over it would make every character a text"
-        )
-    if hasattr(texts, "column_names") or hasattr(texts, "columns") or isinstance(texts, Mapping):
-        raise TypeError(
-            f"texts is a whole table ({type(texts).__name__}); give its columns, or use "
-            "TextDataset.from_table(table, text=..., label=...)"
-        )
-    if isinstance(texts, TextDataset) or not isinstance(texts, Iterable):
-        raise TypeError(f"texts is a {type(texts).__name__}; give a list of strings")
-    checked = list(texts)
-    for i, text in enumerate(checked):
-        if not isinstance(text, str):
-            raise TypeError(
-                f"text {i} is {text!r} ({type(text).__name__}); every text must be a str. "
-                "Drop missing rows or replace them by ''"
-            )
-    return checked

@@ -9,7 +9,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from gptclf.data.dataset import TextDataset, row_numbers
+from gptclf.data.dataset import TextDataset
+from gptclf.data.preparation import row_numbers
 
 
 class FeatureSet:
