@@ -42,10 +42,18 @@ class Recipe(NamedTuple):
     schedule: str
     warmup_steps: int
     clip: float | None
+    eval_every: int | None
+    eval_batches: int | None
 
 
-BOOK = Recipe("last_block", 5e-5, epochs=5, batch_size=8, schedule="constant", warmup_steps=0, clip=None)
-NANO = Recipe("all", 2e-3, epochs=6, batch_size=16, schedule="cosine", warmup_steps=100, clip=1.0)
+BOOK = Recipe(
+    "last_block", lr=5e-5, epochs=5, batch_size=8, schedule="constant", warmup_steps=0, clip=None,
+    eval_every=50, eval_batches=5,
+)  # fmt: skip
+NANO = Recipe(
+    "all", lr=2e-3, epochs=6, batch_size=16, schedule="cosine", warmup_steps=100, clip=1.0,
+    eval_every=None, eval_batches=None,
+)  # fmt: skip
 NEW_MESSAGES = [
     "You won! Claim your free cinema tickets now, text PRIZE to 81144",
     "running ten minutes late, order me a coffee?",
@@ -108,7 +116,7 @@ def main() -> None:
         epochs=recipe.epochs, batch_size=recipe.batch_size, lr=recipe.lr,
         schedule=recipe.schedule, warmup_steps=recipe.warmup_steps, clip=recipe.clip,
         weight_decay=0.1, seed=args.seed, drop_last=args.drop_last, precision=args.precision,
-        eval_every=50, eval_batches=5,
+        eval_every=recipe.eval_every, eval_batches=recipe.eval_batches,
     )  # fmt: skip
     print(f"trained {len(history.steps):,} steps in {history.seconds:.0f} s")
     folder = save_model(clf, args.out / "model")

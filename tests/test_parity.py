@@ -20,6 +20,7 @@ from gptclf import GPT2, Batches, TextDataset, freeze, load_gpt2, load_model, tr
 from gptclf.training.loop import training_steps
 from gptclf.training.optim import make_optimizer
 from gptclf.weights.formats import trunk_names
+from gptclf.weights.tokenizer import byte_tokenizer
 
 NO_DROPOUT = {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0}
 
@@ -286,21 +287,12 @@ def test_the_full_size_gives_their_loss_and_gradients(full: tuple[Any, Any, Path
     assert gradient_error < 1e-4
 
 
-class _Ids:
-    """Stands in for GPT-2's tokenizer, which is no file of ours: one id per character."""
-
-    n_vocab, eot_token = 50257, 50256
-
-    def encode_ordinary(self, text: str) -> list[int]:
-        return [ord(character) * 13 % 50256 for character in text]
-
-
 @pytest.mark.slow
 def test_six_steps_at_full_size_give_their_losses(full: tuple[Any, Any, Path, Path]) -> None:
     _, theirs, _, folder = full
     model = load_model(folder)
     texts, labels = byte_texts(24, longest=60)
-    rows = TextDataset(texts, labels, tokenizer=_Ids())  # type: ignore[arg-type]
+    rows = TextDataset(texts, labels, tokenizer=byte_tokenizer())
     batches = Batches(rows, 8, 123)
     optimizer = make_optimizer(model, lr=5e-5, weight_decay=0.1)
     losses = [step.loss for step in training_steps(model.train(), batches, optimizer, epochs=2)]
