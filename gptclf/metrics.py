@@ -9,7 +9,6 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from gptclf.data.batches import Batch
-from gptclf.gpt2.model import GPT2
 from gptclf.gpt2.stages import Classifier
 
 
@@ -38,13 +37,6 @@ def batch_loss(model: Classifier, batch: Batch) -> Tensor:
         >>> round(batch_loss(clf, next(iter(Batches(data)))).item(), 1)
         0.7
     """
-    if isinstance(model, GPT2):
-        shared = [name for name in model.shared_parameters if model.get_parameter(name).requires_grad]
-        if shared and torch.is_grad_enabled():
-            raise ValueError(
-                f"{shared[0]} is set to train, but another model uses the same tensor and would change with it; say "
-                "what trains with freeze(model, trainable=...), before the optimizer is made"
-            )
     return loss_sum(model, batch) / len(batch)
 
 

@@ -6,12 +6,15 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from gptclf import GPT2, History, TextDataset, add_classifier_head, freeze, load_gpt2, predict, train
 from gptclf.training.callbacks import Callback, KeepBest
 from gptclf.training.history import Scores
+from gptclf.weights.folders import read_safetensors
 
 TEXTS = ["win a prize", "see you", "call now", "ok then", "free entry", "at six?", "what"]
 LABELS = ["spam", "ham", "spam", "ham", "spam", "ham", "ham"]
@@ -175,3 +178,78 @@ def test_a_damaged_state_is_an_error(tmp_path: Path) -> None:
     path.write_bytes(path.read_bytes()[:-100])
     with pytest.raises(ValueError, match="not a whole safetensors file"):
         run(classifier(), checkpoint_dir=tmp_path, resume=True)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("pooling", "max"), ("dropout", 0.5)],
+)
+def test_another_model_is_not_resumed(name: str, value: Any, tmp_path: Path) -> None:
+    run(classifier(), checkpoint_dir=tmp_path)
+    pooling = value if name == "pooling" else "last"
+    gpt2 = load_gpt2("nano", dropout=value if name == "dropout" else 0.0)
+    with pytest.raises(ValueError, match="model was"):
+        run(add_classifier_head(gpt2, classes=["ham", "spam"], pooling=pooling, seed=3), checkpoint_dir=tmp_path,
+            resume=True)  # fmt: skip
+
+
+def test_a_callback_that_keeps_something_must_be_there_again(tmp_path: Path) -> None:
+    run(classifier(), checkpoint_dir=tmp_path, callbacks=[KeepBest()])
+    with pytest.raises(ValueError, match=r"callbacks was \['KeepBest'\], is \[\]"):
+        run(classifier(), checkpoint_dir=tmp_path, resume=True)
+    history = run(classifier(), checkpoint_dir=tmp_path, resume=True, callbacks=[Callback(), KeepBest()])
+    assert len(history.epochs) == 4
+
+
+def test_numbers_of_numpy_are_numbers(tmp_path: Path) -> None:
+    run(classifier(), checkpoint_dir=tmp_path, seed=np.int64(3), lr=np.float64(1e-3), batch_size=np.int64(2))
+    assert (tmp_path / "training.safetensors").exists()
+
+
+@pytest.mark.parametrize("lost", ["optimizer.exp_avg_sq.head.output.bias", "model.head.output.bias", "random.cpu"])
+def test_a_state_that_lacks_something_is_refused_before_the_model_changes(lost: str, tmp_path: Path) -> None:
+    run(classifier(), checkpoint_dir=tmp_path)
+    path = tmp_path / "training.safetensors"
+    tensors, metadata = read_safetensors(path)
+    save_file({name: value for name, value in tensors.items() if name != lost}, path, metadata=metadata)
+    clf = classifier()
+    before = [parameter.clone() for parameter in clf.parameters()]
+    with pytest.raises(ValueError, match="damaged"):
+        run(clf, checkpoint_dir=tmp_path, resume=True)
+    assert all(torch.equal(a, b) for a, b in zip(before, clf.parameters(), strict=True))
+
+
+def test_a_state_without_its_record_is_refused(tmp_path: Path) -> None:
+    save_file({"random.cpu": torch.get_rng_state()}, tmp_path / "training.safetensors", metadata={"format": "1"})
+    with pytest.raises(ValueError, match="damaged"):
+        run(classifier(), checkpoint_dir=tmp_path, resume=True)
+
+
+def test_a_folder_that_cannot_be_one_is_refused_at_once(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    for place in (tmp_path / "file", ""):
+        with pytest.raises(ValueError, match="must be a folder"):
+            run(classifier(), checkpoint_dir=place)
+
+
+def test_callbacks_end_even_where_the_run_never_began() -> None:
+    class Ends(Callback):
+        ended = False
+
+        def on_end(self, model: GPT2) -> None:
+            self.ended = True
+
+    clf, watcher = classifier(), Ends()
+    with torch.no_grad():
+        clf.get_parameter("trunk.blocks.0.norm1.weight").fill_(float("nan"))
+    with pytest.raises(FloatingPointError):
+        run(clf, callbacks=[watcher])
+    assert watcher.ended
+
+
+def test_keep_best_asks_for_a_validation_set_before_the_first_step() -> None:
+    clf = classifier()
+    data = TextDataset(TEXTS, LABELS, tokenizer=clf.tokenizer, classes=clf.classes)
+    with pytest.raises(ValueError, match="KeepBest needs a validation set"):
+        train(clf, data, callbacks=[KeepBest()], progress=False)
+    assert clf.head_is_new

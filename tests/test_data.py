@@ -519,6 +519,17 @@ class TestTables:
         assert [int(text) for text in data.texts] == labels_of(data)
 
 
+def test_texts_without_an_order_are_refused() -> None:
+    with pytest.raises(TypeError, match="order"):
+        TextDataset({"one", "two"}, ["a", "b"], tokenizer=BYTES)
+
+
+def test_keys_and_values_of_a_dictionary_have_an_order() -> None:
+    table = {"one": "b", "two": "a"}
+    data = TextDataset(table.keys(), table.values(), classes={"b": 0, "a": 1}.keys(), tokenizer=BYTES)  # type: ignore[arg-type]
+    assert (data.texts, data.classes) == (["one", "two"], ["b", "a"])
+
+
 @pytest.mark.parametrize("labels", ["ab", {"x": 1, "y": 2}, {"x", "y"}, pd.DataFrame({"x": [1, 2]})])
 def test_labels_that_are_no_list_are_refused(labels: Any) -> None:
     with pytest.raises(TypeError, match="must be a list"):

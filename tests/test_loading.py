@@ -508,7 +508,7 @@ class TestHeads:
             ({"num_classes": 1}, ValueError, "at least 2 classes"),
             ({"num_classes": 2.0}, TypeError, "must be an integer"),
             ({"num_classes": True}, TypeError, "must be an integer"),
-            ({"classes": "ab"}, TypeError, "give a list of labels"),
+            ({"classes": "ab"}, TypeError, "classes is a str; it must be a list"),
             ({"classes": ["a", "a"]}, ValueError, "holds a label twice"),
             ({"num_classes": 2, "pooling": "middle"}, ValueError, "last, first, mean, max"),
         ],

@@ -3,6 +3,7 @@
 import copy
 import logging
 from fnmatch import fnmatchcase
+from typing import Any
 
 import pytest
 import torch
@@ -397,3 +398,41 @@ def test_one_seed_draws_a_head_that_is_no_copy_of_the_embedding() -> None:
     clf = add_classifier_head(gpt2, num_classes=2, seed=5)
     rows = gpt2.get_parameter("trunk.embed.token.weight")[:2]
     assert torch.corrcoef(torch.stack([rows.flatten(), clf.get_parameter("head.output.weight").flatten()]))[0, 1] < 0.9
+
+
+@pytest.mark.parametrize("wrap", [lambda clf: torch.nn.Sequential(clf), lambda clf: clf.trunk])
+def test_a_state_dict_loaded_through_another_module_stays_in_this_model(wrap: Any, small_gpt2: GPT2) -> None:
+    clf = add_classifier_head(small_gpt2, num_classes=2, seed=1)
+    before = snapshot(small_gpt2)
+    whole = wrap(clf)
+    whole.load_state_dict({name: torch.zeros_like(value) for name, value in whole.state_dict().items()})
+    assert not differing(small_gpt2, before)
+    assert not clf.get_parameter("trunk.embed.token.weight").any()
+
+
+def test_what_a_state_dict_assigns_stays_its_givers(small_gpt2: GPT2) -> None:
+    giver, taker = (add_classifier_head(small_gpt2, num_classes=2, seed=seed) for seed in (1, 2))
+    taker.load_state_dict(giver.state_dict(), assign=True)
+    before = snapshot(giver)
+    with torch.no_grad():
+        for parameter in taker.parameters():
+            parameter.add_(1.0)
+    assert not differing(giver, before)
+
+
+def test_a_source_set_to_train_by_hand_is_stopped_too(small_gpt2: GPT2) -> None:
+    add_classifier_head(small_gpt2, num_classes=2, seed=1)
+    small_gpt2.requires_grad_(True)
+    with pytest.raises(ValueError, match="freeze"):
+        small_gpt2(torch.tensor([[1, 2]]))
+
+
+@pytest.mark.parametrize("classes", [{"ham", "spam"}, {"ham": 0, "spam": 1}, "ab", 2, ["a", None], ["a", float("nan")]])
+def test_classes_without_an_order_or_a_name_are_refused(classes: Any) -> None:
+    with pytest.raises((TypeError, ValueError), match="class"):
+        add_classifier_head(load_gpt2("nano"), classes=classes, seed=1)
+
+
+def test_a_head_goes_on_float32_weights_only() -> None:
+    with pytest.raises(ValueError, match=r"model\.float\(\)"):
+        add_classifier_head(load_gpt2("nano").bfloat16(), num_classes=2, seed=1)

@@ -1,6 +1,6 @@
 """Labels of any hashable kind: checked, named, and turned into column numbers."""
 
-from collections.abc import Iterable, Mapping, Sequence, Set
+from collections.abc import Iterable, Mapping
 from itertools import islice
 from typing import Any
 
@@ -10,34 +10,35 @@ from numpy.typing import NDArray
 
 def check_labels(labels: Iterable[Any], n_texts: int) -> list[Any]:
     """The labels as plain Python values, one for each text, none missing and all hashable."""
-    _check_list(labels, "labels")
-    named = [plain(label) for label in labels]
+    named = _check_each(labels, "label")
     if len(named) != n_texts:
         raise ValueError(f"{n_texts} texts but {len(named)} labels; every text needs one label")
-    for i, label in enumerate(named):
-        try:
-            hash(label)
-        except TypeError as error:
-            raise TypeError(
-                f"label {i} is {label!r} ({type(label).__name__}), which is not hashable; "
-                "use strings, numbers or tuples, one for each text"
-            ) from error
-        if _is_missing(label):
-            raise ValueError(f"label {i} is missing ({label!r}); drop the row or give it a label")
     return named
 
 
-def check_classes(classes: Sequence[Any]) -> list[Any]:
-    """The classes as plain Python values in their order."""
-    _check_list(classes, "classes")
-    return [plain(label) for label in classes]
+def check_classes(classes: Iterable[Any]) -> list[Any]:
+    """The classes as plain Python values in their order, none missing, all hashable."""
+    return _check_each(classes, "class")
 
 
-def _check_list(values: Any, name: str) -> None:
+def _check_each(values: Any, name: str) -> list[Any]:
     # A text would fall into characters, a dictionary into keys, a set into any order, a table into column names.
-    several = isinstance(values, Iterable) and not isinstance(values, str | bytes | Mapping | Set)
+    several = isinstance(values, Iterable) and not isinstance(values, str | bytes | Mapping | set | frozenset)
     if not several or hasattr(values, "columns"):
-        raise TypeError(f"{name} is a {type(values).__name__}; it must be a list, or one column")
+        plural = "classes" if name == "class" else "labels"
+        raise TypeError(f"{plural} is a {type(values).__name__}; it must be a list, or one column")
+    named = [plain(value) for value in values]
+    for i, value in enumerate(named):
+        try:
+            hash(value)
+        except TypeError as error:
+            raise TypeError(
+                f"{name} {i} is {value!r} ({type(value).__name__}), which is not hashable; "
+                "use strings, numbers or tuples"
+            ) from error
+        if _is_missing(value):
+            raise ValueError(f"{name} {i} is missing ({value!r}); leave it out or give it a name")
+    return named
 
 
 def plain(label: Any) -> Any:

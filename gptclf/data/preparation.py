@@ -81,8 +81,8 @@ def check_texts(texts: Iterable[str]) -> list[str]:
             f"texts is a whole table ({type(texts).__name__}); give its columns, or use "
             "TextDataset.from_table(table, text=..., label=...)"
         )
-    if not isinstance(texts, Iterable):
-        raise TypeError(f"texts is a {type(texts).__name__}; give a list of strings")
+    if not isinstance(texts, Iterable) or isinstance(texts, set | frozenset):
+        raise TypeError(f"texts is a {type(texts).__name__}; give a list of strings, whose order the labels follow")
     checked = list(texts)
     for i, text in enumerate(checked):
         if not isinstance(text, str):

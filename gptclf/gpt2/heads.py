@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from gptclf.data.labels import plain
+from gptclf.data.labels import check_classes
 from gptclf.gpt2.config import GPT2Config
 
 POOLINGS = ("last", "first", "mean", "max")
@@ -58,17 +58,16 @@ class ClassifierHead(Head):
         super().__init__()
         if pooling not in POOLINGS:
             raise ValueError(f"pooling is {pooling!r}; choose from {', '.join(POOLINGS)}")
-        labels = [plain(label) for label in classes]
-        if len(classes) < 2:
+        labels = check_classes(classes)
+        if len(labels) < 2:
             raise ValueError(
-                f"a classifier needs at least 2 classes, but got {list(classes)!r}; "
-                "with one class there is nothing to learn"
+                f"a classifier needs at least 2 classes, but got {labels!r}; with one class there is nothing to learn"
             )
-        if len(set(labels)) != len(labels):
-            raise ValueError(f"classes holds a label twice: {list(classes)!r}; each column needs its own label")
+        if len(set(labels)) < len(labels):
+            raise ValueError(f"classes holds a label twice: {labels!r}; each column needs its own label")
         self.classes = tuple(labels)
         self.pooling = pooling
-        self.output = nn.Linear(config.emb_dim, len(classes), bias=bias, device="meta")
+        self.output = nn.Linear(config.emb_dim, len(labels), bias=bias, device="meta")
 
     def project(self, hidden: Tensor) -> Tensor:
         """Class logits (..., C) of hidden states (..., D)."""

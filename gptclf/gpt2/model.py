@@ -69,6 +69,9 @@ class GPT2(nn.Module):
         self._warned_of_new_head = False
         # Names of parameters whose storage another model also uses: copied before they may train (stages.py).
         self.shared_parameters: set[str] = set()
+        # Also when the model, or its trunk, is loaded as a part of something else.
+        self.register_load_state_dict_pre_hook(self._own_all)  # type: ignore[no-untyped-call]
+        self.trunk.register_load_state_dict_pre_hook(self._own_all)  # type: ignore[no-untyped-call]
         self.tokenizer_source: Callable[[], Any] | None = None
         self._tokenizer: Any = None
         self.eval()
@@ -169,8 +172,20 @@ class GPT2(nn.Module):
 
     def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
         """As `torch.nn.Module` does it, into tensors of this model's own: another model's never change."""
-        self.own_parameters(set(self.shared_parameters))
+        if assign:  # what is assigned stays its giver's, too
+            state_dict = {name: tensor.clone() for name, tensor in state_dict.items()}
         return super().load_state_dict(state_dict, strict=strict, assign=assign)
+
+    def _own_all(self, *_: Any) -> None:
+        self.own_parameters(set(self.shared_parameters))
+
+    def _refuse_shared_gradients(self) -> None:
+        for name in self.shared_parameters:
+            if self.get_parameter(name).requires_grad:
+                raise ValueError(
+                    f"{name} is set to train, but another model uses the same tensor and would change with it; say "
+                    "what trains with freeze(model, trainable=...), before the optimizer is made"
+                )
 
     def forward(self, input_ids: Tensor, lengths: Tensor | None = None) -> Tensor:
         """Logits of a batch padded on the right.
@@ -182,6 +197,8 @@ class GPT2(nn.Module):
         Returns:
             Class logits (B, C), or for a language model logits of the next token (B, T, V).
         """
+        if torch.is_grad_enabled():
+            self._refuse_shared_gradients()
         return self.head(self.trunk(input_ids), lengths)  # type: ignore[no-any-return]
 
     def token_logits(self, input_ids: Tensor) -> Tensor:

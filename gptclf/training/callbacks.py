@@ -15,7 +15,12 @@ class Callback:
     """Called by `train`; each method does nothing unless a subclass says so.
 
     What trains is settled when `train` begins: `freeze` inside a callback has no effect on the run.
+
+    Attributes:
+        needs_validation: Whether it has work only where there is a validation set; `train` then asks for one.
     """
+
+    needs_validation = False
 
     def on_start(self, model: GPT2) -> None:
         """Called once before the first step; whatever an earlier run left is forgotten here."""
@@ -80,6 +85,8 @@ class KeepBest(Callback):
         >>> # train(clf, train_set, val_set, callbacks=[keep])
     """
 
+    needs_validation = True
+
     def __init__(self) -> None:
         self.best: Scores | None = None
         self._weights: dict[str, Tensor] = {}
@@ -90,9 +97,8 @@ class KeepBest(Callback):
 
     def on_scores(self, model: GPT2, scores: Scores) -> None:
         """Copy the trained weights where they are the best so far."""
-        if scores.val_loss is None:
-            raise ValueError("KeepBest needs a validation set: train(model, train_set, val_set, ...)")
-        if self.best is None or self.best.val_loss is None or scores.val_loss < self.best.val_loss:
+        loss, best = scores.val_loss, None if self.best is None else self.best.val_loss
+        if loss is not None and (best is None or loss < best):
             self.best = scores
             trained = ((name, p) for name, p in model.named_parameters() if p.requires_grad)
             self._weights = {name: p.detach().clone() for name, p in trained}

@@ -17,6 +17,8 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from gptclf.data.dataset import TextDataset
+from gptclf.data.labels import plain
+from gptclf.gpt2.heads import ClassifierHead
 from gptclf.gpt2.model import GPT2
 from gptclf.training.callbacks import Callback
 from gptclf.training.history import History, Scores
@@ -40,14 +42,22 @@ def run_identity(
         if not parameter.requires_grad:
             frozen.update(name.encode())
             frozen.update(parameter.detach().cpu().contiguous().numpy().data)
-    return {
-        **settings,
-        "classes": [repr(label) for label in model.classes or []],
+    pooling = model.head.pooling if isinstance(model.head, ClassifierHead) else None
+    identity = {
+        **{name: plain(value) for name, value in settings.items()},
+        "model": {**model.config.to_dict(), "pooling": pooling, "classes": len(model.classes or [])},
         "train_set": _digest_of_rows(model, train_set),
         "val_set": None if val_set is None else _digest_of_rows(model, val_set),
         "frozen weights": frozen.hexdigest(),
         "trainable": [name for name, parameter in model.named_parameters() if parameter.requires_grad],
     }
+    json.dumps(identity)  # what cannot be written shall be known before the first step
+    return identity
+
+
+def with_state(callbacks: Sequence[Callback]) -> list[Callback]:
+    """The callbacks that a resumed run must have again, in the same order; those that only watch may come and go."""
+    return [callback for callback in callbacks if type(callback).state is not Callback.state]
 
 
 def _digest_of_rows(model: GPT2, dataset: TextDataset) -> str:
@@ -73,7 +83,7 @@ def save_checkpoint(
         if parameter.requires_grad:
             tensors[f"model.{name}"] = parameter.detach()
             tensors |= {f"optimizer.{key}.{name}": optimizer.state[parameter][key] for key in _MOMENTS}
-    for i, callback in enumerate(callbacks):
+    for i, callback in enumerate(with_state(callbacks)):
         tensors |= {f"callback.{i}.{key}": value for key, value in callback.state().items()}
     metadata = {
         "format": _FORMAT,
@@ -102,17 +112,28 @@ def load_checkpoint(
     tensors, metadata = read_safetensors(path)
     if metadata.get("format") != _FORMAT:
         raise ValueError(f"{path} has format {metadata.get('format')!r}; this version of gptclf resumes {_FORMAT!r}")
-    was, now = json.loads(metadata["identity"]), json.loads(json.dumps(identity))
-    different = [key for key in {**was, **now} if was.get(key) != now.get(key)]
+    try:
+        was, saved = json.loads(metadata["identity"]), json.loads(metadata["history"])
+        now = json.loads(json.dumps(identity))
+        different = [key for key in {**was, **now} if was.get(key) != now.get(key)]
+        steps = [Step(**step) for step in saved["steps"]]
+        evaluations, epochs = ([Scores(**scores) for scores in saved[key]] for key in ("evaluations", "epochs"))
+    except (KeyError, ValueError, TypeError, AttributeError) as error:
+        raise ValueError(f"{path} is damaged: its record cannot be read ({error!r}); start the run anew") from error
     if different:
         shown = "; ".join(f"{key} was {_short(was.get(key))}, is {_short(now.get(key))}" for key in different)
         raise ValueError(
             f"{path} is the state of another run: {shown}. Give what that run was given, or another checkpoint_dir"
         )
+    trained = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+    wanted = {f"model.{name}": p.shape for name, p in trained.items()}
+    wanted |= {f"optimizer.{key}.{name}": p.shape for name, p in trained.items() for key in _MOMENTS if key != "step"}
+    wanted |= {f"optimizer.step.{name}": torch.Size([]) for name in trained}
+    wrong = [key for key, shape in wanted.items() if key not in tensors or tensors[key].shape != shape]
+    if wrong or "random.cpu" not in tensors:
+        raise ValueError(f"{path} is damaged: {', '.join(wrong[:3]) or 'random.cpu'} is missing; start the run anew")
     with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            if not parameter.requires_grad:
-                continue
+        for name, parameter in trained.items():
             parameter.copy_(tensors[f"model.{name}"])
             # Copies: what is read is a view on the file.
             optimizer.state[parameter] = {
@@ -121,11 +142,9 @@ def load_checkpoint(
     torch.set_rng_state(tensors["random.cpu"].clone())
     if "random.cuda" in tensors:
         torch.cuda.set_rng_state(tensors["random.cuda"].clone(), model.device)
-    saved = json.loads(metadata["history"])
-    history.steps = [Step(**step) for step in saved["steps"]]
-    history.evaluations = [Scores(**scores) for scores in saved["evaluations"]]
-    history.epochs = [Scores(**scores) for scores in saved["epochs"]]
-    for i, callback in enumerate(callbacks):
+    history.steps, history.evaluations, history.epochs = steps, evaluations, epochs
+    history.seconds = float(saved.get("seconds", 0.0))
+    for i, callback in enumerate(with_state(callbacks)):
         start = f"callback.{i}."
         own = {key.removeprefix(start): value.clone() for key, value in tensors.items() if key.startswith(start)}
         callback.restore(own, history)

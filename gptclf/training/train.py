@@ -20,7 +20,7 @@ from gptclf.gpt2.stages import Classifier, Suffix, own_trainable
 from gptclf.inference.evaluate import labelled_rows, loss_and_accuracy
 from gptclf.inference.predict import check_classifier
 from gptclf.training.callbacks import Callback, Progress
-from gptclf.training.checkpoint import STATE, load_checkpoint, run_identity, save_checkpoint
+from gptclf.training.checkpoint import STATE, load_checkpoint, run_identity, save_checkpoint, with_state
 from gptclf.training.history import History, Scores
 from gptclf.training.loop import Step, training_steps
 from gptclf.training.optim import make_optimizer, make_scheduler
@@ -103,7 +103,7 @@ def train(
         epochs=epochs, batch_size=batch_size, accumulate=accumulate, eval_every=eval_every,
         eval_batches=eval_batches, lr=lr, weight_decay=weight_decay, clip=clip, warmup_steps=warmup_steps, seed=seed,
     )  # fmt: skip
-    _check_callbacks(callbacks)
+    _check_callbacks(callbacks, val_set)
     texts = labelled_rows(model, train_set, "train_set")
     val_texts = None if val_set is None else labelled_rows(model, val_set, "val_set")
     if len({int(label) for label in texts.targets(model.classes or [])}) < 2:
@@ -120,15 +120,21 @@ def train(
     total_steps = epochs * steps_per_epoch
     make_scheduler(optimizer, schedule, total_steps=total_steps, warmup_steps=warmup_steps)
     history = History()
-    for callback in callbacks:
-        callback.on_start(model)
     with in_mode(model, training=True), _seeded(seed, model.device), ExitStack() as ending:
+        # Unwound from the last to the first, each one whatever the others do: gradients would keep as much memory as
+        # the trained weights.
+        ending.callback(optimizer.zero_grad, set_to_none=True)
+        for callback in callbacks:
+            callback.on_start(model)
+            ending.callback(callback.on_end, model)
         identity: dict[str, Any] = {}
         if state_folder is not None:
             identity = run_identity(model, texts, val_texts, {
                 "epochs": epochs, "batch_size": batch_size, "lr": lr, "weight_decay": weight_decay, "decay": decay,
                 "schedule": schedule, "warmup_steps": warmup_steps, "clip": clip, "accumulate": accumulate,
-                "drop_last": drop_last, "seed": seed, "precision": precision,
+                "drop_last": drop_last, "seed": seed, "reuse_frozen": reuse_frozen, "precision": precision,
+                "eval_every": eval_every, "eval_batches": eval_batches,
+                "callbacks": [type(callback).__qualname__ for callback in with_state(callbacks)],
             })  # fmt: skip
             if resume and (state_folder / STATE).is_file():
                 load_checkpoint(state_folder, identity, model, optimizer, history, callbacks)
@@ -138,16 +144,14 @@ def train(
             optimizer, schedule, total_steps=total_steps, warmup_steps=warmup_steps,
             done_steps=len(history.steps),
         )  # fmt: skip
-        watching = [*callbacks, *([Progress(total_steps - len(history.steps))] if progress else [])]
+        watching = list(callbacks)
+        if progress:
+            watching.append(Progress(total_steps - len(history.steps)))
+            ending.callback(watching[-1].on_end, model)
         learner, train_rows, val_rows = _cut(model, texts, val_texts, precision, reuse_frozen)
         measure = _Measure(learner, train_rows, val_rows, eval_batches, batch_size, precision, start - history.seconds)
         batches = Batches(train_rows, batch_size, seed, drop_last=drop_last, classes=model.classes)
         model.max_length, model.truncation, model.pad_to = train_set.max_length, train_set.truncation, train_set.pad_to
-        # Unwound from the last to the first, each one whatever the others do: gradients would keep as much memory as
-        # the trained weights.
-        ending.callback(optimizer.zero_grad, set_to_none=True)
-        for callback in watching:
-            ending.callback(callback.on_end, model)
         for step in training_steps(
             learner, batches, optimizer, epochs=epochs, accumulate=accumulate, clip=clip, scheduler=scheduler,
             precision=precision, after=done,
@@ -210,6 +214,8 @@ def _check_state_folder(checkpoint_dir: str | Path | None, resume: bool) -> Path
             raise ValueError("resume=True needs checkpoint_dir=, the folder that holds the run's state")
         return None
     folder = Path(checkpoint_dir)
+    if not str(checkpoint_dir) or (folder.exists() and not folder.is_dir()):
+        raise ValueError(f"checkpoint_dir is {str(checkpoint_dir)!r}; it must be a folder, there or to be made")
     if not resume and (folder / STATE).exists():
         raise FileExistsError(
             f"{folder} holds the state of a run; give resume=True to go on with it, or another checkpoint_dir"
@@ -240,9 +246,12 @@ def _check_model(model: GPT2) -> None:
         )
 
 
-def _check_callbacks(callbacks: Sequence[Callback]) -> None:
+def _check_callbacks(callbacks: Sequence[Callback], val_set: TextDataset | None) -> None:
     if isinstance(callbacks, Callback) or not all(isinstance(callback, Callback) for callback in callbacks):
         raise TypeError(f"callbacks is {callbacks!r}; it must be a list of gptclf.Callback objects")
+    for callback in callbacks:
+        if callback.needs_validation and val_set is None:
+            raise ValueError(f"{type(callback).__name__} needs a validation set: train(model, train_set, val_set, ...)")
 
 
 def _check_arguments(**values: Any) -> None:

@@ -65,7 +65,7 @@ def read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
             return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118
     except FileNotFoundError:
         raise FileNotFoundError(f"{path} does not exist; the folder is incomplete") from None
-    except safetensors.SafetensorError as error:
+    except (safetensors.SafetensorError, ValueError) as error:
         raise ValueError(
             f"{path} ({path.stat().st_size:,} bytes) is not a whole safetensors file: {error}. "
             "It may be cut off or a pointer to the real file; fetch it again"

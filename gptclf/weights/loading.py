@@ -7,7 +7,9 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from gptclf.data.labels import plain
+import torch
+
+from gptclf.data.labels import check_classes, plain
 from gptclf.gpt2.config import ALIASES, PRESETS, GPT2Config
 from gptclf.gpt2.model import GPT2, initialise
 from gptclf.gpt2.stages import freeze, share
@@ -26,7 +28,6 @@ from gptclf.weights.vocabulary import find_tokenizer
 
 if TYPE_CHECKING:
     import tiktoken
-    import torch
 
 logger = logging.getLogger(__name__)
 
@@ -203,8 +204,6 @@ def add_classifier_head(
         raise TypeError(f"model is a {type(model).__name__}; it must be a gptclf GPT2, as load_gpt2 returns")
     if (num_classes is None) == (classes is None):
         raise ValueError("give either num_classes or classes: the number of classes, or their labels")
-    if isinstance(classes, str | bytes):
-        raise TypeError(f"classes is the single string {classes!r}; give a list of labels")
     if classes is None:
         num_classes = plain(num_classes)
         if not isinstance(num_classes, int) or isinstance(num_classes, bool):
@@ -212,11 +211,10 @@ def add_classifier_head(
         if num_classes < 2:
             raise ValueError(f"num_classes is {num_classes}; a classifier needs at least 2 classes")
         classes = range(num_classes)
-    try:
-        labels = [plain(label) for label in classes]
-        set(labels)
-    except TypeError as error:
-        raise TypeError(f"classes is {classes!r}; it must be a list of hashable labels ({error})") from error
+    labels = check_classes(classes)
+    other = {parameter.dtype for parameter in model.parameters()} - {torch.float32}
+    if other:
+        raise ValueError(f"the model's weights are {other.pop()}; a new head goes on float32 weights: model.float()")
     clf = GPT2(model.config, classes=labels, pooling=pooling, head_bias=bias, device="meta")
     share(model, clf)
     clf.head.to_empty(device="cpu")
