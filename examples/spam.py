@@ -13,6 +13,7 @@ import logging
 from pathlib import Path
 from typing import NamedTuple
 
+import torch
 from messages import make_messages
 from sources import book_split, find_sms
 
@@ -87,6 +88,9 @@ def main() -> None:
     # Found out now, not after the training: the results need a folder.
     args.out.mkdir(parents=True, exist_ok=True)
     recipe = NANO if args.model == "nano" else BOOK
+    if args.model == "nano":
+        # Threads on tensors this small mostly wait for each other, the more so where another program is busy.
+        torch.set_num_threads(1)
     said = {name: getattr(args, name) for name in ("trainable", "lr", "epochs", "batch_size")}
     recipe = recipe._replace(**{name: value for name, value in said.items() if value is not None})
 
