@@ -41,11 +41,14 @@ def make_scheduler(
 
     A run that is taken up again has `done_steps` behind it.
     """
+    check_schedule(schedule)
+    return LambdaLR(optimizer, lambda step: lr_factor(schedule, done_steps + step, total_steps, warmup_steps))
+
+
+def check_schedule(schedule: str) -> None:
+    """Raise where there is no such schedule."""
     if schedule not in SCHEDULES:
         raise ValueError(f"schedule is {schedule!r}; choose from {', '.join(SCHEDULES)}")
-    if warmup_steps < 0:
-        raise ValueError(f"warmup_steps is {warmup_steps}; it must be at least 0")
-    return LambdaLR(optimizer, lambda step: lr_factor(schedule, done_steps + step, total_steps, warmup_steps))
 
 
 def lr_factor(schedule: str, step: int, total_steps: int, warmup_steps: int) -> float:

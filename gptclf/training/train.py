@@ -23,7 +23,7 @@ from gptclf.training.callbacks import Callback, Progress
 from gptclf.training.checkpoint import STATE, load_checkpoint, run_identity, save_checkpoint, with_state
 from gptclf.training.history import History, Scores
 from gptclf.training.loop import Step, training_steps
-from gptclf.training.optim import make_optimizer, make_scheduler
+from gptclf.training.optim import check_schedule, make_optimizer, make_scheduler
 
 
 def train(
@@ -103,6 +103,7 @@ def train(
         epochs=epochs, batch_size=batch_size, accumulate=accumulate, eval_every=eval_every,
         eval_batches=eval_batches, lr=lr, weight_decay=weight_decay, clip=clip, warmup_steps=warmup_steps, seed=seed,
     )  # fmt: skip
+    check_schedule(schedule)
     _check_callbacks(callbacks, val_set)
     texts = labelled_rows(model, train_set, "train_set")
     val_texts = None if val_set is None else labelled_rows(model, val_set, "val_set")
@@ -118,7 +119,6 @@ def train(
     n_batches = len(Batches(texts, batch_size, drop_last=drop_last, classes=model.classes))
     steps_per_epoch = -(-n_batches // accumulate)
     total_steps = epochs * steps_per_epoch
-    make_scheduler(optimizer, schedule, total_steps=total_steps, warmup_steps=warmup_steps)
     history = History()
     with in_mode(model, training=True), _seeded(seed, model.device), ExitStack() as ending:
         # Unwound from the last to the first, each one whatever the others do: gradients would keep as much memory as

@@ -14,7 +14,7 @@ import json
 import logging
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -38,9 +38,6 @@ from gptclf.weights.formats import config_from_hugging_face, config_to_hugging_f
 from gptclf.weights.record import MARK, read_record, write_record
 from gptclf.weights.tokenizer import tokenizer_files
 from gptclf.weights.vocabulary import find_tokenizer
-
-if TYPE_CHECKING:
-    import tiktoken
 
 logger = logging.getLogger(__name__)
 
@@ -84,7 +81,7 @@ def save_model(model: GPT2, folder: str | Path) -> Path:
     # Master weights are float32; a model that its owner cast is saved as what it can be loaded as.
     parameters = {name: parameter.detach().float() for name, parameter in model.named_parameters()}
     mark = _digest(parameters)
-    tokenizer = _tokenizer_or_none(model)
+    vocabulary = _tokenizer_files(model)
     theirs, originals, reason = _divide(model, parameters)
     if reason:
         logger.warning("%s: transformers cannot load this model (%s); gptclf.load_model can", target, reason)
@@ -92,12 +89,10 @@ def save_model(model: GPT2, folder: str | Path) -> Path:
     writers: dict[str, Writer] = {}
     if theirs is not None:
         writers[WEIGHTS] = tensor_writer(theirs, {"format": "pt", MARK: mark})
-        writers[CONFIG] = text_writer(_to_json(_their_config(model, tokenizer)))
+        writers[CONFIG] = text_writer(_to_json(_their_config(model, bool(vocabulary))))
     if originals:
         writers[ORIGINALS] = tensor_writer(originals, {MARK: mark})
-    if tokenizer is not None:
-        for name, text in tokenizer_files(tokenizer, model.config.context_length).items():
-            writers[name] = text_writer(text)
+    writers |= {name: text_writer(text) for name, text in vocabulary.items()}
     writers[OURS] = text_writer(_to_json(record))
     target.mkdir(parents=True, exist_ok=True)
     write_all(target, writers)
@@ -213,8 +208,8 @@ def _fold(weight: Tensor, bias: Tensor, shift: Tensor) -> Tensor | None:
     return folded if error <= 1e-6 * max(1.0, float(b.abs().max())) else None
 
 
-def _their_config(model: GPT2, tokenizer: "tiktoken.Encoding | None") -> dict[str, Any]:
-    end = model.config.vocab_size - 1 if tokenizer is None else tokenizer.eot_token
+def _their_config(model: GPT2, has_tokenizer: bool) -> dict[str, Any]:
+    end = model.tokenizer.eot_token if has_tokenizer else model.config.vocab_size - 1
     values = config_to_hugging_face(model.config, end)
     if model.classes is None:
         return {**values, "architectures": ["GPT2LMHeadModel"]}
@@ -230,14 +225,13 @@ def _their_config(model: GPT2, tokenizer: "tiktoken.Encoding | None") -> dict[st
     }
 
 
-def _tokenizer_or_none(model: GPT2) -> "tiktoken.Encoding | None":
+def _tokenizer_files(model: GPT2) -> dict[str, str]:
+    """The tokenizer's files by name, or none where it cannot be had or has another layout than GPT-2's."""
     try:
-        tokenizer: tiktoken.Encoding = model.tokenizer
-        tokenizer_files(tokenizer, model.config.context_length)
+        return tokenizer_files(model.tokenizer, model.config.context_length)
     except (OSError, ValueError) as error:
         logger.warning("saved without its tokenizer: %s", error)
-        return None
-    return tokenizer
+        return {}
 
 
 def _digest(parameters: Mapping[str, Tensor]) -> str:
