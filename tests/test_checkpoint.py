@@ -253,3 +253,14 @@ def test_keep_best_asks_for_a_validation_set_before_the_first_step() -> None:
     with pytest.raises(ValueError, match="KeepBest needs a validation set"):
         train(clf, data, callbacks=[KeepBest()], progress=False)
     assert clf.head_is_new
+
+
+def test_a_head_that_stays_what_it_was_drawn_as_counts_as_trained(tmp_path: Path) -> None:
+    clf, resumed = (classifier() for _ in range(2))
+    for model in (clf, resumed):
+        freeze(model, trainable=["blocks.2", "norm"])
+        assert model.head_is_new
+    run(clf, checkpoint_dir=tmp_path)
+    run(resumed, checkpoint_dir=tmp_path, resume=True)
+    assert not clf.head_is_new
+    assert not resumed.head_is_new

@@ -796,13 +796,6 @@ def test_an_argument_that_cannot_be_is_refused_before_anything_changes(arguments
     assert model.max_length == before
 
 
-def test_a_head_that_stays_what_it_was_drawn_as_counts_as_trained() -> None:
-    model = classifier()
-    freeze(model, trainable="blocks.*.mlp")
-    train(model, rows(), epochs=1, progress=False)
-    assert not model.head_is_new
-
-
 def test_half_precision_weights_are_sent_to_float() -> None:
     model = classifier().bfloat16()
     with pytest.raises(ValueError, match=r"call model\.float\(\)"):
