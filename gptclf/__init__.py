@@ -7,11 +7,12 @@ cross-entropy on the last token, measure, predict, save, load.
 from gptclf.data.batches import Batch, Batches
 from gptclf.data.dataset import TextDataset
 from gptclf.data.splits import shared_texts, split
+from gptclf.features.store import clear_features
 from gptclf.gpt2.config import GPT2Config
 from gptclf.gpt2.model import GPT2
 from gptclf.gpt2.stages import freeze, frozen_depth, trainable_report
 from gptclf.inference.evaluate import Evaluation, dataset_accuracy, dataset_loss, evaluate
-from gptclf.inference.predict import predict, predict_proba
+from gptclf.inference.predict import Prediction, predict, predict_proba, predict_stream
 from gptclf.metrics import batch_loss
 from gptclf.training.callbacks import Callback, KeepBest
 from gptclf.training.history import History
@@ -28,9 +29,11 @@ __all__ = [
     "GPT2Config",
     "History",
     "KeepBest",
+    "Prediction",
     "TextDataset",
     "add_classifier_head",
     "batch_loss",
+    "clear_features",
     "dataset_accuracy",
     "dataset_loss",
     "evaluate",
@@ -40,6 +43,7 @@ __all__ = [
     "load_model",
     "predict",
     "predict_proba",
+    "predict_stream",
     "save_model",
     "shared_texts",
     "split",

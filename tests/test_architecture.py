@@ -25,6 +25,7 @@ FLOORS = {
     "gptclf.data": 1,
     "gptclf.metrics": 1,
     "gptclf.plotting": 1,
+    "gptclf.progress": 1,
     "gptclf.weights": 2,
     "gptclf.features": 2,
     "gptclf.inference": 3,

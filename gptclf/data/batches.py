@@ -34,6 +34,9 @@ class Rows(Protocol):
     def padded(self, indices: NDArray[np.int64]) -> Tensor:
         """Some rows as one tensor, padded on the right to the longest."""
 
+    def packed(self, indices: NDArray[np.int64]) -> Tensor:
+        """Some rows one after the other in one tensor, without padding."""
+
 
 @dataclass(frozen=True)
 class Batch:

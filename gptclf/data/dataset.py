@@ -171,6 +171,11 @@ class TextDataset:
             row[: end - start] = self.ids[start:end]
         return torch.from_numpy(batch)
 
+    def packed(self, indices: NDArray[np.int64]) -> Tensor:
+        """Rows at `indices` one after the other (N,), int64."""
+        rows = [self.row(i) for i in indices]
+        return torch.from_numpy(np.concatenate(rows).astype(np.int64)) if rows else torch.zeros(0, dtype=torch.int64)
+
     def subset(self, indices: Sequence[int] | NDArray[np.int64]) -> "TextDataset":
         """The rows at `indices` (or where a mask is true), in that order, with the same classes."""
         chosen = row_numbers(indices, len(self))

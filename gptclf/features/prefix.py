@@ -1,102 +1,193 @@
-"""Computing the frozen part of a model once per text.
+"""The cut: which frozen stages come first, what determines their result, and computing it once per text.
 
-The stages before the first trainable one are a pure function of the text, so their result is computed in the order and
-batch shape that is fastest and kept; training and measuring then run the stages after it (`stages.Suffix`) alone.
+A `Cut` is the frozen prefix of a model; `stages.Suffix` is what is left. Features are computed in slabs of rows sorted by
+length. Within a slab all rows go through a block before the next block is touched, so one block's weights are at work at
+a time: a model whose weights are memory-mapped runs in the memory of one block.
 """
 
-import logging
-import os
+import hashlib
+import json
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn import functional as F
 
-from gptclf.data.batches import Batches
-from gptclf.data.dataset import TextDataset
-from gptclf.features.store import FeatureSet
+from gptclf.features.store import FeatureStore, distinct, text_key
 from gptclf.gpt2.heads import ClassifierHead
 from gptclf.gpt2.model import GPT2
-from gptclf.gpt2.precision import answering, arithmetic
+from gptclf.gpt2.packed import advance, at_position, embed, piece_size, runs_of
+from gptclf.gpt2.precision import answering
 from gptclf.gpt2.stages import frozen_depth, stages
 from gptclf.metrics import check_finite
 
-logger = logging.getLogger(__name__)
+# Raised when features come out otherwise than those of an earlier version did.
+_VERSION = 1
 
-# Tokens computed at once: enough to fill the machine's matrix units, little beside the features themselves.
-_GROUP_TOKENS = 4096
-
-# Share of the machine's memory that features may take.
-_MEMORY_SHARE = 0.25
+# Tokens that go through the blocks together. Each slab lays out every block's weights anew, and its buffers take
+# some twenty bytes per token and unit of width.
+SLAB_TOKENS = 32768
 
 
-def reusable_depth(model: GPT2, n_tokens: int) -> int:
-    """How many frozen stages are worth computing once for `n_tokens` tokens in all; 0 where none are.
+@dataclass(frozen=True)
+class Cut:
+    """The frozen prefix of a classifier.
 
-    None are where not even one block is frozen, where dropout makes the frozen part random, and where the features
-    would take more than a quarter of the machine's memory; the last two are logged.
+    Attributes:
+        model: The whole model.
+        depth: How many stages it takes in.
+        dtype: What its matrix products take.
+    """
+
+    model: GPT2
+    depth: int
+    dtype: torch.dtype
+
+    @property
+    def pooling(self) -> str:
+        """ "last" or "first" where only that position of each row is kept, "" where all are."""
+        head = self.model.head
+        no_block_left = self.depth > self.model.config.n_layers
+        pooled = no_block_left and isinstance(head, ClassifierHead) and head.pooling in ("last", "first")
+        return head.pooling if pooled and isinstance(head, ClassifierHead) else ""
+
+    @property
+    def n_blocks(self) -> int:
+        """Blocks in it."""
+        return min(self.depth - 1, self.model.config.n_layers)
+
+    def positions(self, lengths: NDArray[np.int64]) -> NDArray[np.int64]:
+        """How many positions are kept of rows with `lengths` tokens."""
+        return np.ones_like(lengths) if self.pooling else lengths
+
+    def nbytes(self, lengths: NDArray[np.int64]) -> int:
+        """Bytes of the features of rows with `lengths` tokens."""
+        return 4 * self.model.config.emb_dim * int(self.positions(lengths).sum())
+
+    def identity(self) -> str:
+        """A digest of everything that determines the features, but for the text: a hexadecimal SHA-256.
+
+        The weights, the depth, the configuration, what is kept, the precision, the kind of device, torch's version, and
+        a probe of the arithmetic, which differs between processors and their settings.
+        """
+        line = stages(self.model)[: self.depth]
+        tensors = [(f"{name}.{key}", p.detach()) for name, stage in line for key, p in stage.named_parameters()]
+        with ThreadPoolExecutor(4) as pool:  # hashing lets go of the interpreter's lock
+            digests = list(pool.map(lambda named: _digest_of(named[1]), tensors))
+        described = {
+            "version": _VERSION,
+            "weights": [[name, digest] for (name, _), digest in zip(tensors, digests, strict=True)],
+            "config": self.model.config.to_dict(),
+            "depth": self.depth,
+            "pooling": self.pooling,
+            "dtype": str(self.dtype),
+            "device": self.model.device.type,
+            "torch": torch.__version__,
+            "arithmetic": _probe(self.model.device, self.dtype, self.model.config.emb_dim),
+        }
+        return hashlib.sha256(json.dumps(described, sort_keys=True).encode()).hexdigest()
+
+
+def reusable_cut(model: GPT2, dtype: torch.dtype) -> Cut | None:
+    """The frozen prefix of a model where computing it once is worth it and right, else None.
+
+    It is not where not even one block is frozen, nor where dropout makes the frozen part random.
     """
     depth = frozen_depth(model)
-    if depth < 2:
-        return 0
-    if model.config.drop_rate > 0:
-        logger.warning("dropout is %g, so the frozen part is computed anew at every step", model.config.drop_rate)
-        return 0
-    needed = 4 * model.config.emb_dim * (n_tokens if not _only_pooled(model, depth) else 0)
-    allowed = _MEMORY_SHARE * _physical_memory()
-    if needed > allowed:
-        logger.warning(
-            "features of %d tokens would take %.1f GB, more than the %.1f GB allowed, so the frozen part is computed "
-            "anew at every step", n_tokens, needed / 1e9, allowed / 1e9,
-        )  # fmt: skip
-        return 0
-    return depth
+    if depth < 2 or depth == len(stages(model)) or model.config.drop_rate > 0:
+        return None
+    return Cut(model, depth, dtype)
 
 
-def compute_features(model: GPT2, dataset: TextDataset, depth: int, *, precision: str) -> FeatureSet:
-    """Run the first `depth` stages over every row, without dropout or gradients.
+def missing_rows(cut: Cut, rows: Sequence[NDArray[np.int32]], store: FeatureStore | None) -> list[int]:
+    """Numbers of the rows whose features are to be computed: each text once, and none that the store has."""
+    first = distinct(text_key(ids) for ids in rows)
+    return [row for key, row in first.items() if store is None or key not in store]
 
-    Where only the head is left and it reads one position, that position alone is kept.
+
+def compute_missing(
+    cut: Cut,
+    rows: Sequence[NDArray[np.int32]],
+    missing: Sequence[int],
+    store: FeatureStore,
+    report: Callable[[int], None] = lambda tokens: None,
+) -> None:
+    """Compute features of the rows numbered `missing` and put them into the store, slab by slab.
+
+    Args:
+        cut: The frozen prefix.
+        rows: Token ids of every row.
+        missing: Which to compute.
+        store: Keeps them.
+        report: Called as the work goes on with a number of tokens done, each counted once for every block.
     """
-    line = [stage for _, stage in stages(model)[:depth]]
-    pooling = model.head.pooling if isinstance(model.head, ClassifierHead) else ""
-    one = _only_pooled(model, depth)
-    lengths = np.ones_like(dataset.lengths) if one else dataset.lengths
-    starts = np.cumsum(lengths) - lengths
-    values = torch.empty(int(lengths.sum()), model.config.emb_dim, dtype=torch.float32)
-    batches = Batches(dataset, classes=None)
-    with answering(model), arithmetic(precision, model):
-        for group in _groups(dataset.lengths):
-            batch = batches.take(group).to(model.device)
-            x = batch.inputs
-            for stage in line:
-                x = stage(x)
-            for row, i, length in zip(x.float().cpu(), group, batch.lengths.tolist(), strict=True):
-                if one:
-                    values[starts[i]] = row[length - 1 if pooling == "last" else 0]
-                else:
-                    values[starts[i] : starts[i] + length] = row[:length]
-    check_finite(values, model, "features of the frozen part")
-    return FeatureSet(dataset, values, lengths)
+    lengths = np.array([len(rows[i]) for i in missing], dtype=np.int64)
+    order = np.argsort(lengths, kind="stable")
+    for slab in slabs(lengths[order]):
+        chosen = [missing[i] for i in order[slab]]
+        values = compute_slab(cut, [rows[i] for i in chosen], report)
+        check_finite(values, cut.model, "features of the frozen part")
+        positions = cut.positions(lengths[order[slab]])
+        store.add([text_key(rows[i]) for i in chosen], positions.tolist(), values)
 
 
-def _only_pooled(model: GPT2, depth: int) -> bool:
-    """Whether what is left of the model reads one position of each row."""
-    head_alone = depth >= len(stages(model)) - 1
-    return head_alone and isinstance(model.head, ClassifierHead) and model.head.pooling in ("last", "first")
+def compute_slab(
+    cut: Cut, rows: Sequence[NDArray[np.int32]], report: Callable[[int], None] = lambda tokens: None
+) -> Tensor:
+    """Features (positions, D) of rows sorted by length, float32 on the CPU: bit for bit whatever rows come together."""
+    model, line = cut.model, [stage for _, stage in stages(cut.model)[1 : cut.depth]]
+    lengths = np.array([len(row) for row in rows], dtype=np.int64)
+    tokens, runs, piece = int(lengths.sum()), runs_of(lengths), piece_size(cut.model.device)
+    with answering(model):
+        ids = torch.from_numpy(np.concatenate(rows).astype(np.int64)).to(model.device)
+        # Filled up to whole pieces, so that every product has one shape.
+        x = embed(model.trunk.embed, ids, runs, capacity=-(-tokens // piece) * piece)
+        whole = line[: cut.n_blocks - 1] if cut.pooling else line[: cut.n_blocks]
+        for block in whole:
+            advance(block, x, runs, cut.dtype)
+            report(tokens)
+        if not cut.pooling:
+            x = x[:tokens]
+            for norm in line[cut.n_blocks :]:
+                x = norm(x)
+            return x.cpu()
+        x = at_position(line[cut.n_blocks - 1], x, runs, cut.pooling, fixed=True)
+        report(tokens)
+        for norm in line[cut.n_blocks :]:
+            x = norm(x)
+        return x.cpu()
 
 
-def _groups(lengths: "np.typing.NDArray[np.int64]") -> "list[np.typing.NDArray[np.int64]]":
-    """Row numbers in groups of like length, each of some `_GROUP_TOKENS` tokens with its padding."""
-    order = np.argsort(-lengths, kind="stable")
-    groups, start = [], 0
-    while start < len(order):
-        end = start + max(1, _GROUP_TOKENS // int(lengths[order[start]]))
-        groups.append(order[start:end])
-        start = end
-    return groups
+def slabs(lengths: NDArray[np.int64], rows: int | None = None) -> Iterator[slice]:
+    """Divide rows into neighbours of at most `SLAB_TOKENS` tokens, and at most `rows` rows, together."""
+    start, tokens = 0, 0
+    for i, length in enumerate(lengths.tolist()):
+        if i > start and (tokens + length > SLAB_TOKENS or (rows is not None and i - start >= rows)):
+            yield slice(start, i)
+            start, tokens = i, 0
+        tokens += length
+    if start < len(lengths):
+        yield slice(start, len(lengths))
 
 
-def _physical_memory() -> float:
-    try:
-        return float(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
-    except (AttributeError, ValueError, OSError):  # Windows has no sysconf
-        return 8e9
+def _digest_of(tensor: Tensor) -> str:
+    # In the order in which it lies in memory: straightening a transposed view takes longer than reading it.
+    crosswise = tensor.dim() == 2 and tensor.t().is_contiguous()
+    flat = (tensor.t() if crosswise else tensor).cpu().contiguous()
+    digest = hashlib.sha256(f"{tuple(tensor.shape)} {tensor.dtype} {crosswise}".encode())
+    digest.update(flat.view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def _probe(device: torch.device, dtype: torch.dtype, width: int) -> str:
+    """A digest of what a product and a softmax come to in this arithmetic."""
+    numbers = torch.arange(64 * width, dtype=torch.float32, device=device).view(64, width)
+    with torch.inference_mode():
+        x = torch.sin(numbers).to(dtype)
+        weight = torch.cos(numbers[: min(64, width)]).to(dtype)
+        y = F.linear(x, weight).float().softmax(dim=-1)
+    return hashlib.sha256(y.cpu().numpy().tobytes()).hexdigest()

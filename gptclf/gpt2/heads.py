@@ -12,6 +12,7 @@ from torch.nn import functional as F
 
 from gptclf.data.labels import check_classes
 from gptclf.gpt2.config import GPT2Config
+from gptclf.gpt2.gradients import Linear
 
 POOLINGS = ("last", "first", "mean", "max")
 
@@ -36,7 +37,7 @@ class LMHead(Head):
         # Held in a tuple, so not registered: the tied matrix is a parameter of the embedding, once.
         self._tied_to = (embedding,) if config.tied else None
         if not config.tied:
-            self.output = nn.Linear(config.emb_dim, config.vocab_size, bias=False, device="meta")
+            self.output = Linear(config.emb_dim, config.vocab_size, bias=False, device="meta")
 
     def project(self, hidden: Tensor) -> Tensor:
         """Logits (..., V) of hidden states (..., D)."""
@@ -67,7 +68,7 @@ class ClassifierHead(Head):
             raise ValueError(f"classes holds a label twice: {labels!r}; each column needs its own label")
         self.classes = tuple(labels)
         self.pooling = pooling
-        self.output = nn.Linear(config.emb_dim, len(labels), bias=bias, device="meta")
+        self.output = Linear(config.emb_dim, len(labels), bias=bias, device="meta")
 
     def project(self, hidden: Tensor) -> Tensor:
         """Class logits (..., C) of hidden states (..., D)."""
@@ -88,7 +89,7 @@ def pool(hidden: Tensor, lengths: Tensor | None, pooling: str) -> Tensor:
     """
     B, T, _ = hidden.shape
     if lengths is not None:
-        _check_lengths(lengths, B, T)
+        check_lengths(lengths, B, T)
     if pooling == "first":
         return hidden[:, 0]
     if pooling == "last":
@@ -103,7 +104,8 @@ def pool(hidden: Tensor, lengths: Tensor | None, pooling: str) -> Tensor:
     return hidden.masked_fill(pad[..., None], float("-inf")).amax(dim=1)
 
 
-def _check_lengths(lengths: Tensor, B: int, T: int) -> None:
+def check_lengths(lengths: Tensor, B: int, T: int) -> None:
+    """Raise where `lengths` cannot be the numbers of real tokens in rows (B, T)."""
     if not isinstance(lengths, Tensor):
         raise TypeError(f"lengths is a {type(lengths).__name__}; it must be a tensor of {B} counts")
     if lengths.shape != (B,):

@@ -15,7 +15,8 @@ from gptclf.data.labels import plain
 from gptclf.data.preparation import check_tokenizer
 from gptclf.gpt2.config import GPT2Config
 from gptclf.gpt2.heads import ClassifierHead, Head, LMHead
-from gptclf.gpt2.trunk import MLP, Attention, Trunk
+from gptclf.gpt2.line import run
+from gptclf.gpt2.trunk import MLP, Attention, Trunk, is_watched
 
 
 class GPT2(nn.Module):
@@ -199,7 +200,9 @@ class GPT2(nn.Module):
         """
         if torch.is_grad_enabled():
             self._refuse_shared_gradients()
-        return self.head(self.trunk(input_ids), lengths)  # type: ignore[no-any-return]
+        if is_watched(self.trunk):
+            return self.head(self.trunk(input_ids), lengths)  # type: ignore[no-any-return]
+        return run(list(self.trunk.blocks), self.trunk.norm, self.head, self.trunk.embed(input_ids), lengths)
 
     def token_logits(self, input_ids: Tensor) -> Tensor:
         """The head applied at every token, unpooled: (B, T, C), as book section 6.5 looks at them."""

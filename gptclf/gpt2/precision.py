@@ -13,6 +13,9 @@ PRECISIONS = ("auto", "float32", "bfloat16")
 # Below this width casting costs more than bf16 matrix products save (measured on two cores with AVX512-BF16).
 _WORTH_CASTING = 256
 
+# Casting a block's weights takes as long as running so many tokens through it.
+_WORTH_CASTING_TOKENS = 512
+
 
 def resolve_precision(precision: str, model: Classifier) -> str:
     """What `precision` means for this model on its device: "float32" or "bfloat16".
@@ -25,6 +28,20 @@ def resolve_precision(precision: str, model: Classifier) -> str:
         return precision
     fast = _multiplies_bfloat16(model.device) and model.config.emb_dim >= _WORTH_CASTING
     return "bfloat16" if fast else "float32"
+
+
+def product_dtype(precision: str, model: Classifier, n_tokens: int) -> torch.dtype:
+    """What matrix products take where weights are cast once for `n_tokens` tokens, without gradients.
+
+    "auto" is bfloat16 where `resolve_precision` says so and there are enough tokens to repay the casting; on a CUDA card that
+    cannot multiply it, float16.
+    """
+    resolved = resolve_precision(precision, model)
+    if precision == "auto" and model.device.type == "cuda" and resolved == "float32":
+        return torch.float16
+    if resolved == "bfloat16" and not (precision == "auto" and n_tokens < _WORTH_CASTING_TOKENS):
+        return torch.bfloat16
+    return torch.float32
 
 
 def _multiplies_bfloat16(device: torch.device) -> bool:

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from gptclf.data.labels import plain
 from gptclf.gpt2.heads import ClassifierHead
+from gptclf.gpt2.line import run
 from gptclf.gpt2.model import GPT2, check_gpt2, set_parameter
 
 logger = logging.getLogger(__name__)
@@ -71,7 +72,7 @@ class Suffix(nn.Module):
             self.trunk.norm = model.trunk.norm
         self.head = model.head
         self.device = model.device
-        self._body = tuple(stage for _, stage in line[:-1])
+        self._blocks = tuple(blocks.values())
 
     @property
     def classes(self) -> list[Any] | None:
@@ -80,9 +81,17 @@ class Suffix(nn.Module):
 
     def forward(self, features: Tensor, lengths: Tensor | None = None) -> Tensor:
         """Logits (B, C) of features (B, T, D) of rows with `lengths` positions."""
-        for stage in self._body:
-            features = stage(features)
-        return self.head(features, lengths)  # type: ignore[no-any-return]
+        return run(self._blocks, self.norm, self.head, features, lengths)
+
+    @property
+    def blocks(self) -> tuple[nn.Module, ...]:
+        """The transformer blocks that are left."""
+        return self._blocks
+
+    @property
+    def norm(self) -> nn.Module | None:
+        """The final norm, or None where it is behind."""
+        return getattr(self.trunk, "norm", None)
 
 
 # What can be trained and measured: a whole model on ids, or the end of one on features.

@@ -13,6 +13,7 @@ from torch.nn import functional as F
 from gptclf.data.batches import Rows
 from gptclf.data.dataset import TextDataset
 from gptclf.data.labels import plain
+from gptclf.features.reuse import kept
 from gptclf.gpt2.model import GPT2
 from gptclf.gpt2.stages import Classifier
 from gptclf.inference.predict import check_classifier, class_logits
@@ -88,13 +89,18 @@ class Evaluation:
         return "\n".join(lines)
 
 
-def evaluate(model: GPT2, dataset: TextDataset, *, batch_size: int = 32, precision: str = "auto") -> Evaluation:
+def evaluate(
+    model: GPT2, dataset: TextDataset, *, batch_size: int | None = None, precision: str = "auto"
+) -> Evaluation:
     """Score a classifier on a labelled data set; labels are matched to `model.classes` by name.
+
+    What the frozen part of the model made of these texts is taken from memory where `train` or an earlier call left it, and
+    kept there where there is room.
 
     Args:
         model: A classifier.
         dataset: Rows with labels.
-        batch_size: Rows computed at once; it changes speed and memory, not answers.
+        batch_size: At most so many rows at once, where memory is short; it does not change answers. None chooses.
         precision: "auto", "float32" or "bfloat16".
 
     Example:
@@ -108,7 +114,10 @@ def evaluate(model: GPT2, dataset: TextDataset, *, batch_size: int = 32, precisi
     rows = labelled_rows(model, dataset)
     model.warn_of_new_head(stacklevel=2)
     _warn_of_other_preparation(model, dataset)
-    logits, indices = _scored(model, rows, None, batch_size, precision)
+    found = kept(model, rows, precision=precision)
+    scored, of = (model, rows) if found is None else found
+    logits = class_logits(scored, of, batch_size=batch_size, precision=precision)
+    indices = torch.from_numpy(rows.targets(model.classes or []))
     classes = model.classes or []
     predicted = logits.argmax(dim=1).numpy()
     return Evaluation(
@@ -184,7 +193,7 @@ def _scored(
             raise ValueError(f"num_batches is {num_batches!r}; it must be an integer of at least 1, or None for all")
         rows = rows.subset(np.arange(min(len(rows), num_batches * batch_size)))
     targets = torch.from_numpy(rows.targets(model.classes or []))
-    return class_logits(model, rows, batch_size=batch_size, precision=precision), targets
+    return class_logits(model, rows, precision=precision), targets
 
 
 def _mean_loss(logits: Tensor, targets: Tensor) -> float:

@@ -1,31 +1,60 @@
 """`predict` and `predict_proba`: answers to new texts, independent of their order and batching."""
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 
-from gptclf.data.batches import Batches, Rows
+from gptclf.data.batches import Rows
 from gptclf.data.dataset import TextDataset
+from gptclf.data.labels import plain
+from gptclf.features.prefix import slabs
 from gptclf.gpt2.model import GPT2, check_gpt2
-from gptclf.gpt2.precision import answering, arithmetic
+from gptclf.gpt2.packed import advance, embed, last_block_and_head, runs_of
+from gptclf.gpt2.precision import answering, arithmetic, product_dtype, resolve_precision
 from gptclf.gpt2.stages import Classifier
+from gptclf.gpt2.trunk import is_watched
 from gptclf.metrics import check_finite
+from gptclf.progress import Meter
 
 
-def predict(model: GPT2, texts: Iterable[str], *, batch_size: int = 32, precision: str = "auto") -> list[Any]:
+@dataclass(frozen=True)
+class Prediction:
+    """The answer to one text.
+
+    Attributes:
+        label: The most probable class.
+        probabilities: One number per class (C,), in the order of `model.classes`.
+    """
+
+    label: Any
+    probabilities: NDArray[np.float32]
+
+
+def predict(
+    model: GPT2,
+    texts: Iterable[str],
+    *,
+    batch_size: int | None = None,
+    precision: str = "auto",
+    progress: bool = False,
+) -> list[Any]:
     """The most probable class of each text.
 
-    Texts are prepared as in training (`max_length`, `truncation`, `pad_to` of the model).
+    Texts are prepared as in training (`max_length`, `truncation`, `pad_to` of the model), sorted by length and computed
+    without padding; answers come in the order of the texts.
 
     Args:
         model: A classifier.
         texts: Strings; a single one is a TypeError.
-        batch_size: Rows computed at once; it changes speed and memory, not answers.
+        batch_size: At most so many rows at once, where memory is short; it does not change answers. None chooses.
         precision: "auto", "float32" or "bfloat16".
+        progress: Show on standard error how far it is and how long it still takes.
 
     Returns:
         One label of `model.classes` per text.
@@ -37,22 +66,70 @@ def predict(model: GPT2, texts: Iterable[str], *, batch_size: int = 32, precisio
         >>> len(predict(clf, ["you won a prize", "see you at six"]))
         2
     """
-    logits = _text_logits(model, texts, batch_size, precision)
+    logits = _text_logits(model, texts, batch_size, precision, progress)
     classes = model.classes or []
     return [classes[i] for i in logits.argmax(dim=1).tolist()]
 
 
 def predict_proba(
-    model: GPT2, texts: Iterable[str], *, batch_size: int = 32, precision: str = "auto"
+    model: GPT2,
+    texts: Iterable[str],
+    *,
+    batch_size: int | None = None,
+    precision: str = "auto",
+    progress: bool = False,
 ) -> NDArray[np.float32]:
     """Probability of each class for each text: (N, C), columns in the order of `model.classes`.
 
     Arguments are those of `predict`.
     """
-    return _text_logits(model, texts, batch_size, precision).softmax(dim=1).numpy()
+    return _text_logits(model, texts, batch_size, precision, progress).softmax(dim=1).numpy()
 
 
-def _text_logits(model: GPT2, texts: Iterable[str], batch_size: int, precision: str) -> Tensor:
+def predict_stream(
+    model: GPT2,
+    texts: Iterable[str],
+    *,
+    window: int = 2048,
+    precision: str = "auto",
+) -> Iterator[Prediction]:
+    """Answers to a stream of any length, one by one in its order, in constant memory.
+
+    Args:
+        model: A classifier.
+        texts: Strings; a generator is read as answers are taken.
+        window: Texts that are read ahead and computed together: more are faster, fewer come sooner.
+        precision: "auto", "float32" or "bfloat16".
+
+    Yields:
+        A `Prediction` for each text.
+
+    Example:
+        >>> from gptclf import add_classifier_head, load_gpt2
+        >>> clf = add_classifier_head(load_gpt2("nano"), classes=["ham", "spam"], seed=0)
+        >>> import warnings; warnings.simplefilter("ignore")  # the head is untrained, and predict says so
+        >>> lines = (f"message {i}" for i in range(3))
+        >>> [len(answer.probabilities) for answer in predict_stream(clf, lines)]
+        [2, 2, 2]
+    """
+    check_classifier(model)
+    if isinstance(texts, str):
+        raise TypeError("texts is one string; put it into a list, or its characters would be taken for texts")
+    if not isinstance(window, int) or isinstance(window, bool) or window < 1:
+        raise ValueError(f"window is {window!r}; it must be an integer of at least 1")
+    resolve_precision(precision, model)
+    return _stream(model, iter(texts), window, precision)
+
+
+def _stream(model: GPT2, texts: Iterator[str], window: int, precision: str) -> Iterator[Prediction]:
+    while some := list(islice(texts, window)):
+        probabilities = _text_logits(model, some, None, precision, False).softmax(dim=1).numpy()
+        classes = model.classes or []
+        for row in probabilities:
+            yield Prediction(classes[int(row.argmax())], row)
+
+
+def _text_logits(model: GPT2, texts: Iterable[str], batch_size: int | None, precision: str, progress: bool) -> Tensor:
     check_classifier(model)
     dataset = TextDataset(
         texts,
@@ -62,22 +139,52 @@ def _text_logits(model: GPT2, texts: Iterable[str], batch_size: int, precision: 
         pad_to=model.pad_to,
     ).within(model.config.context_length)
     model.warn_of_new_head(stacklevel=3)
-    return class_logits(model, dataset, batch_size=batch_size, precision=precision)
+    with Meter(len(dataset.ids), "predicting", unit="tok", enabled=progress) as meter:
+        return class_logits(model, dataset, batch_size=batch_size, precision=precision, report=meter.update)
 
 
-def class_logits(model: Classifier, dataset: Rows, *, batch_size: int, precision: str) -> Tensor:
+def class_logits(
+    model: Classifier,
+    rows: Rows,
+    *,
+    batch_size: int | None = None,
+    precision: str,
+    report: Callable[[int], None] = lambda positions: None,
+) -> Tensor:
     """Logits (N, C) of a data set's rows, float32, on the CPU."""
-    batches = Batches(dataset, batch_size, classes=None)
-    # Rows of like length share a batch, so there is little padding to compute.
-    order = np.argsort(-dataset.lengths, kind="stable")
-    logits = torch.empty(len(dataset), len(model.classes or ()), dtype=torch.float32)
-    with answering(model), arithmetic(precision, model):
-        for start in range(0, len(order), batch_size):
-            chosen = order[start : start + batch_size]
-            batch = batches.take(chosen).to(model.device)
-            logits[chosen] = model(batch.inputs, batch.lengths).float().cpu()
+    batch_size = plain(batch_size)
+    if batch_size is not None and (not isinstance(batch_size, int) or isinstance(batch_size, bool) or batch_size < 1):
+        raise ValueError(f"batch_size is {batch_size!r}; it must be an integer of at least 1, or None")
+    logits = torch.empty(len(rows), len(model.classes or ()), dtype=torch.float32)
+    order = np.argsort(rows.lengths, kind="stable")
+    with answering(model):
+        for slab in slabs(rows.lengths[order], batch_size):
+            chosen = order[slab]
+            logits[chosen] = _slab_logits(model, rows, chosen, precision).cpu()
+            report(int(rows.lengths[chosen].sum()))
     check_finite(logits, model)
     return logits
+
+
+def _slab_logits(model: Classifier, rows: Rows, chosen: NDArray[np.int64], precision: str) -> Tensor:
+    """Logits of rows of rising length, computed together."""
+    lengths = rows.lengths[chosen]
+    if isinstance(model, GPT2) and (is_watched(model) or is_watched(model.trunk)):
+        with arithmetic(precision, model):  # whoever watches the model wants to see it called
+            ids = torch.from_numpy(lengths).to(model.device)
+            return model(rows.padded(chosen).to(model.device), ids).float()  # type: ignore[no-any-return]
+    x, runs = rows.packed(chosen).to(model.device), runs_of(lengths)
+    dtype = product_dtype(precision, model, int(lengths.sum()))
+    blocks: list[nn.Module]
+    norm: nn.Module | None
+    if isinstance(model, GPT2):
+        x = embed(model.trunk.embed, x, runs, capacity=len(x))
+        blocks, norm = list(model.trunk.blocks), model.trunk.norm
+    else:
+        blocks, norm = list(model.blocks), model.norm
+    for block in blocks[:-1]:
+        advance(block, x, runs, dtype)
+    return last_block_and_head(blocks[-1] if blocks else None, norm, model.head, x, runs, dtype)
 
 
 def check_classifier(model: GPT2) -> None:

@@ -13,6 +13,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from gptclf.data.batches import Batch, Batches
+from gptclf.gpt2.gradients import KeptGradients
 from gptclf.gpt2.precision import arithmetic
 from gptclf.gpt2.stages import Classifier
 from gptclf.metrics import blame, loss_sum
@@ -71,13 +72,14 @@ def training_steps(
         FloatingPointError: The loss or the gradient is not finite; the weights are those of the step before.
     """
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    gradients = KeptGradients(trained)
     done, step, examples = (0, 0, 0) if after is None else (after.epoch, after.step, after.examples)
     for epoch in range(done, epochs):
         stream = batches.epoch(epoch)
         while group := list(islice(stream, accumulate)):
             lr = optimizer.param_groups[0]["lr"]
-            optimizer.zero_grad()
-            loss = _accumulate_gradient(model, group, precision)
+            with gradients.step():
+                loss = _accumulate_gradient(model, group, precision)
             norm = _gradient_norm(trained)
             if clip is not None:
                 torch.nn.utils.clip_grads_with_norm_(trained, clip, norm)

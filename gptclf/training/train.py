@@ -13,10 +13,12 @@ import torch
 
 from gptclf.data.batches import Batches, Rows
 from gptclf.data.dataset import TextDataset
-from gptclf.features.prefix import compute_features, reusable_depth
+from gptclf.features.reuse import reused
+from gptclf.features.store import DISK_LIMIT
+from gptclf.gpt2.line import recomputed_activations
 from gptclf.gpt2.model import GPT2
 from gptclf.gpt2.precision import in_mode, resolve_precision
-from gptclf.gpt2.stages import Classifier, Suffix, own_trainable
+from gptclf.gpt2.stages import Classifier, own_trainable
 from gptclf.inference.evaluate import labelled_rows, loss_and_accuracy
 from gptclf.inference.predict import check_classifier
 from gptclf.training.callbacks import Callback, Progress
@@ -43,6 +45,9 @@ def train(
     drop_last: bool = False,
     seed: int = 123,
     reuse_frozen: bool = True,
+    cache_dir: str | Path | None = None,
+    cache_limit: float = DISK_LIMIT,
+    recompute: bool = False,
     precision: str = "auto",
     eval_every: int | None = None,
     eval_batches: int | None = None,
@@ -73,7 +78,13 @@ def train(
         drop_last: Leave out an epoch's last batch that is not full (the book's training loader does).
         seed: Determines the order of examples and dropout.
         reuse_frozen: Compute the frozen part of the model once per text and train the rest on what it gave: the
-            same losses up to rounding, many times faster. False computes everything at every step.
+            same losses up to rounding, many times faster. What was computed is kept in this process's memory (a quarter of
+            the machine's at most), so that another run on these texts does not compute it again: `clear_features`
+            forgets it. False computes everything at every step.
+        cache_dir: Keep what was computed in this folder instead, for later processes, too. It is as private as the texts.
+        cache_limit: Bytes that may take there; earlier models' features are deleted to make room.
+        recompute: Keep only the input of each trained block for the backward pass and compute the rest again there: a
+            third more work, much less memory where texts are long and many blocks train.
         precision: "auto", "float32" or "bfloat16" (autocast of matrix products; weights stay float32).
         eval_every: Measure loss and accuracy every so many steps, too, not only after each epoch.
         eval_batches: Measure on the first so many batches of each set; None measures on all.
@@ -148,7 +159,16 @@ def train(
         if progress:
             watching.append(Progress(total_steps - len(history.steps)))
             ending.callback(watching[-1].on_end, model)
-        learner, train_rows, val_rows = _cut(model, texts, val_texts, precision, reuse_frozen)
+        sets = [texts] if val_texts is None else [texts, val_texts]
+        cut = None
+        if reuse_frozen:
+            cut = ending.enter_context(reused(
+                model, sets, precision=precision, cache_dir=cache_dir, cache_limit=cache_limit, progress=progress,
+            ))  # fmt: skip
+        learner: Classifier = model if cut is None else cut[0]
+        train_rows, *others = sets if cut is None else cut[1]
+        val_rows = others[0] if others else None
+        ending.enter_context(recomputed_activations(recompute))
         measure = _Measure(learner, train_rows, val_rows, eval_batches, batch_size, precision, start - history.seconds)
         batches = Batches(train_rows, batch_size, seed, drop_last=drop_last, classes=model.classes)
         model.max_length, model.truncation, model.pad_to = train_set.max_length, train_set.truncation, train_set.pad_to
@@ -221,18 +241,6 @@ def _check_state_folder(checkpoint_dir: str | Path | None, resume: bool) -> Path
             f"{folder} holds the state of a run; give resume=True to go on with it, or another checkpoint_dir"
         )
     return folder
-
-
-def _cut(
-    model: GPT2, train_set: TextDataset, val_set: TextDataset | None, precision: str, reuse_frozen: bool
-) -> tuple[Classifier, Rows, Rows | None]:
-    """What the loop trains and on which rows: the trainable end on features where the frozen part can be reused."""
-    sets = [train_set] if val_set is None else [train_set, val_set]
-    depth = reusable_depth(model, sum(len(dataset.ids) for dataset in sets)) if reuse_frozen else 0
-    if depth == 0:
-        return model, train_set, val_set
-    features = [compute_features(model, dataset, depth, precision=precision) for dataset in sets]
-    return Suffix(model, depth), features[0], features[1] if len(features) > 1 else None
 
 
 def _check_model(model: GPT2) -> None:

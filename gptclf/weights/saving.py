@@ -12,7 +12,7 @@ import functools
 import hashlib
 import json
 import logging
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +20,8 @@ import torch
 from torch import Tensor
 
 from gptclf.gpt2.heads import ClassifierHead
-from gptclf.gpt2.model import GPT2, check_gpt2
-from gptclf.gpt2.stages import freeze
+from gptclf.gpt2.model import GPT2, check_gpt2, set_parameter
+from gptclf.gpt2.stages import freeze, trainable_report
 from gptclf.weights.atomic import Writer, tensor_writer, text_writer, write_all
 from gptclf.weights.folders import (
     CONFIG,
@@ -147,6 +147,7 @@ def _load_ours(source: Path) -> GPT2:
         if wrong:
             raise ValueError(f"{source / ORIGINALS} does not fit {OURS}: {', '.join(wrong)}")
         fill(model, {name: originals[name] for name in names})
+    _straighten(model, record.trainable)
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(name in record.trainable)
     return model
@@ -169,7 +170,20 @@ def _load_theirs(source: Path) -> GPT2:
     model = GPT2(config, classes=names, head_bias=False, device="meta")
     fill_from_hugging_face(model, source)
     freeze(model, trainable="last_block")
+    _straighten(model, trainable_report(model).names)
     return model
+
+
+def _straighten(model: GPT2, names: Collection[str]) -> None:
+    """Copy transposed views on the file into the layout that fresh weights have: those named, and the last block's.
+
+    The optimizer walks a view against the grain, and products of a few rows, as the last block makes at the position the
+    head looks at, round otherwise: a reloaded model would answer in other last bits than the one that was saved.
+    """
+    last = f"trunk.blocks.{model.config.n_layers - 1}."
+    for name, parameter in list(model.named_parameters()):
+        if (name in names or name.startswith(last)) and not parameter.is_contiguous():
+            set_parameter(model, name, parameter.detach().contiguous()).requires_grad_(parameter.requires_grad)
 
 
 def _divide(model: GPT2, parameters: Mapping[str, Tensor]) -> tuple[dict[str, Tensor] | None, dict[str, Tensor], str]:

@@ -1,0 +1,84 @@
+"""Telling a person how long work will take and how far it is, on standard error."""
+
+import sys
+import time
+from types import TracebackType
+from typing import Any, Self
+
+# Seconds between two lines where there is no terminal for a bar.
+_EVERY = 10.0
+
+
+class Meter:
+    """Progress of work whose amount is known, with the time that is left.
+
+    A bar where standard error is a terminal and tqdm is installed, else a line every ten seconds, so that short work prints
+    nothing.
+
+    Args:
+        total: The amount of work.
+        what: What is done, in a few words.
+        unit: What the amount counts.
+        enabled: Whether to show anything.
+
+    Example:
+        >>> with Meter(3, "reading", enabled=False) as meter:
+        ...     meter.update(3)
+    """
+
+    def __init__(self, total: float, what: str, *, unit: str = "", enabled: bool = True) -> None:
+        self.total, self.what, self.done = total, what, 0.0
+        self.enabled = enabled and total > 0
+        self.start = self._said = time.perf_counter()
+        self._bar: Any = None
+        if self.enabled and sys.stderr.isatty():
+            try:
+                from tqdm import tqdm
+            except ImportError:
+                return
+            self._bar = tqdm(total=total, desc=what, unit=unit, unit_scale=True, leave=False)
+
+    def update(self, amount: float) -> None:
+        """Note that more was done."""
+        self.done += amount
+        if self._bar is not None:
+            self._bar.update(amount)
+            return
+        now = time.perf_counter()
+        if self.enabled and self.done < self.total and now - self._said >= _EVERY:
+            self._said = now
+            left = (now - self.start) * (self.total - self.done) / self.done
+            print(f"{self.what}: {100 * self.done / self.total:.0f} %, {spoken(left)} left", file=sys.stderr)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        if self._bar is not None:
+            self._bar.close()
+
+
+def spoken(seconds: float) -> str:
+    """Seconds as a person says them.
+
+    Example:
+        >>> spoken(0.3), spoken(75), spoken(7300)
+        ('1 s', '1 min 15 s', '2 h 1 min')
+    """
+    whole = max(1, round(seconds))
+    if whole < 60:
+        return f"{whole} s"
+    minutes, rest = divmod(whole, 60)
+    return f"{minutes} min {rest} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
+
+
+def spoken_bytes(amount: float) -> str:
+    """Bytes as a person says them.
+
+    Example:
+        >>> spoken_bytes(140_400_000), spoken_bytes(2.1e9)
+        ('140 MB', '2.1 GB')
+    """
+    return f"{amount / 1e9:.1f} GB" if amount >= 1e9 else f"{max(1, round(amount / 1e6))} MB"
