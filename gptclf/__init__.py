@@ -15,6 +15,7 @@ from gptclf.inference.evaluate import Evaluation, dataset_accuracy, dataset_loss
 from gptclf.inference.predict import Prediction, predict, predict_proba, predict_stream
 from gptclf.metrics import batch_loss
 from gptclf.training.callbacks import Callback, KeepBest
+from gptclf.training.estimate import Estimate, estimate
 from gptclf.training.history import History
 from gptclf.training.train import train
 from gptclf.weights.loading import add_classifier_head, load_gpt2
@@ -25,6 +26,7 @@ __all__ = [
     "Batch",
     "Batches",
     "Callback",
+    "Estimate",
     "Evaluation",
     "GPT2Config",
     "History",
@@ -36,6 +38,7 @@ __all__ = [
     "clear_features",
     "dataset_accuracy",
     "dataset_loss",
+    "estimate",
     "evaluate",
     "freeze",
     "frozen_depth",

@@ -12,8 +12,8 @@ _EVERY = 10.0
 class Meter:
     """Progress of work whose amount is known, with the time that is left.
 
-    A bar where standard error is a terminal and tqdm is installed, else a line every ten seconds, so that short work prints
-    nothing.
+    A bar where standard error is a terminal and tqdm is installed, else a line every ten seconds, so that short work
+    prints nothing.
 
     Args:
         total: The amount of work.

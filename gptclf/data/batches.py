@@ -59,8 +59,14 @@ class Batch:
 
     def to(self, device: torch.device | str) -> "Batch":
         """The same batch on another device."""
-        targets = None if self.targets is None else self.targets.to(device)
-        return replace(self, inputs=self.inputs.to(device), lengths=self.lengths.to(device), targets=targets)
+        targets = None if self.targets is None else _moved(self.targets, device)
+        return replace(self, inputs=_moved(self.inputs, device), lengths=_moved(self.lengths, device), targets=targets)
+
+
+def _moved(tensor: Tensor, device: torch.device | str) -> Tensor:
+    if torch.device(device).type == "cuda" and tensor.device.type == "cpu":
+        return tensor.pin_memory().to(device, non_blocking=True)  # the copy runs beside the work before it
+    return tensor.to(device)
 
 
 class Batches:

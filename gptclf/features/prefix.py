@@ -1,8 +1,8 @@
 """The cut: which frozen stages come first, what determines their result, and computing it once per text.
 
-A `Cut` is the frozen prefix of a model; `stages.Suffix` is what is left. Features are computed in slabs of rows sorted by
-length. Within a slab all rows go through a block before the next block is touched, so one block's weights are at work at
-a time: a model whose weights are memory-mapped runs in the memory of one block.
+A `Cut` is the frozen prefix of a model; `stages.Suffix` is what is left. Features are computed in slabs of rows sorted
+by length. Within a slab all rows go through a block before the next block is touched, so one block's weights are at
+work at a time: a model whose weights are memory-mapped runs in the memory of one block.
 """
 
 import hashlib
@@ -49,7 +49,7 @@ class Cut:
 
     @property
     def pooling(self) -> str:
-        """ "last" or "first" where only that position of each row is kept, "" where all are."""
+        """The one position of each row that is kept, "last" or "first"; "" where all are."""
         head = self.model.head
         no_block_left = self.depth > self.model.config.n_layers
         pooled = no_block_left and isinstance(head, ClassifierHead) and head.pooling in ("last", "first")

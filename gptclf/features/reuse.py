@@ -1,4 +1,4 @@
-"""Features for data sets: taken from what is kept, computed where they are missing, in a place that has room for them."""
+"""Features for data sets: taken from what is kept, computed where they are missing, put where there is room."""
 
 import logging
 import sys
@@ -8,7 +8,6 @@ from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from gptclf.data.dataset import TextDataset
@@ -50,7 +49,7 @@ def reused(
         spill: Whether features that memory has no room for may go to a temporary folder.
         progress: Say on standard error what is done.
     """
-    cut = reusable_cut(model, frozen_dtype(model, precision))
+    cut = frozen_cut(model, precision)
     if cut is None:
         if frozen_depth(model) >= 2 and model.config.drop_rate > 0:
             logger.warning("dropout is %g, so the frozen part is computed anew at every step", model.config.drop_rate)
@@ -80,16 +79,21 @@ def reused(
 
 def kept(model: GPT2, dataset: TextDataset, *, precision: str) -> tuple[Suffix, FeatureSet] | None:
     """The end of a model and a data set's features in memory, the missing ones computed if there is room; else None."""
-    cut = reusable_cut(model, frozen_dtype(model, precision))
-    if cut is None:
+    if frozen_cut(model, precision) is None:
         return None
     with reused(model, [dataset], precision=precision, spill=False) as found:
         return None if found is None else (found[0], found[1][0])
 
 
-def frozen_dtype(model: GPT2, precision: str) -> torch.dtype:
-    """What matrix products of a frozen prefix take: a property of the run, not of how many texts are missing."""
-    return product_dtype(precision, model, sys.maxsize)
+def frozen_cut(model: GPT2, precision: str) -> Cut | None:
+    """The frozen prefix of a model in the arithmetic that `precision` means for it, or None where it is not reused."""
+    # A property of the run, not of how many texts happen to be missing.
+    return reusable_cut(model, product_dtype(precision, model, sys.maxsize))
+
+
+def store_in_use(cut: Cut) -> FeatureStore | None:
+    """What this process's memory holds of a prefix."""
+    return stores.peek(cut.identity())
 
 
 def _store_with_room(

@@ -1,8 +1,8 @@
 """What is kept of a frozen prefix: ragged rows of features, in memory or in memory-mapped files, found by text.
 
-A store belongs to one prefix (`prefix.Cut.identity` says what that covers) and grows by segments, which never change. On disk a
-segment is one safetensors file, written beside its place and renamed, so a run that is killed leaves whole segments only and
-the next one goes on from them.
+A store belongs to one prefix (`prefix.Cut.identity` says what that covers) and grows by segments, which never change.
+On disk a segment is one safetensors file, written beside its place and renamed, so a run that is killed leaves whole
+segments only and the next one goes on from them.
 """
 
 import hashlib

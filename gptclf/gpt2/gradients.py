@@ -1,11 +1,12 @@
 """Weight gradients written straight into buffers that are kept from step to step.
 
-Plain autograd makes each weight's gradient as a new tensor, adds it to `.grad`, and sets all of `.grad` to zero (or gives it
-back to the system, to be paged in again) before the next step. For a small batch that costs more than the products
-themselves. Inside `KeptGradients.step()` the first gradient of a step overwrites the kept buffer and later ones are added to it.
+Plain autograd makes each weight's gradient as a new tensor, adds it to `.grad`, and sets all of `.grad` to zero (or
+gives it back to the system, to be paged in again) before the next step. For a small batch that costs more than the
+products themselves. Inside `KeptGradients.step()` the first gradient of a step overwrites the kept buffer and later
+ones are added to it.
 
-The values are those of plain autograd; hooks on the gradients of the weights concerned do not see them, so whoever needs
-such hooks (distributed training) does not use this.
+The values are those of plain autograd; hooks on the gradients of the weights concerned do not see them, so whoever
+needs such hooks (distributed training) does not use this.
 """
 
 from collections.abc import Callable, Iterator

@@ -53,7 +53,8 @@ def run(blocks: Sequence[nn.Module], norm: nn.Module | None, head: Head, x: Tens
         if head.pooling in ("last", "first") and blocks and cast(Block, blocks[-1]).can_pool:
             position = torch.full((B,), T - 1, device=x.device) if lengths is None else lengths - 1
         whole = blocks if position is None else blocks[:-1]
-        # Tokens of all rows one after the other: no work on padding. A GPU prefers few large launches to many exact ones.
+        # Tokens of all rows one after the other: no work on padding. A GPU prefers few large launches to many exact
+        # ones.
         if whole and lengths is not None and x.device.type == "cpu" and int(lengths.min()) < T:
             rows = lengths.tolist()
             real = (torch.arange(T) < lengths[:, None]).flatten().nonzero().squeeze(1)

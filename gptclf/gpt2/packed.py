@@ -1,12 +1,13 @@
 """Blocks over packed tokens without gradients: how features and answers are computed fast.
 
-The tokens of many rows stand one after the other, rows of one length side by side. Everything that treats tokens one by one
-(norms, projections, MLP) runs over pieces of a fixed number of tokens, whatever rows they belong to, and attention over
-rows of one exact length. So nothing is computed for padding, and because every product has one shape, what is computed for a
-row does not depend on its company: a row computed today and one computed next to others tomorrow are equal bit for bit.
+The tokens of many rows stand one after the other, rows of one length side by side. Everything that treats tokens one
+by one (norms, projections, MLP) runs over pieces of a fixed number of tokens, whatever rows they belong to, and
+attention over rows of one exact length. So nothing is computed for padding, and because every product has one shape,
+what is computed for a row does not depend on its company: a row computed today and one computed next to others
+tomorrow are equal bit for bit.
 
-The residual stream is float32; `dtype` is what matrix products take. Blocks that are watched (hooks) or are not ours are
-called as they are, on rows of one length.
+The residual stream is float32; `dtype` is what matrix products take. Blocks that are watched (hooks) or are not ours
+are called as they are, on rows of one length.
 """
 
 import functools
@@ -118,7 +119,7 @@ def last_block_and_head(
     runs: Sequence[Run],
     dtype: torch.dtype,
 ) -> Tensor:
-    """Logits (rows, C) of the residual stream before the last block, of which only what the head looks at is computed."""
+    """Logits (rows, C) of the residual stream before the last block, computed only where the head looks."""
     found = []
     if isinstance(head, ClassifierHead) and head.pooling in ("last", "first"):
         hidden = at_position(block, x, runs, head.pooling)
@@ -131,7 +132,9 @@ def last_block_and_head(
     return torch.cat(found)
 
 
-def at_position(block: nn.Module | None, x: Tensor, runs: Sequence[Run], pooling: str, *, fixed: bool = False) -> Tensor:
+def at_position(
+    block: nn.Module | None, x: Tensor, runs: Sequence[Run], pooling: str, *, fixed: bool = False
+) -> Tensor:
     """The residual stream after `block` at the last or first position of each row (rows, D), in float32.
 
     Args:

@@ -33,8 +33,8 @@ def resolve_precision(precision: str, model: Classifier) -> str:
 def product_dtype(precision: str, model: Classifier, n_tokens: int) -> torch.dtype:
     """What matrix products take where weights are cast once for `n_tokens` tokens, without gradients.
 
-    "auto" is bfloat16 where `resolve_precision` says so and there are enough tokens to repay the casting; on a CUDA card that
-    cannot multiply it, float16.
+    "auto" is bfloat16 where `resolve_precision` says so and there are enough tokens to repay the casting; on a CUDA
+    card that cannot multiply it, float16.
     """
     resolved = resolve_precision(precision, model)
     if precision == "auto" and model.device.type == "cuda" and resolved == "float32":

@@ -49,7 +49,7 @@ class Attention(nn.Module):
         self.dropout = nn.Dropout(config.drop_rate)
 
     def forward(self, x: Tensor, rows: list[int] | None = None) -> Tensor:
-        """Mix causally; shapes as in `Block.forward`. Padding on the right needs no mask: no token looks to its right."""
+        """Mix causally; shapes as in `Block.forward`. Padding needs no mask: no token looks to its right."""
         qkv = self.qkv(x)
         if rows is None:
             return self.dropout(self.out(self.mix(qkv)))  # type: ignore[no-any-return]

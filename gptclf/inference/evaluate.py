@@ -94,8 +94,8 @@ def evaluate(
 ) -> Evaluation:
     """Score a classifier on a labelled data set; labels are matched to `model.classes` by name.
 
-    What the frozen part of the model made of these texts is taken from memory where `train` or an earlier call left it, and
-    kept there where there is room.
+    What the frozen part of the model made of these texts is taken from memory where `train` or an earlier call left
+    it, and kept there where there is room.
 
     Args:
         model: A classifier.

@@ -1,6 +1,7 @@
 """`train`: data, optimizer, loop, evaluation and callbacks put together."""
 
 import math
+import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -21,8 +22,10 @@ from gptclf.gpt2.precision import in_mode, resolve_precision
 from gptclf.gpt2.stages import Classifier, own_trainable
 from gptclf.inference.evaluate import labelled_rows, loss_and_accuracy
 from gptclf.inference.predict import check_classifier
+from gptclf.progress import spoken
 from gptclf.training.callbacks import Callback, Progress
 from gptclf.training.checkpoint import STATE, load_checkpoint, run_identity, save_checkpoint, with_state
+from gptclf.training.estimate import step_seconds, typical_batch
 from gptclf.training.history import History, Scores
 from gptclf.training.loop import Step, training_steps
 from gptclf.training.optim import check_schedule, make_optimizer, make_scheduler
@@ -78,10 +81,11 @@ def train(
         drop_last: Leave out an epoch's last batch that is not full (the book's training loader does).
         seed: Determines the order of examples and dropout.
         reuse_frozen: Compute the frozen part of the model once per text and train the rest on what it gave: the
-            same losses up to rounding, many times faster. What was computed is kept in this process's memory (a quarter of
-            the machine's at most), so that another run on these texts does not compute it again: `clear_features`
-            forgets it. False computes everything at every step.
-        cache_dir: Keep what was computed in this folder instead, for later processes, too. It is as private as the texts.
+            same losses up to rounding, many times faster. What was computed is kept in this process's memory (a
+            quarter of the machine's at most), so that another run on these texts does not compute it again:
+            `clear_features` forgets it. False computes everything at every step.
+        cache_dir: Keep what was computed in this folder instead, for later processes, too. It is as private as the
+            texts.
         cache_limit: Bytes that may take there; earlier models' features are deleted to make room.
         recompute: Keep only the input of each trained block for the backward pass and compute the rest again there: a
             third more work, much less memory where texts are long and many blocks train.
@@ -171,6 +175,10 @@ def train(
         ending.enter_context(recomputed_activations(recompute))
         measure = _Measure(learner, train_rows, val_rows, eval_batches, batch_size, precision, start - history.seconds)
         batches = Batches(train_rows, batch_size, seed, drop_last=drop_last, classes=model.classes)
+        if progress:
+            left = total_steps - len(history.steps)
+            each = accumulate * step_seconds(learner, typical_batch(learner, texts, batch_size), precision)
+            print(f"{left:,} steps, about {spoken(left * each)}, measurements not counted", file=sys.stderr)
         model.max_length, model.truncation, model.pad_to = train_set.max_length, train_set.truncation, train_set.pad_to
         for step in training_steps(
             learner, batches, optimizer, epochs=epochs, accumulate=accumulate, clip=clip, scheduler=scheduler,

@@ -177,8 +177,8 @@ def _load_theirs(source: Path) -> GPT2:
 def _straighten(model: GPT2, names: Collection[str]) -> None:
     """Copy transposed views on the file into the layout that fresh weights have: those named, and the last block's.
 
-    The optimizer walks a view against the grain, and products of a few rows, as the last block makes at the position the
-    head looks at, round otherwise: a reloaded model would answer in other last bits than the one that was saved.
+    The optimizer walks a view against the grain, and products of a few rows, as the last block makes at the position
+    the head looks at, round otherwise: a reloaded model would answer in other last bits than the one that was saved.
     """
     last = f"trunk.blocks.{model.config.n_layers - 1}."
     for name, parameter in list(model.named_parameters()):
