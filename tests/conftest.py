@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from gptclf import GPT2, GPT2Config
+from gptclf import GPT2, GPT2Config, clear_features
 
 # Nothing in the tests may reach a network: caches are empty and the hub is switched off unless a test says otherwise.
 OFFLINE = {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1", "DISABLE_TELEMETRY": "1"}
@@ -28,6 +28,13 @@ def _threads(request: pytest.FixtureRequest) -> Iterator[None]:
     torch.set_num_threads(before if request.node.get_closest_marker("slow") else 1)
     yield
     torch.set_num_threads(before)
+
+
+@pytest.fixture(autouse=True)
+def _nothing_kept() -> Iterator[None]:
+    """No test finds features that another one computed."""
+    yield
+    clear_features()
 
 
 @pytest.fixture(scope="session")

@@ -35,10 +35,10 @@ def reused(
     spill: bool = True,
     progress: bool = False,
 ) -> Iterator[tuple[Suffix, list[FeatureSet]] | None]:
-    """The end of a model after its frozen prefix, and the features that it eats for each data set; None to compute plainly.
+    """The end of a model after its frozen prefix, and each data set's features for it; None to compute plainly.
 
-    Features that are missing are computed, after saying how long that takes and what it keeps where. They stay in memory
-    where there is room, else in `cache_dir`, else in a temporary folder that the end of the block deletes.
+    Features that are missing are computed, after saying how long that takes and what it keeps. They stay in memory where
+    there is room, else in `cache_dir`, else in a temporary folder that the end of the block deletes.
 
     Args:
         model: A classifier.
@@ -136,7 +136,7 @@ def _announcement(cut: Cut, rows: Sequence[NDArray[np.int32]], missing: Sequence
     where = "in memory" if store.folder is None else f"in {store.folder}"
     kind = str(cut.dtype).removeprefix("torch.")
     return (
-        f"frozen part: {cut.n_blocks} blocks over {tokens:,} tokens in {kind}; {len(missing):,} of {len(rows):,} texts, "
-        f"the others are repeated or kept; about {spoken(prefix_seconds(cut, tokens))}, "
+        f"frozen part: {cut.n_blocks} blocks over {tokens:,} tokens in {kind}; {len(missing):,} of {len(rows):,} "
+        f"texts, the others are repeated or kept; about {spoken(prefix_seconds(cut, tokens))}, "
         f"{spoken_bytes(cut.nbytes(lengths))} {where}"
     )

@@ -190,7 +190,7 @@ def _side_by_side(x: Tensor, runs: Sequence[Run]) -> tuple[Tensor, Tensor]:
 
 
 class _Product:
-    """A linear layer over pieces of one shape, its matrix cast and laid out once, its activation fused where it can be."""
+    """A linear layer over pieces of one shape: the matrix cast and laid out once, the activation fused if it can be."""
 
     def __init__(self, layer: Linear, dtype: torch.dtype, device: torch.device, activation: str = "") -> None:
         self.activation = activation
