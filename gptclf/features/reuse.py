@@ -37,8 +37,8 @@ def reused(
 ) -> Iterator[tuple[Suffix, list[FeatureSet]] | None]:
     """The end of a model after its frozen prefix, and each data set's features for it; None to compute plainly.
 
-    Features that are missing are computed, after saying how long that takes and what it keeps. They stay in memory where
-    there is room, else in `cache_dir`, else in a temporary folder that the end of the block deletes.
+    Features that are missing are computed, after saying how long that takes and what it keeps. They stay in memory
+    where there is room, else in `cache_dir`, else in a temporary folder that the end of the block deletes.
 
     Args:
         model: A classifier.

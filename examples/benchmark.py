@@ -1,0 +1,117 @@
+"""How fast, how exact and how small: gptclf and its peers on the same rows, weights and machine, in one run.
+
+    python examples/benchmark.py --data sms                        # everything but xl; about an hour on two cores
+    python examples/benchmark.py --data sms --only recipe predict  # some of it
+    python examples/benchmark.py --data messages --tiny --rounds 1 # whether the script runs; the figures mean nothing
+
+Contenders take turns, each figure is the median of `--rounds` runs, and ratios come first. Weights are random: times
+do not depend on them, and accuracies here say nothing about pretrained GPT-2. The book's recipe is timed by the step
+and by the evaluated batch, which all have one shape, and multiplied by how many of each it runs; `--only whole-book`
+runs it in full. Needs `pip install -e ".[benchmark]"` and `pip install --no-deps llms-from-scratch`. Writes
+results.json and ratios.png.
+"""
+
+import argparse
+import json
+import logging
+import platform
+import tempfile
+from pathlib import Path
+
+import torch
+from contests import PARTS, Bench
+
+
+def ratios(b: Bench) -> dict[str, float]:
+    """How many times faster, by what was measured."""
+    pairs = {
+        "recipe, cold: book / gptclf": ("book: recipe (from steps)", "gptclf: recipe"),
+        "recipe, cold: Trainer default / gptclf": ("Trainer default: recipe", "gptclf: recipe"),
+        "recipe, cold: Trainer tuned / gptclf": ("Trainer tuned: recipe", "gptclf: recipe"),
+        "recipe, float32: book / gptclf": ("book: recipe (from steps)", "gptclf: recipe, float32"),
+        "recipe, float32: Trainer tuned / gptclf": ("Trainer tuned: recipe, float32", "gptclf: recipe, float32"),
+        "recipe again: book / gptclf": ("book: recipe (from steps)", "gptclf: recipe again, other lr"),
+        "all layers, one epoch: book / gptclf": (
+            "book: all layers, one epoch (from steps)", "gptclf: all layers, one epoch"
+        ),
+        "all layers, one epoch: Trainer tuned / gptclf": (
+            "Trainer tuned: all layers, one epoch", "gptclf: all layers, one epoch"
+        ),
+        "predict: pipeline / gptclf": ("pipeline: predict the test set", "gptclf: predict the test set"),
+        "predict: tuned bf16 loop / gptclf": ("tuned bf16 loop: predict the test set", "gptclf: predict the test set"),
+        "one suffix epoch: share of the book's": ("gptclf: one suffix epoch", "book: one epoch of steps"),
+        "last 2 blocks: Trainer tuned at last_block / gptclf": (
+            "Trainer tuned: recipe", "gptclf: recipe, last 2 blocks"
+        ),
+        "last 4 blocks: Trainer tuned at last_block / gptclf": (
+            "Trainer tuned: recipe", "gptclf: recipe, last 4 blocks"
+        ),
+    }  # fmt: skip
+    found = {name: b.median(peer) / b.median(ours) for name, (peer, ours) in pairs.items()}
+    return {name: ratio for name, ratio in found.items() if ratio == ratio}
+
+
+def draw(found: dict[str, float], path: Path) -> None:
+    """A bar for every ratio of speeds, on a logarithmic axis."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    names = [name for name in found if "share" not in name]
+    figure, axes = plt.subplots(figsize=(9, 0.5 * len(names) + 1.2))
+    bars = axes.barh(names[::-1], [found[name] for name in names[::-1]], color="#3b6ea5")
+    axes.bar_label(bars, fmt="%.1f", padding=3)
+    axes.axvline(1.0, color="black", linewidth=0.8)
+    axes.set_xscale("log")
+    axes.set_xlabel("times faster")
+    axes.margins(x=0.12)
+    axes.spines[["top", "right"]].set_visible(False)
+    figure.tight_layout()
+    figure.savefig(path, dpi=150)
+
+
+def main() -> None:
+    """Measure, print the ratios, write JSON and a picture."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument(
+        "--data", default="sms", help="'sms' (UCI, downloaded), the SMS file, or 'messages' (generated)"
+    )
+    usual = [name for name in PARTS if name not in ("whole-book", "xl")]
+    parser.add_argument("--only", nargs="*", choices=PARTS, default=usual)
+    parser.add_argument("--banking", type=Path, help="folder of Banking77's files, for the exactness figures")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--tiny", action="store_true", help="a toy model: shows that the script runs, nothing more")
+    parser.add_argument("--out", type=Path, default=Path("runs/benchmark"))
+    args = parser.parse_args()
+    logging.basicConfig(level=logging.ERROR)
+    args.out.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory() as folder:
+        b = Bench(args, Path(folder))
+        for name in args.only:
+            print(name, flush=True)
+            PARTS[name](b)
+            found = ratios(b)
+            result = {
+                "ratios": found,
+                "seconds": {name: {"median": b.median(name), "runs": runs} for name, runs in b.seconds.items()},
+                "notes": b.notes,
+                "machine": {
+                    "processor": platform.processor() or platform.machine(), "threads": torch.get_num_threads(),
+                    "capability": torch.backends.cpu.get_cpu_capability(), "torch": torch.__version__,
+                    "python": platform.python_version(),
+                },
+            }  # fmt: skip
+            (args.out / "results.json").write_text(json.dumps(result, indent=2) + "\n")
+    width = max(map(len, [*found, "x"]))
+    for name, ratio in found.items():
+        print(f"{name:<{width}}  {ratio:.2%}" if "share" in name else f"{name:<{width}}  {ratio:.1f}")
+    for name, note in b.notes.items():
+        print(f"{name}: {note}")
+    if found:
+        draw(found, args.out / "ratios.png")
+    print(f"written: {args.out}/results.json")
+
+
+if __name__ == "__main__":
+    main()
