@@ -81,4 +81,4 @@ def spoken_bytes(amount: float) -> str:
         >>> spoken_bytes(140_400_000), spoken_bytes(2.1e9)
         ('140 MB', '2.1 GB')
     """
-    return f"{amount / 1e9:.1f} GB" if amount >= 1e9 else f"{max(1, round(amount / 1e6))} MB"
+    return f"{amount / 1e9:.1f} GB" if amount >= 999.5e6 else f"{max(1, round(amount / 1e6))} MB"

@@ -71,6 +71,22 @@ def check_tokenizer(tokenizer: object) -> None:
 
 def check_texts(texts: Iterable[str]) -> list[str]:
     """The texts as a list of strings."""
+    check_source(texts)
+    return [check_text(text, i) for i, text in enumerate(texts)]
+
+
+def check_text(text: object, number: int) -> str:
+    """Raise where one of the texts is no string."""
+    if not isinstance(text, str):
+        raise TypeError(
+            f"text {number} is {text!r} ({type(text).__name__}); every text must be a str. "
+            "Drop missing rows or replace them by ''"
+        )
+    return text
+
+
+def check_source(texts: object) -> None:
+    """Raise where what shall give texts, one after the other, is something else."""
     if isinstance(texts, str | bytes):
         raise TypeError(
             f"texts is a single {type(texts).__name__}; give a list of strings: [{texts[:20]!r}]. "
@@ -83,11 +99,3 @@ def check_texts(texts: Iterable[str]) -> list[str]:
         )
     if not isinstance(texts, Iterable) or isinstance(texts, set | frozenset):
         raise TypeError(f"texts is a {type(texts).__name__}; give a list of strings, whose order the labels follow")
-    checked = list(texts)
-    for i, text in enumerate(checked):
-        if not isinstance(text, str):
-            raise TypeError(
-                f"text {i} is {text!r} ({type(text).__name__}); every text must be a str. "
-                "Drop missing rows or replace them by ''"
-            )
-    return checked

@@ -16,6 +16,8 @@ def prefix_seconds(cut: Cut, tokens: int) -> float:
 
     One block runs over one piece of the work; the first time warms up and is not counted.
     """
+    if not tokens:
+        return 0.0
     block = stages(cut.model)[1][1]
     piece = piece_size(cut.model.device)
     runs = runs_of(np.full(piece // 32, 32, dtype=np.int64))
@@ -27,7 +29,7 @@ def prefix_seconds(cut: Cut, tokens: int) -> float:
             advance(block, x, runs, cut.dtype)
             _wait_for(cut.model.device)
             taken = time.perf_counter() - start
-    return taken * cut.n_blocks * max(tokens, 1) / piece
+    return taken * cut.n_blocks * tokens / piece
 
 
 def _wait_for(device: torch.device) -> None:

@@ -7,6 +7,7 @@ work at a time: a model whose weights are memory-mapped runs in the memory of on
 
 import hashlib
 import json
+import uuid
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -14,7 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from gptclf.features.store import FeatureStore, distinct, text_key
@@ -23,7 +24,11 @@ from gptclf.gpt2.model import GPT2
 from gptclf.gpt2.packed import advance, at_position, embed, piece_size, runs_of
 from gptclf.gpt2.precision import answering
 from gptclf.gpt2.stages import frozen_depth, stages
+from gptclf.gpt2.trunk import HOOKS
 from gptclf.metrics import check_finite
+
+# Tells this process from all others.
+_PROCESS = uuid.uuid4().hex
 
 # Raised when features come out otherwise than those of an earlier version did.
 _VERSION = 1
@@ -75,12 +80,17 @@ class Cut:
         a probe of the arithmetic, which differs between processors and their settings.
         """
         line = stages(self.model)[: self.depth]
-        tensors = [(f"{name}.{key}", p.detach()) for name, stage in line for key, p in stage.named_parameters()]
+        tensors = [
+            (f"{name}.{key}", tensor.detach())
+            for name, stage in line
+            for key, tensor in (*stage.named_parameters(), *stage.named_buffers())
+        ]
         with ThreadPoolExecutor(4) as pool:  # hashing lets go of the interpreter's lock
             digests = list(pool.map(lambda named: _digest_of(named[1]), tensors))
         described = {
             "version": _VERSION,
             "weights": [[name, digest] for (name, _), digest in zip(tensors, digests, strict=True)],
+            "modules": [_described(module) for _, stage in line for module in stage.modules()],
             "config": self.model.config.to_dict(),
             "depth": self.depth,
             "pooling": self.pooling,
@@ -172,6 +182,21 @@ def slabs(lengths: NDArray[np.int64], rows: int | None = None) -> Iterator[slice
         tokens += length
     if start < len(lengths):
         yield slice(start, len(lengths))
+
+
+# Hooks that were met: held, so that no other can come to have their number.
+_hooks: dict[int, object] = {}
+
+
+def _described(module: nn.Module) -> list[str]:
+    """A module's type, and what stands on it: hooks are known within this process only."""
+    found = [vars(module).get("forward")]
+    for name in HOOKS:
+        found += getattr(module, name).values()
+    watching = [hook for hook in found if hook is not None]
+    _hooks.update({id(hook): hook for hook in watching})
+    kind = type(module)
+    return [f"{kind.__module__}.{kind.__qualname__}", *(f"{_PROCESS} {id(hook)}" for hook in watching)]
 
 
 def _digest_of(tensor: Tensor) -> str:

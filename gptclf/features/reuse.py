@@ -111,19 +111,18 @@ def _store_with_room(
         return cut.nbytes(lengths)
 
     if cache_dir is not None:
-        folder = Path(cache_dir)
-        return stores.on_disk(identity, folder, needed(FeatureStore(identity, folder)), cache_limit)
-    store = stores.in_memory(identity, needed(stores.peek(identity)))
+        return stores.on_disk(identity, Path(cache_dir), needed, cache_limit)
+    total = 0 if ending is None else needed(None)
+    store = stores.in_memory(identity, needed, total)
     if store is not None or ending is None:
         return store
     folder = Path(ending.enter_context(tempfile.TemporaryDirectory(prefix="gptclf-")))
-    size = needed(None)
-    store = stores.on_disk(identity, folder, size, float("inf"))
+    store = stores.on_disk(identity, folder, needed, float("inf"))
     if store is not None:
         logger.warning(
             "features of %d texts take %s, more than the %s of memory that they may: they go to %s until this run "
             "ends. Name cache_dir= to keep them",
-            len(rows), spoken_bytes(size), spoken_bytes(stores.memory_allowed()), folder,
+            len(rows), spoken_bytes(total), spoken_bytes(stores.memory_allowed()), folder,
         )  # fmt: skip
     else:
         logger.warning("there is no room for the features, so the frozen part is computed anew at every step")

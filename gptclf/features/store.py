@@ -5,14 +5,17 @@ On disk a segment is one safetensors file, written beside its place and renamed,
 segments only and the next one goes on from them.
 """
 
+import errno
 import hashlib
 import logging
 import os
 import re
 import shutil
+import time
 import uuid
 from collections import OrderedDict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -35,6 +38,10 @@ DISK_LIMIT = 50e9
 _KEY_BYTES = 16
 _FOLDER = re.compile(r"features-[0-9a-f]{32}")
 _SUFFIX = ".safetensors"
+_SEGMENT = re.compile(r"[0-9a-f]{32}\.safetensors")
+
+# Half-written files this old have nobody who would finish them.
+_ABANDONED_SECONDS = 3600
 
 
 def text_key(ids: NDArray[np.int32]) -> bytes:
@@ -72,7 +79,11 @@ class FeatureStore:
         if self.folder is not None and self.folder.is_dir():
             for path in sorted(self.folder.glob(f"*{_SUFFIX}")):
                 self._open(path)
-            os.utime(self.folder)  # the prefix used last is the last to be given up
+            for path in self.folder.glob(f".*{_SUFFIX}.*.tmp"):
+                if time.time() - _modified(path) > _ABANDONED_SECONDS:  # of a run that was killed
+                    _unlink(path)
+            with suppress(OSError):  # a cache that may only be read
+                os.utime(self.folder)  # the prefix used last is the last to be given up
 
     def __len__(self) -> int:
         return len(self._places)
@@ -92,26 +103,34 @@ class FeatureStore:
         if self.folder is None:
             self._register(keys, lengths, values)
             return
-        self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)  # features of private texts
         addresses = torch.from_numpy(np.frombuffer(b"".join(keys), dtype=np.uint8).reshape(-1, _KEY_BYTES).copy())
         tensors = {"keys": addresses, "lengths": torch.tensor(list(lengths)), "values": values}
-        name = f"{uuid.uuid4().hex}{_SUFFIX}"
-        write_all(self.folder, {name: tensor_writer(tensors, {"identity": self.identity})})
-        self._open(self.folder / name)
+        metadata = {"identity": self.identity, "sha256": _digest(tensors)}
+        path = self.folder / f"{uuid.uuid4().hex}{_SUFFIX}"
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)  # features of private texts
+            write_all(self.folder, {path.name: tensor_writer(tensors, metadata)})
+        except OSError as error:
+            raise OSError(
+                error.errno or errno.EIO,
+                f"could not keep {values.nbytes / 1e6:.0f} MB of features in {self.folder} ({error}). What was kept "
+                "before is whole, and the next run goes on from it: free space there, name another cache_dir, or give "
+                "reuse_frozen=False",
+            ) from error
+        self._open(path)
 
     def _open(self, path: Path) -> None:
         try:
             tensors, metadata = read_safetensors(path)
-            if metadata.get("identity") != self.identity:
-                raise ValueError(f"{path} is of another prefix")
-            keys = [row.tobytes() for row in tensors["keys"].numpy()]
-            lengths = tensors["lengths"].tolist()
-            if len(keys) != len(lengths) or sum(lengths) != len(tensors["values"]):
-                raise ValueError(f"{path} does not hold what it lists")
+            keys, lengths, values = tensors["keys"], tensors["lengths"], tensors["values"]
+            if metadata["identity"] != self.identity or metadata["sha256"] != _digest(tensors):
+                raise ValueError(f"{path} is not what was written")
         except (ValueError, KeyError, OSError) as error:
-            logger.warning("left out a file of features, which will be computed again: %s", error)
+            logger.warning("left out a damaged file of features; they will be computed again: %s", error)
+            if _SEGMENT.fullmatch(path.name):
+                _unlink(path)
             return
-        self._register(keys, lengths, tensors["values"])
+        self._register([row.tobytes() for row in keys.numpy()], lengths.tolist(), values)
 
     def _register(self, keys: Sequence[bytes], lengths: Sequence[int], values: Tensor) -> None:
         start = 0
@@ -125,19 +144,30 @@ class FeatureStore:
 _memory: "OrderedDict[str, FeatureStore]" = OrderedDict()
 
 
-def in_memory(identity: str, needed: int) -> FeatureStore | None:
-    """The store of a prefix in this process's memory with room for `needed` more bytes, or None where that is too much.
+def in_memory(identity: str, missing: Callable[[FeatureStore], int], total: int) -> FeatureStore | None:
+    """The store of a prefix in this process's memory, with room for what is missing in it, or None where that is too
+    much.
 
-    Features of other prefixes are given up to make room, those not used for longest first.
+    Features of other prefixes are given up to make room, those not used for longest first, and then those of this
+    prefix that are of other texts.
+
+    Args:
+        identity: The prefix.
+        missing: Bytes that a store still lacks.
+        total: Bytes that an empty one would lack; 0 leaves what there is alone.
     """
-    store = _memory.pop(identity, None) or FeatureStore(identity)
+    store = _memory.get(identity) or FeatureStore(identity)
     allowed = memory_allowed()
-    fits = store.nbytes + needed <= allowed
-    while fits and _memory and sum(s.nbytes for s in _memory.values()) + store.nbytes + needed > allowed:
+    if store.nbytes + missing(store) > allowed:
+        if not 0 < total <= allowed:
+            return None
+        store = FeatureStore(identity)
+    needed = store.nbytes + missing(store)
+    _memory.pop(identity, None)
+    while _memory and sum(other.nbytes for other in _memory.values()) + needed > allowed:
         _memory.popitem(last=False)
-    if fits or len(store):
-        _memory[identity] = store
-    return store if fits else None
+    _memory[identity] = store
+    return store
 
 
 def peek(identity: str) -> FeatureStore | None:
@@ -158,16 +188,25 @@ def physical_memory() -> float:
         return 8e9
 
 
-def on_disk(identity: str, folder: Path, needed: int, limit: float) -> FeatureStore | None:
-    """The store of a prefix in a folder with room for `needed` more bytes, or None where that is too much (logged).
+def on_disk(identity: str, folder: Path, missing: Callable[[FeatureStore], int], limit: float) -> FeatureStore | None:
+    """The store of a prefix in a folder, with room for what is missing in it, or None where that is too much (logged).
 
     Features of other prefixes in that folder are deleted to make room, those not used for longest first.
+
+    Args:
+        identity: The prefix.
+        folder: Made if it is not there.
+        missing: Bytes that a store still lacks.
+        limit: Bytes that features may take in the folder.
     """
-    folder.mkdir(parents=True, exist_ok=True)
     store = FeatureStore(identity, folder)
+    needed = missing(store)
+    if not needed:
+        return store
+    folder.mkdir(parents=True, exist_ok=True)
     free = shutil.disk_usage(folder).free
-    others = sorted((path for path in _prefixes(folder) if path != store.folder), key=lambda path: path.stat().st_mtime)
-    sizes = {path: sum(file.stat().st_size for file in path.iterdir()) for path in others}
+    others = sorted((path for path in _prefixes(folder) if path != store.folder), key=_modified)
+    sizes = {path: sum(_size(file) for file in path.iterdir()) for path in others}
     if store.nbytes + needed > limit or needed > 0.95 * (free + sum(sizes.values())):
         logger.warning(
             "%.1f GB of features do not fit in %s: %.1f GB are allowed (cache_limit) and %.1f GB free",
@@ -221,11 +260,43 @@ def _delete(prefix: Path) -> int:
     total = 0
     for path in prefix.iterdir():
         if path.name.endswith((_SUFFIX, ".tmp")) and path.is_file():
-            total += path.stat().st_size
-            path.unlink()
-    if not any(prefix.iterdir()):
+            total += _size(path)
+            _unlink(path)
+    with suppress(OSError):  # something else is in it
         prefix.rmdir()
     return total
+
+
+def _digest(tensors: Mapping[str, Tensor]) -> str:
+    """A digest of a segment's tensors, their shapes and types."""
+    digest = hashlib.sha256()
+    for name in ("keys", "lengths", "values"):
+        tensor = tensors[name].contiguous()
+        digest.update(f"{name} {tuple(tensor.shape)} {tensor.dtype}".encode())
+        digest.update(tensor.flatten().view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+# Another process may delete at any moment what this one has just listed.
+
+
+def _size(path: Path) -> int:
+    try:
+        return path.stat().st_size
+    except OSError:
+        return 0
+
+
+def _modified(path: Path) -> float:
+    try:
+        return path.stat().st_mtime
+    except OSError:
+        return 0.0
+
+
+def _unlink(path: Path) -> None:
+    with suppress(OSError):
+        path.unlink()
 
 
 def distinct(keys: Iterable[bytes]) -> dict[bytes, int]:

@@ -34,6 +34,9 @@ _ATTENTION_TOKENS = 2048
 # Rows whose last block is computed at once, where only one position of each is looked at.
 _POOLED_ROWS = 128
 
+# The same where the number shall follow from the rows' length alone.
+_FIXED_ROWS = 32
+
 
 @dataclass(frozen=True)
 class Run:
@@ -145,7 +148,8 @@ def at_position(
         fixed: Compute each run in a number of rows that follows from its length alone, so that the result does, too.
     """
     found = []
-    if isinstance(block, Block) and block.can_pool and not fixed:
+    pooled = isinstance(block, Block) and block.can_pool and _is_ours(block)
+    if isinstance(block, Block) and pooled and not fixed:
         for group in _like_runs(runs):
             rows, position = _side_by_side(x, group)
             found.append(block.at(rows, position if pooling == "last" else torch.zeros_like(position)))
@@ -155,10 +159,12 @@ def at_position(
         at = run.length - 1 if pooling == "last" else 0
         if block is None:
             found.append(rows[:, at])
-        elif isinstance(block, Block) and block.can_pool:
-            full = rows.new_zeros(max(1, _ATTENTION_TOKENS // run.length), *rows.shape[1:])
-            full[: run.rows] = rows
-            found.append(block.at(full, torch.full((len(full),), at, device=x.device))[: run.rows])
+        elif isinstance(block, Block) and pooled:
+            size = max(1, min(_FIXED_ROWS, _ATTENTION_TOKENS // run.length))
+            for some in rows.split(size):
+                full = rows.new_zeros(size, *rows.shape[1:])
+                full[: len(some)] = some
+                found.append(block.at(full, torch.full((len(full),), at, device=x.device))[: len(some)])
         else:
             found.append(block(rows)[:, at])
     return torch.cat(found)

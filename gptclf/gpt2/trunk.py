@@ -18,6 +18,10 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
 }
 
 
+# Where a module keeps its hooks.
+HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+
+
 class Embedding(nn.Module):
     """Token ids (B, T) to the residual stream (B, T, D): token embedding plus learned position embedding."""
 
@@ -86,16 +90,16 @@ class Attention(nn.Module):
         H, weight = self.n_heads, self.qkv.weight
         q_bias, _, v_bias = (None, None, None) if self.qkv.bias is None else torch.split(self.qkv.bias, D)
         here = x[torch.arange(B, device=x.device), position] * gain + shift
-        q = product(here, weight, "query", lambda w: w[:D].t(), q_bias)
+        q = product(here, weight, lambda w: w[:D].t(), q_bias)
         q = q.view(B, H, D // H).transpose(0, 1)
-        keys = product(q, weight, "key", lambda w: w[D : 2 * D].view(H, D // H, D))  # (H, B, D)
+        keys = product(q, weight, lambda w: w[D : 2 * D].view(H, D // H, D))  # (H, B, D)
         with torch.autocast(x.device.type, enabled=False):
             keys = keys.transpose(0, 1).to(x.dtype) * gain
             scores = torch.bmm(keys, x.mT) * self.scale  # (B, H, T)
             later = torch.arange(T, device=x.device) > position[:, None]
             shares = scores.masked_fill(later[:, None], float("-inf")).softmax(dim=-1)
             mean = torch.bmm(shares, x) * gain + shift  # (B, H, D)
-        v = product(mean.transpose(0, 1), weight, "value", lambda w: w[2 * D :].view(H, D // H, D).mT)  # (H, B, d_h)
+        v = product(mean.transpose(0, 1), weight, lambda w: w[2 * D :].view(H, D // H, D).mT)  # (H, B, d_h)
         v = v.transpose(0, 1).reshape(B, D)
         return self.out(v if v_bias is None else v + v_bias)  # type: ignore[no-any-return]
 
@@ -151,13 +155,14 @@ class Block(nn.Module):
         """Whether `at` holds: it draws no dropout, and calls neither the block nor its first parts as modules."""
         parts: tuple[nn.Module, ...] = (self, self.norm1, self.attention, self.attention.qkv)
         usual = (type(self), *map(type, parts[1:])) == (Block, nn.LayerNorm, Attention, Linear)
-        return usual and not (self.training and self.attention.drop_rate > 0) and not any(map(is_watched, parts))
+        draws = self.training and max(self.attention.drop_rate, self.attention.dropout.p) > 0
+        scales = self.norm1.weight is not None and self.norm1.bias is not None
+        return usual and scales and not draws and not any(map(is_watched, parts))
 
 
 def is_watched(module: nn.Module) -> bool:
     """Whether hooks stand on a module, or its forward was replaced, so that it must be called as it is."""
-    hooks = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
-    return "forward" in vars(module) or any(getattr(module, name) for name in hooks)
+    return "forward" in vars(module) or any(getattr(module, name) for name in HOOKS)
 
 
 class Trunk(nn.Module):

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from gptclf.data.batches import Rows
 from gptclf.data.dataset import TextDataset
 from gptclf.data.labels import plain
+from gptclf.data.preparation import check_source, check_text
 from gptclf.features.prefix import slabs
 from gptclf.gpt2.model import GPT2, check_gpt2
 from gptclf.gpt2.packed import advance, embed, last_block_and_head, runs_of
@@ -23,7 +24,7 @@ from gptclf.metrics import check_finite
 from gptclf.progress import Meter
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Prediction:
     """The answer to one text.
 
@@ -113,8 +114,8 @@ def predict_stream(
         [2, 2, 2]
     """
     check_classifier(model)
-    if isinstance(texts, str):
-        raise TypeError("texts is one string; put it into a list, or its characters would be taken for texts")
+    check_source(texts)
+    window = plain(window)
     if not isinstance(window, int) or isinstance(window, bool) or window < 1:
         raise ValueError(f"window is {window!r}; it must be an integer of at least 1")
     resolve_precision(precision, model)
@@ -122,11 +123,12 @@ def predict_stream(
 
 
 def _stream(model: GPT2, texts: Iterator[str], window: int, precision: str) -> Iterator[Prediction]:
-    while some := list(islice(texts, window)):
+    numbered = (check_text(text, number) for number, text in enumerate(texts))
+    while some := list(islice(numbered, window)):
         probabilities = _text_logits(model, some, None, precision, False).softmax(dim=1).numpy()
         classes = model.classes or []
         for row in probabilities:
-            yield Prediction(classes[int(row.argmax())], row)
+            yield Prediction(classes[int(row.argmax())], row.copy())  # the view would keep the whole window
 
 
 def _text_logits(model: GPT2, texts: Iterable[str], batch_size: int | None, precision: str, progress: bool) -> Tensor:
@@ -139,8 +141,14 @@ def _text_logits(model: GPT2, texts: Iterable[str], batch_size: int | None, prec
         pad_to=model.pad_to,
     ).within(model.config.context_length)
     model.warn_of_new_head(stacklevel=3)
-    with Meter(len(dataset.ids), "predicting", unit="tok", enabled=progress) as meter:
-        return class_logits(model, dataset, batch_size=batch_size, precision=precision, report=meter.update)
+    # A text that comes more than once is computed once.
+    number: dict[bytes, int] = {}
+    answer = [number.setdefault(ids.tobytes(), len(number)) for ids in dataset.rows()]
+    _, first = np.unique(answer, return_index=True)
+    once = dataset if len(first) == len(dataset) else dataset.subset(first)
+    with Meter(len(once.ids), "predicting", unit="tok", enabled=progress) as meter:
+        logits = class_logits(model, once, batch_size=batch_size, precision=precision, report=meter.update)
+    return logits[answer]
 
 
 def class_logits(

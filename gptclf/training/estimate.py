@@ -16,8 +16,10 @@ from gptclf.gpt2.model import GPT2
 from gptclf.gpt2.precision import arithmetic, in_mode, resolve_precision
 from gptclf.gpt2.stages import Classifier, Suffix, own_trainable
 from gptclf.inference.evaluate import labelled_rows
+from gptclf.inference.predict import check_classifier
 from gptclf.metrics import loss_sum
 from gptclf.progress import spoken, spoken_bytes
+from gptclf.training.checks import check_arguments, check_model, check_rows
 
 # What AdamW reads and writes for each number that trains: weight, gradient and two moments in, all but the gradient
 # out.
@@ -78,7 +80,12 @@ def estimate(
         >>> estimate(clf, data, epochs=3).steps
         30
     """
+    check_classifier(model)
+    check_model(model)
+    check_arguments(epochs=epochs, batch_size=batch_size)
+    resolve_precision(precision, model)
     sets = [labelled_rows(model, train_set, "train_set")]
+    check_rows(model, sets[0])
     if val_set is not None:
         sets.append(labelled_rows(model, val_set, "val_set"))
     own_trainable(model)
@@ -105,7 +112,8 @@ def typical_batch(learner: Classifier, rows: TextDataset, batch_size: int) -> Ba
         one = not learner.blocks
         width, T = learner.config.emb_dim, 1 if one else batch.inputs.shape[1]
         lengths = torch.ones_like(batch.lengths) if one else batch.lengths
-        return Batch(torch.randn(len(batch), T, width), lengths, batch.targets, batch.classes)
+        drawn = torch.randn(len(batch), T, width, generator=torch.Generator().manual_seed(0))
+        return Batch(drawn, lengths, batch.targets, batch.classes)
     return batch
 
 
@@ -114,7 +122,9 @@ def step_seconds(learner: Classifier, batch: Batch, precision: str) -> float:
     trained = [parameter for parameter in learner.parameters() if parameter.requires_grad]
     precision = resolve_precision(precision, learner)
     taken = 0.0
-    with in_mode(learner, training=True), torch.random.fork_rng(devices=[]):
+    before = [parameter.grad for parameter in trained]
+    devices = [learner.device] if learner.device.type == "cuda" else []
+    with in_mode(learner, training=True), torch.random.fork_rng(devices=devices):
         gradients = KeptGradients(trained)
         try:
             for _ in range(3):  # the first ones find buffers that do not exist yet
@@ -123,8 +133,8 @@ def step_seconds(learner: Classifier, batch: Batch, precision: str) -> float:
                     loss_sum(learner, batch.to(learner.device)).backward()  # type: ignore[no-untyped-call]
                 taken = time.perf_counter() - start
         finally:
-            for parameter in trained:
-                parameter.grad = None
+            for parameter, gradient in zip(trained, before, strict=True):
+                parameter.grad = gradient
     return taken + _ADAM_BYTES * sum(p.numel() for p in trained) / _memory_bandwidth(learner.device)
 
 

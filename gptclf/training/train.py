@@ -1,12 +1,10 @@
 """`train`: data, optimizer, loop, evaluation and callbacks put together."""
 
-import math
 import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from numbers import Integral, Real
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +23,14 @@ from gptclf.inference.predict import check_classifier
 from gptclf.progress import spoken
 from gptclf.training.callbacks import Callback, Progress
 from gptclf.training.checkpoint import STATE, load_checkpoint, run_identity, save_checkpoint, with_state
+from gptclf.training.checks import (
+    check_arguments,
+    check_cache,
+    check_callbacks,
+    check_model,
+    check_rows,
+    check_state_folder,
+)
 from gptclf.training.estimate import step_seconds, typical_batch
 from gptclf.training.history import History, Scores
 from gptclf.training.loop import Step, training_steps
@@ -113,20 +119,20 @@ def train(
         True
     """
     check_classifier(model)
-    _check_model(model)
-    _check_arguments(
+    check_model(model)
+    check_arguments(
         epochs=epochs, batch_size=batch_size, accumulate=accumulate, eval_every=eval_every,
         eval_batches=eval_batches, lr=lr, weight_decay=weight_decay, clip=clip, warmup_steps=warmup_steps, seed=seed,
     )  # fmt: skip
     check_schedule(schedule)
-    _check_callbacks(callbacks, val_set)
+    check_callbacks(callbacks, val_set)
     texts = labelled_rows(model, train_set, "train_set")
     val_texts = None if val_set is None else labelled_rows(model, val_set, "val_set")
-    if len({int(label) for label in texts.targets(model.classes or [])}) < 2:
-        raise ValueError("every row of the training set has the same label; a classifier learns nothing from one class")
+    check_rows(model, texts)
+    cache_dir = check_cache(cache_dir, cache_limit)
     if drop_last and len(texts) < batch_size:
         raise ValueError(f"drop_last=True leaves no batch: {len(texts)} rows are less than one batch of {batch_size}")
-    state_folder = _check_state_folder(checkpoint_dir, resume)
+    state_folder = check_state_folder(checkpoint_dir, resume)
     precision = resolve_precision(precision, model)
     start = time.perf_counter()
     own_trainable(model)
@@ -234,56 +240,3 @@ def _seeded(seed: int, device: torch.device) -> Iterator[None]:
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         torch.manual_seed(seed)
         yield
-
-
-def _check_state_folder(checkpoint_dir: str | Path | None, resume: bool) -> Path | None:
-    if checkpoint_dir is None:
-        if resume:
-            raise ValueError("resume=True needs checkpoint_dir=, the folder that holds the run's state")
-        return None
-    folder = Path(checkpoint_dir)
-    if not str(checkpoint_dir) or (folder.exists() and not folder.is_dir()):
-        raise ValueError(f"checkpoint_dir is {str(checkpoint_dir)!r}; it must be a folder, there or to be made")
-    if not resume and (folder / STATE).exists():
-        raise FileExistsError(
-            f"{folder} holds the state of a run; give resume=True to go on with it, or another checkpoint_dir"
-        )
-    return folder
-
-
-def _check_model(model: GPT2) -> None:
-    trained = [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
-    if not trained:
-        raise ValueError("nothing in the model trains; say what shall with freeze(model, trainable='last_block')")
-    other = [f"{name} is {parameter.dtype}" for name, parameter in trained if parameter.dtype != torch.float32]
-    if other:
-        raise ValueError(
-            f"weights train in float32, but {other[0]}; call model.float(), and give precision='bfloat16' for speed"
-        )
-
-
-def _check_callbacks(callbacks: Sequence[Callback], val_set: TextDataset | None) -> None:
-    if isinstance(callbacks, Callback) or not all(isinstance(callback, Callback) for callback in callbacks):
-        raise TypeError(f"callbacks is {callbacks!r}; it must be a list of gptclf.Callback objects")
-    for callback in callbacks:
-        if callback.needs_validation and val_set is None:
-            raise ValueError(f"{type(callback).__name__} needs a validation set: train(model, train_set, val_set, ...)")
-
-
-def _check_arguments(**values: Any) -> None:
-    counts = ("epochs", "batch_size", "accumulate", "eval_every", "eval_batches", "warmup_steps", "seed")
-    for name in counts:
-        value, optional = values[name], name.startswith("eval")
-        least = 0 if name in ("warmup_steps", "seed") else 1
-        if value is None and optional:
-            continue
-        if not isinstance(value, Integral) or isinstance(value, bool) or value < least:
-            raise ValueError(f"{name} is {value!r}; it must be an integer of at least {least}{' or None' * optional}")
-    for name in ("lr", "weight_decay", "clip"):
-        value = values[name]
-        if value is None and name == "clip":
-            continue
-        if not isinstance(value, Real) or isinstance(value, bool) or not 0 <= float(value) < math.inf:
-            raise ValueError(f"{name} is {value!r}; it must be a finite number of at least 0")
-    if values["clip"] == 0:
-        raise ValueError("clip is 0, which would cut every gradient to nothing; give a positive norm, or None")
