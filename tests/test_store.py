@@ -112,7 +112,7 @@ def cramped(temporary: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 # Another process
 
 
-def train_there(folder: Path, slab: int, sleep: float, answer: Connection) -> None:
+def train_there(folder: Path, slab: int, sleep: float, dies_writing: int | None, answer: Connection) -> None:
     """What the other process does: train slowly, in small slabs, and send the rows computed and the losses."""
     real, rows = prefix.compute_slab, [0]
 
@@ -123,8 +123,20 @@ def train_there(folder: Path, slab: int, sleep: float, answer: Connection) -> No
         time.sleep(sleep)
         return real(cut, some, *more)
 
+    writer, calls = atomic.tensor_writer, iter(range(100))
+
+    def tensor_writer(*arguments: Any) -> Any:
+        def write(path: Path) -> None:
+            writer(*arguments)(path)
+            if next(calls) == dies_writing:
+                os.truncate(path, path.stat().st_size // 2)
+                os.kill(os.getpid(), signal.SIGKILL)
+
+        return write
+
     torch.set_num_threads(1)
     setattr(prefix, "compute_slab", compute_slab)  # noqa: B010
+    setattr(stores, "tensor_writer", tensor_writer)  # noqa: B010
     prefix.SLAB_TOKENS = slab
     found = losses(cache_dir=folder)
     answer.send((rows[0], found))
@@ -133,12 +145,14 @@ def train_there(folder: Path, slab: int, sleep: float, answer: Connection) -> No
 class Other:
     """A training in another process that shares nothing with this one but the folder."""
 
-    def __init__(self, folder: Path, *, slab: int = 100, sleep: float = 0.0) -> None:
+    def __init__(
+        self, folder: Path, *, slab: int = 100, sleep: float = 0.0, dies_writing: int | None = None
+    ) -> None:
         # A server imports torch once and is copied for each process, which saves seconds.
         context = multiprocessing.get_context("forkserver")
         context.set_forkserver_preload(["gptclf", "numpy", "pytest", "safetensors.torch", "hypothesis"])
         self.answers, answer = context.Pipe(duplex=False)
-        self.process = context.Process(target=train_there, args=(folder, slab, sleep, answer))
+        self.process = context.Process(target=train_there, args=(folder, slab, sleep, dies_writing, answer))
         self.process.start()
         answer.close()
 
@@ -202,23 +216,9 @@ def test_a_killed_run_leaves_whole_segments_and_the_next_goes_on_from_them(
 def test_a_run_killed_while_it_writes_leaves_no_half_segment(
     tmp_path: Path, expected: list[float], small_slabs: None
 ) -> None:
-    pid = os.fork()
-    if pid == 0:  # before any thread of the training is there to be lost
-        real, calls = atomic.tensor_writer, iter(range(100))
-
-        def tensor_writer(*arguments: Any) -> Any:
-            def write(path: Path) -> None:
-                real(*arguments)(path)
-                if next(calls) == 2:
-                    os.truncate(path, path.stat().st_size // 2)
-                    os.kill(os.getpid(), signal.SIGKILL)
-
-            return write
-
-        setattr(stores, "tensor_writer", tensor_writer)  # noqa: B010
-        losses(cache_dir=tmp_path)
-        os._exit(1)
-    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == -signal.SIGKILL
+    other = Other(tmp_path, slab=40, dies_writing=2)
+    other.process.join()
+    assert other.process.exitcode == -signal.SIGKILL
     assert len(segments(tmp_path)) == 2
     for path in segments(tmp_path):
         safetensors.torch.load_file(path)
