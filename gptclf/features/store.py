@@ -145,8 +145,7 @@ _memory: "OrderedDict[str, FeatureStore]" = OrderedDict()
 
 
 def in_memory(identity: str, missing: Callable[[FeatureStore], int], total: int) -> FeatureStore | None:
-    """The store of a prefix in this process's memory, with room for what is missing in it, or None where that is too
-    much.
+    """The store of a prefix in this process's memory, with room for what it lacks, or None where that is too much.
 
     Features of other prefixes are given up to make room, those not used for longest first, and then those of this
     prefix that are of other texts.

@@ -26,7 +26,7 @@ _CONVERTED_ROWS = 256
 
 
 class KeptGradients:
-    """Buffers for the gradients of some parameters, which become the parameters' `.grad`.
+    """Buffers for the gradients of some parameters, which a step makes the parameters' `.grad`.
 
     Args:
         parameters: What trains.
@@ -34,15 +34,13 @@ class KeptGradients:
 
     def __init__(self, parameters: list[nn.Parameter]) -> None:
         self._parameters = parameters
-        self._buffers = [torch.empty_like(parameter) for parameter in parameters]
+        self._buffers: dict[int, Tensor] = {}
 
     @contextmanager
     def step(self) -> Iterator[None]:
         """Gradients of backward passes in the block are summed, those from before it forgotten."""
-        if self._buffers:
-            torch._foreach_zero_(self._buffers)
-        for parameter, buffer in zip(self._parameters, self._buffers, strict=True):
-            parameter.grad = buffer
+        for parameter in self._parameters:
+            parameter.grad = None  # so that plain autograd, too, starts anew with what it computes
         token = _kept.set(self)
         try:
             yield
@@ -52,21 +50,40 @@ class KeptGradients:
     def holds(self, parameter: Tensor) -> bool:
         """Whether products with this parameter shall add to its gradient here."""
         hooked = parameter._backward_hooks or parameter._post_accumulate_grad_hooks  # which want to see the gradient
-        return parameter.requires_grad and parameter.is_leaf and parameter.grad is not None and not hooked
+        return parameter.requires_grad and parameter.is_leaf and not hooked
 
+    def gradient(self, parameter: Tensor) -> tuple[Tensor, bool]:
+        """The parameter's `.grad`, and whether what stands in it is of the step before."""
+        if parameter.grad is not None:
+            return parameter.grad, False
+        buffer = self._buffers.get(id(parameter))
+        if buffer is None:
+            buffer = self._buffers[id(parameter)] = torch.empty_like(parameter)
+        parameter.grad = buffer
+        return buffer, True
 
-def _add_product(slot: Tensor, x: Tensor, grad: Tensor) -> None:
-    """Add the product of x (..., M, K), transposed, and grad (..., M, N) to a buffer (..., K, N)."""
-    if x.dtype == slot.dtype:
-        (slot.addmm_ if slot.dim() == 2 else slot.baddbmm_)(x.mT, grad)
-    elif slot.stride(-1) > slot.stride(-2):  # made in the buffer's own layout: adding across it is slow
-        _add_converted(slot.mT, grad.mT @ x)
-    else:
-        _add_converted(slot, x.mT @ grad)
+    def add_product(self, parameter: Tensor, view: View, x: Tensor, grad: Tensor) -> None:
+        """Add the product of x (..., M, K), transposed, and grad (..., M, N) to a part (..., K, N) of the gradient."""
+        whole, stale = self.gradient(parameter)
+        part = view(whole)
+        overwrite = stale and x.dtype != part.dtype and part.numel() == whole.numel()
+        if stale and not overwrite:
+            whole.zero_()  # and then add: in one type that is faster than a product that overwrites
+        if x.dtype == part.dtype:
+            (part.addmm_ if part.dim() == 2 else part.baddbmm_)(x.mT, grad)
+            return
+        # Made in the buffer's own layout: adding across it is slow.
+        across = part.stride(-1) > part.stride(-2)
+        part, value = (part.mT, grad.mT @ x) if across else (part, x.mT @ grad)
+        if overwrite:
+            part.copy_(value)
+        else:
+            _add_converted(part, value)
 
 
 def _add_converted(slot: Tensor, value: Tensor) -> None:
-    for part, piece in zip(slot.split(_CONVERTED_ROWS), value.split(_CONVERTED_ROWS), strict=True):
+    pieces = zip(torch.split(slot, _CONVERTED_ROWS), torch.split(value, _CONVERTED_ROWS), strict=True)
+    for part, piece in pieces:
         part.add_(piece)
 
 
@@ -77,13 +94,13 @@ class _Product(torch.autograd.Function):
     """x (..., M, K) times a view (..., K, N) of a parameter, whose gradient goes into its buffer, plus a bias (N,)."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, parameter: Tensor, bias: Tensor | None, view: View) -> Tensor:
+    def forward(ctx: Any, x: Tensor, parameter: Tensor, bias: Tensor | None, view: View, kept: KeptGradients) -> Tensor:
         matrix = view(parameter.detach())
         if torch.is_autocast_enabled(x.device.type):
             dtype = torch.get_autocast_dtype(x.device.type)
             x, matrix = x.to(dtype), view(parameter.detach().to(dtype))
         ctx.save_for_backward(x, matrix)
-        ctx.parameter, ctx.view = parameter, view
+        ctx.parameter, ctx.view, ctx.kept = parameter, view, kept
         ctx.bias_dtype = None if bias is None else bias.dtype
         return x @ matrix if bias is None else torch.addmm(bias.to(x.dtype), x, matrix)
 
@@ -91,10 +108,10 @@ class _Product(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         x, matrix = ctx.saved_tensors
-        _add_product(ctx.view(ctx.parameter.grad), x, grad)
+        ctx.kept.add_product(ctx.parameter, ctx.view, x, grad)
         to_x = grad @ matrix.mT if ctx.needs_input_grad[0] else None
         to_bias = grad.sum(0, dtype=ctx.bias_dtype) if ctx.needs_input_grad[2] else None
-        return to_x, None, to_bias, None
+        return to_x, None, to_bias, None, None
 
 
 def product(x: Tensor, parameter: Tensor, view: View, bias: Tensor | None = None) -> Tensor:
@@ -108,7 +125,7 @@ def product(x: Tensor, parameter: Tensor, view: View, bias: Tensor | None = None
     """
     kept = _kept.get()
     if kept is not None and torch.is_grad_enabled() and kept.holds(parameter):
-        return _Product.apply(x, parameter, bias, view)  # type: ignore[no-any-return, no-untyped-call]
+        return _Product.apply(x, parameter, bias, view, kept)  # type: ignore[no-any-return, no-untyped-call]
     y = x @ view(parameter)
     return y if bias is None else y + bias
 
@@ -133,24 +150,27 @@ class Embedding(nn.Embedding):
         kept = _kept.get()
         if kept is None or not torch.is_grad_enabled() or not kept.holds(self.weight):
             return super().forward(input)
-        return _Lookup.apply(self.weight, input)  # type: ignore[no-any-return, no-untyped-call]
+        return _Lookup.apply(self.weight, input, kept)  # type: ignore[no-any-return, no-untyped-call]
 
 
 class _Lookup(torch.autograd.Function):
-    """Rows of a parameter, whose gradient is added to its `.grad` (set to zero before each step)."""
+    """Rows of a parameter, whose gradient is added to its buffer."""
 
     @staticmethod
-    def forward(ctx: Any, parameter: Tensor, ids: Tensor) -> Tensor:
+    def forward(ctx: Any, parameter: Tensor, ids: Tensor, kept: KeptGradients) -> Tensor:
         ctx.save_for_backward(ids)
-        ctx.parameter = parameter
+        ctx.parameter, ctx.kept = parameter, kept
         return parameter.detach()[ids]
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[None, None]:
+    def backward(ctx: Any, grad: Tensor) -> tuple[None, None, None]:
         (ids,) = ctx.saved_tensors
-        ctx.parameter.grad.index_add_(0, ids.reshape(-1), grad.reshape(-1, grad.shape[-1]))
-        return None, None
+        table, stale = ctx.kept.gradient(ctx.parameter)
+        if stale:
+            table.zero_()
+        table.index_add_(0, ids.reshape(-1), grad.reshape(-1, grad.shape[-1]))
+        return None, None, None
 
 
 def _transposed(weight: Tensor) -> Tensor:

@@ -161,7 +161,7 @@ def at_position(
             found.append(rows[:, at])
         elif isinstance(block, Block) and pooled:
             size = max(1, min(_FIXED_ROWS, _ATTENTION_TOKENS // run.length))
-            for some in rows.split(size):
+            for some in torch.split(rows, size):
                 full = rows.new_zeros(size, *rows.shape[1:])
                 full[: len(some)] = some
                 found.append(block.at(full, torch.full((len(full),), at, device=x.device))[: len(some)])
