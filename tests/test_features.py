@@ -350,7 +350,6 @@ def test_one_trained_weight_too_many_is_no_part_of_the_prefix() -> None:
     assert cut_of(clf).identity() == identity
 
 
-@pytest.mark.xfail(strict=True, reason="the identity of a prefix knows of no hooks")
 def test_a_hook_that_changes_what_a_frozen_block_gives_is_seen() -> None:
     clf = classifier()
     losses(clf, labelled(), lr=0.0)

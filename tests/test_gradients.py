@@ -25,9 +25,6 @@ POLICIES: list[Any] = [
     ["norm", "head"],
 ]
 
-# Reported: parts whose buffer plain autograd also writes, or that are divided in two ways in one step.
-FINDS_STALE = pytest.mark.xfail(strict=True, reason="KeptGradients loses or keeps gradients that it did not write")
-
 Batch = tuple[Tensor, Tensor, Tensor]
 
 CONFIG = GPT2Config(vocab_size=31, context_length=16, emb_dim=24, n_heads=3, n_layers=3, mlp_dim=56)
@@ -76,7 +73,9 @@ def check(clf: GPT2, expected: dict[str, Tensor], tolerance: float = 1e-12) -> N
         if not parameter.requires_grad:
             assert parameter.grad is None, name
             continue
-        assert parameter.grad is not None, name
+        if parameter.grad is None:  # as plain autograd leaves what a loss does not depend on
+            assert not expected[name].any(), name
+            continue
         assert parameter.grad.dtype == parameter.dtype
         error = (parameter.grad - expected[name]).abs().max()
         assert error <= tolerance * max(1e-2, float(expected[name].abs().max())), f"{name}: off by {float(error):.2g}"
@@ -170,20 +169,24 @@ def test_backward_pass_in_another_thread_equals_plain_autograd(recompute: bool, 
         check(clf, expected)
 
 
-def test_buffers_stay_the_gradients_of_their_parameters() -> None:
+def test_gradients_of_weights_stay_in_one_place() -> None:
     clf = classifier("all")
     kept = KeptGradients(trained(clf))
-    places = [(id(p.grad), p.grad.data_ptr()) for p in trained(clf) if p.grad is not None]
-    assert len(places) == len(trained(clf))
+
+    def places() -> list[int]:
+        return [p.grad.data_ptr() for p in trained(clf) if p.grad is not None and p.dim() > 1]
+
     take_step(kept, clf, batch(1))
+    before = places()
+    assert len(before) == sum(p.dim() > 1 for p in trained(clf))
     hook = clf.trunk.blocks[-1].register_forward_hook(lambda *_: None)
     take_step(kept, clf, batch(2), batch(3))
     hook.remove()
     take_step(kept, clf, batch(4))
-    assert [(id(p.grad), p.grad.data_ptr()) for p in trained(clf) if p.grad is not None] == places
+    assert places() == before
 
 
-def test_parameters_that_a_step_does_not_touch_have_gradient_zero() -> None:
+def test_parameters_that_a_step_does_not_touch_have_no_gradient() -> None:
     clf = classifier("all")
     kept = KeptGradients(trained(clf))
     take_step(kept, clf, batch(1))
@@ -191,12 +194,11 @@ def test_parameters_that_a_step_does_not_touch_have_gradient_zero() -> None:
     hidden = torch.randn(4, 24, dtype=torch.float64)
     with kept.step():
         clf.head.project(hidden).square().sum().backward()  # type: ignore[no-untyped-call]
-    for name, parameter in clf.named_parameters():
-        assert parameter.grad is not None
-        assert bool(parameter.grad.any()) == name.startswith("head."), name
+    touched = [name for name, p in clf.named_parameters() if p.grad is not None]
+    assert touched == ["head.output.weight", "head.output.bias"]
     with kept.step():
         pass
-    assert not any(bool(p.grad is not None and p.grad.any()) for p in trained(clf))
+    assert all(p.grad is None for p in trained(clf))
 
 
 def test_part_that_a_step_does_not_touch_has_gradient_zero() -> None:
@@ -205,12 +207,12 @@ def test_part_that_a_step_does_not_touch_has_gradient_zero() -> None:
     x = torch.randn(7, 5, dtype=torch.float64)
 
     def top() -> Tensor:
-        return product(x, weight, "top", lambda w: w[:2].t()).square().sum()
+        return product(x, weight, lambda w: w[:2].t()).square().sum()
 
     def bottom() -> Tensor:
-        return product(x, weight, "bottom", lambda w: w[2:].t()).pow(3).sum()
+        return product(x, weight, lambda w: w[2:].t()).pow(3).sum()
 
-    for terms in ([top, bottom], [top], [bottom, top], [bottom, bottom], []):
+    for terms in ([top, bottom], [top], [bottom, top], [bottom, bottom]):
         expected = torch.zeros_like(weight)
         for term in terms:
             expected += torch.autograd.grad(term(), weight)[0]
@@ -226,9 +228,9 @@ def test_product_of_stacked_matrices_has_the_gradient_of_plain_autograd(shape: t
     kept = KeptGradients([weight])
     for _ in range(2):
         x = torch.randn(*shape, dtype=torch.float64, requires_grad=True)
-        expected = torch.autograd.grad(product(x, weight, "", lambda w: w).sin().sum(), [x, weight])
+        expected = torch.autograd.grad(product(x, weight, lambda w: w).sin().sum(), [x, weight])
         with kept.step():
-            product(x, weight, "", lambda w: w).sin().sum().backward()  # type: ignore[no-untyped-call]
+            product(x, weight, lambda w: w).sin().sum().backward()  # type: ignore[no-untyped-call]
         torch.testing.assert_close([x.grad, weight.grad], list(expected), rtol=1e-12, atol=1e-12)
 
 
@@ -283,7 +285,6 @@ def test_hooks_on_a_parameter_are_called_and_its_gradient_is_right(name: str, ki
         check(clf, expected)
 
 
-@FINDS_STALE
 @pytest.mark.parametrize("name", ["trunk.blocks.2.attention.qkv.weight", "trunk.blocks.1.mlp.up.weight"])
 def test_hook_that_comes_and_goes_between_steps_leaves_the_gradient_right(name: str) -> None:
     clf = classifier("all")
@@ -303,7 +304,6 @@ def test_hook_that_comes_and_goes_between_steps_leaves_the_gradient_right(name: 
         check(clf, plain(clf, batch(seed)))
 
 
-@FINDS_STALE
 def test_gradients_that_were_thrown_away_between_steps_come_back_right() -> None:
     clf = classifier("all")
     kept = KeptGradients(trained(clf))
@@ -327,7 +327,6 @@ def test_weight_that_is_also_used_without_its_module_has_the_whole_gradient() ->
         check(clf, expected)
 
 
-@FINDS_STALE
 def test_weight_whose_penalty_has_a_backward_pass_of_its_own_has_the_whole_gradient() -> None:
     clf = classifier("last_block")
     kept = KeptGradients(trained(clf))
@@ -341,7 +340,6 @@ def test_weight_whose_penalty_has_a_backward_pass_of_its_own_has_the_whole_gradi
         check(clf, expected)
 
 
-@FINDS_STALE
 def test_block_that_stands_in_the_line_twice_has_the_gradients_of_both() -> None:
     clf = classifier("all")
     clf.trunk.blocks[1] = clf.trunk.blocks[2]
@@ -448,7 +446,6 @@ def test_linear_layer_equals_torchs(shape: tuple[int, ...], bias: bool) -> None:
         torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
 
 
-@pytest.mark.xfail(strict=True, raises=RuntimeError, reason="Linear reshapes to -1 columns, which no rows leave open")
 def test_linear_layer_takes_no_rows_in_a_step() -> None:
     layer = Linear(5, 4)
     with KeptGradients(list(layer.parameters())).step():

@@ -337,7 +337,6 @@ def test_training_without_dropout_takes_the_short_way(
     assert len(calls_of_at) == 1
 
 
-@pytest.mark.xfail(strict=True, reason="can_pool looks at the configured rate alone, not at the module `at` leaves out")
 def test_dropout_that_was_switched_on_by_hand_draws(odd_config: GPT2Config) -> None:
     clf = classifier(odd_config).train()
     dropout = clf.trunk.blocks[-1].get_submodule("attention.dropout")
@@ -347,7 +346,6 @@ def test_dropout_that_was_switched_on_by_hand_draws(odd_config: GPT2Config) -> N
     assert not torch.allclose(clf(ids, lengths), clf(ids, lengths))
 
 
-@pytest.mark.xfail(strict=True, raises=TypeError, reason="can_pool accepts a norm without gain or shift, `at` does not")
 @pytest.mark.parametrize("options", [{"bias": False}, {"elementwise_affine": False}])
 def test_norm_without_gain_or_shift_in_the_last_block_works(odd_config: GPT2Config, options: dict[str, bool]) -> None:
     clf = classifier(odd_config)

@@ -147,13 +147,11 @@ def test_a_single_string_is_refused_at_the_call() -> None:
         predict_stream(CLASSIFIER, "you won")
 
 
-@pytest.mark.xfail(strict=True, reason="bytes are refused with the first answer, as numbers that are no texts")
 def test_bytes_are_refused_at_the_call() -> None:
     with pytest.raises(TypeError, match="bytes"):
         predict_stream(CLASSIFIER, b"you won")  # type: ignore[arg-type]
 
 
-@pytest.mark.xfail(strict=True, reason="streams take what predict refuses: a set, a table")
 @pytest.mark.parametrize("texts", [{"a", "b"}, {"text": ["a"]}], ids=["set", "table"])
 def test_what_predict_refuses_is_refused_at_the_call(texts: Any) -> None:
     with pytest.raises(TypeError):
@@ -182,7 +180,6 @@ def test_what_is_no_text_is_refused_when_its_window_is_reached() -> None:
         next(stream)
 
 
-@pytest.mark.xfail(strict=True, reason="the place is counted within the window")
 def test_what_is_no_text_is_named_by_its_place_in_the_stream() -> None:
     with pytest.raises(TypeError, match="text 3 is None"):
         list(predict_stream(CLASSIFIER, ["a", "b", "c", None], window=2))  # type: ignore[list-item]

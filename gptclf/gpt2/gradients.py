@@ -98,7 +98,7 @@ class _Product(torch.autograd.Function):
         matrix = view(parameter.detach())
         if torch.is_autocast_enabled(x.device.type):
             dtype = torch.get_autocast_dtype(x.device.type)
-            x, matrix = x.to(dtype), view(parameter.detach().to(dtype))
+            x, matrix = x.to(dtype), matrix.to(dtype)
         ctx.save_for_backward(x, matrix)
         ctx.parameter, ctx.view, ctx.kept = parameter, view, kept
         ctx.bias_dtype = None if bias is None else bias.dtype
