@@ -143,7 +143,7 @@ def test_a_window_that_is_no_number_of_texts_is_refused_at_the_call(window: Any)
 
 
 def test_a_single_string_is_refused_at_the_call() -> None:
-    with pytest.raises(TypeError, match="one string"):
+    with pytest.raises(TypeError, match="a single str"):
         predict_stream(CLASSIFIER, "you won")
 
 
