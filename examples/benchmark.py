@@ -60,11 +60,12 @@ def draw(found: dict[str, float], path: Path) -> None:
 
     names = [name for name in found if "share" not in name]
     figure, axes = plt.subplots(figsize=(9, 0.5 * len(names) + 1.2))
-    bars = axes.barh(names[::-1], [found[name] for name in names[::-1]], color="#3b6ea5")
-    axes.bar_label(bars, fmt="%.1f", padding=3)
+    bars = axes.barh(names[::-1], [found[name] - 1 for name in names[::-1]], left=1, color="#3b6ea5")
+    axes.bar_label(bars, labels=[f"{found[name]:.1f}" for name in names[::-1]], padding=3)
     axes.axvline(1.0, color="black", linewidth=0.8)
     axes.set_xscale("log")
     axes.set_xlabel("times faster")
+    axes.xaxis.set_major_formatter("{x:g}")
     axes.margins(x=0.12)
     axes.spines[["top", "right"]].set_visible(False)
     figure.tight_layout()

@@ -531,6 +531,33 @@ def test_a_broken_link_in_an_older_prefix_does_not_stop_training(tmp_path: Path)
     assert losses(cache_dir=tmp_path)
 
 
+def test_a_folder_gives_up_other_texts_of_the_same_prefix_where_both_do_not_fit(tmp_path: Path) -> None:
+    old = filled(tmp_path, "a")["a"]
+    size = next(old.iterdir()).stat().st_size
+    store = on_disk("a" * 64, tmp_path, lambda _: size, 1.5 * size)
+    assert store is not None
+    assert len(store) == 0
+    assert not old.exists()
+    # Nothing is missing: whatever the limit, what there is serves.
+    filled(tmp_path, "b")
+    full = on_disk("b" * 64, tmp_path, lambda _: 0, 1)
+    assert full is not None
+    assert len(full) == 1
+
+
+def test_evaluating_takes_features_from_the_folder_that_train_was_given(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clf = classifier()
+    losses(clf, cache_dir=tmp_path)
+    expected = evaluate(clf, labelled(), precision="float32").probabilities
+    clear_features()
+    rows = computed(monkeypatch)
+    found = evaluate(clf, labelled(), precision="float32", cache_dir=tmp_path).probabilities
+    assert rows == []
+    np.testing.assert_array_equal(found, expected)
+
+
 # Limits in memory
 
 
@@ -615,7 +642,7 @@ def room_for_three(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def remember(name: str, nbytes: int = 400) -> FeatureStore:
-    store = in_memory(name, lambda _: nbytes, nbytes)
+    store = in_memory(name, lambda _: nbytes, renew=True)
     assert store is not None
     store.add([name.encode()], [nbytes // 40], torch.zeros(nbytes // 40, 10))
     return store
@@ -624,7 +651,7 @@ def remember(name: str, nbytes: int = 400) -> FeatureStore:
 def test_memory_gives_up_the_prefix_used_longest_ago(room_for_three: None) -> None:
     for name in "abc":
         remember(name)
-    assert in_memory("a", lambda _: 0, 400) is not None  # which uses it
+    assert in_memory("a", lambda _: 0, renew=True) is not None  # which uses it
     remember("d")
     assert [name for name in "abcd" if peek(name) is not None] == ["a", "c", "d"]
     assert clear_features() == 1200
@@ -633,15 +660,15 @@ def test_memory_gives_up_the_prefix_used_longest_ago(room_for_three: None) -> No
 def test_memory_gives_nothing_up_for_what_does_not_fit_anyway(room_for_three: None) -> None:
     for name in "abc":
         remember(name)
-    assert in_memory("d", lambda _: 1201, 1201) is None
-    assert in_memory("a", lambda _: 801, 1201) is None
+    assert in_memory("d", lambda _: 1201, renew=True) is None
+    assert in_memory("a", lambda store: 1201 - store.nbytes, renew=True) is None
     assert [name for name in "abcd" if peek(name) is not None] == ["a", "b", "c"]
 
 
 def test_memory_makes_room_for_a_prefix_that_grows(room_for_three: None) -> None:
     for name in "abc":
         remember(name)
-    store = in_memory("a", lambda _: 800, 1200)
+    store = in_memory("a", lambda store: 1200 - store.nbytes, renew=True)
     assert store is not None
     assert len(store) == 1
     assert [name for name in "abc" if peek(name) is not None] == ["a"]
@@ -649,8 +676,8 @@ def test_memory_makes_room_for_a_prefix_that_grows(room_for_three: None) -> None
 
 def test_memory_gives_up_other_texts_of_the_same_prefix_where_both_do_not_fit(room_for_three: None) -> None:
     remember("a")
-    assert in_memory("a", lambda _: 1000, 0) is None  # a call that must not take what another left
-    store = in_memory("a", lambda store: 1000, 1000)
+    assert in_memory("a", lambda _: 1000, renew=False) is None  # a call that must not take what another left
+    store = in_memory("a", lambda _: 1000, renew=True)
     assert store is not None
     assert len(store) == 0
     assert peek("a") is store

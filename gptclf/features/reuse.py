@@ -77,11 +77,13 @@ def reused(
         yield Suffix(model, cut.depth), found
 
 
-def kept(model: GPT2, dataset: TextDataset, *, precision: str) -> tuple[Suffix, FeatureSet] | None:
-    """The end of a model and a data set's features in memory, the missing ones computed if there is room; else None."""
+def kept(
+    model: GPT2, dataset: TextDataset, *, precision: str, cache_dir: str | Path | None = None
+) -> tuple[Suffix, FeatureSet] | None:
+    """The end of a model and a data set's features, the missing ones computed if there is room; else None."""
     if frozen_cut(model, precision) is None:
         return None
-    with reused(model, [dataset], precision=precision, spill=False) as found:
+    with reused(model, [dataset], precision=precision, cache_dir=cache_dir, spill=False) as found:
         return None if found is None else (found[0], found[1][0])
 
 
@@ -112,8 +114,7 @@ def _store_with_room(
 
     if cache_dir is not None:
         return stores.on_disk(identity, Path(cache_dir), needed, cache_limit)
-    total = 0 if ending is None else needed(None)
-    store = stores.in_memory(identity, needed, total)
+    store = stores.in_memory(identity, needed, renew=ending is not None)
     if store is not None or ending is None:
         return store
     folder = Path(ending.enter_context(tempfile.TemporaryDirectory(prefix="gptclf-")))
@@ -122,7 +123,7 @@ def _store_with_room(
         logger.warning(
             "features of %d texts take %s, more than the %s of memory that they may: they go to %s until this run "
             "ends. Name cache_dir= to keep them",
-            len(rows), spoken_bytes(total), spoken_bytes(stores.memory_allowed()), folder,
+            len(rows), spoken_bytes(needed(None)), spoken_bytes(stores.memory_allowed()), folder,
         )  # fmt: skip
     else:
         logger.warning("there is no room for the features, so the frozen part is computed anew at every step")

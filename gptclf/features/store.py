@@ -144,21 +144,20 @@ class FeatureStore:
 _memory: "OrderedDict[str, FeatureStore]" = OrderedDict()
 
 
-def in_memory(identity: str, missing: Callable[[FeatureStore], int], total: int) -> FeatureStore | None:
+def in_memory(identity: str, missing: Callable[[FeatureStore], int], *, renew: bool) -> FeatureStore | None:
     """The store of a prefix in this process's memory, with room for what it lacks, or None where that is too much.
 
-    Features of other prefixes are given up to make room, those not used for longest first, and then those of this
-    prefix that are of other texts.
+    Features of other prefixes are given up to make room, those not used for longest first.
 
     Args:
         identity: The prefix.
         missing: Bytes that a store still lacks.
-        total: Bytes that an empty one would lack; 0 leaves what there is alone.
+        renew: Give up this prefix's features of other texts, too, where both do not fit.
     """
     store = _memory.get(identity) or FeatureStore(identity)
     allowed = memory_allowed()
     if store.nbytes + missing(store) > allowed:
-        if not 0 < total <= allowed:
+        if not renew or missing(FeatureStore(identity)) > allowed:
             return None
         store = FeatureStore(identity)
     needed = store.nbytes + missing(store)
@@ -190,7 +189,8 @@ def physical_memory() -> float:
 def on_disk(identity: str, folder: Path, missing: Callable[[FeatureStore], int], limit: float) -> FeatureStore | None:
     """The store of a prefix in a folder, with room for what is missing in it, or None where that is too much (logged).
 
-    Features of other prefixes in that folder are deleted to make room, those not used for longest first.
+    Features of other prefixes in that folder are deleted to make room, those not used for longest first, and this
+    prefix's features of other texts where both do not fit.
 
     Args:
         identity: The prefix.
@@ -203,6 +203,10 @@ def on_disk(identity: str, folder: Path, missing: Callable[[FeatureStore], int],
     if not needed:
         return store
     folder.mkdir(parents=True, exist_ok=True)
+    if store.folder is not None and store.nbytes + needed > limit >= missing(FeatureStore(identity)):
+        _delete(store.folder)
+        store = FeatureStore(identity, folder)
+        needed = missing(store)
     free = shutil.disk_usage(folder).free
     others = sorted((path for path in _prefixes(folder) if path != store.folder), key=_modified)
     sizes = {path: sum(_size(file) for file in path.iterdir()) for path in others}

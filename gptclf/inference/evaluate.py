@@ -2,6 +2,7 @@
 
 import logging
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -90,7 +91,12 @@ class Evaluation:
 
 
 def evaluate(
-    model: GPT2, dataset: TextDataset, *, batch_size: int | None = None, precision: str = "auto"
+    model: GPT2,
+    dataset: TextDataset,
+    *,
+    batch_size: int | None = None,
+    precision: str = "auto",
+    cache_dir: str | Path | None = None,
 ) -> Evaluation:
     """Score a classifier on a labelled data set; labels are matched to `model.classes` by name.
 
@@ -102,6 +108,7 @@ def evaluate(
         dataset: Rows with labels.
         batch_size: At most so many rows at once, where memory is short; it does not change answers. None chooses.
         precision: "auto", "float32" or "bfloat16".
+        cache_dir: The folder that `train` was given to keep features in, if it was.
 
     Example:
         >>> from gptclf import add_classifier_head, load_gpt2
@@ -114,7 +121,7 @@ def evaluate(
     rows = labelled_rows(model, dataset)
     model.warn_of_new_head(stacklevel=2)
     _warn_of_other_preparation(model, dataset)
-    found = kept(model, rows, precision=precision)
+    found = kept(model, rows, precision=precision, cache_dir=cache_dir)
     scored, of = (model, rows) if found is None else found
     logits = class_logits(scored, of, batch_size=batch_size, precision=precision)
     indices = torch.from_numpy(rows.targets(model.classes or []))
