@@ -133,6 +133,9 @@ def product(x: Tensor, parameter: Tensor, view: View, bias: Tensor | None = None
 class Linear(nn.Linear):
     """`torch.nn.Linear` whose weight gradient can go into a kept buffer."""
 
+    def reset_parameters(self) -> None:
+        """Draw nothing: weights are loaded, or drawn by `initialise`."""
+
     def forward(self, input: Tensor) -> Tensor:
         """Map (..., K) to (..., N)."""
         kept = _kept.get()
@@ -144,6 +147,9 @@ class Linear(nn.Linear):
 
 class Embedding(nn.Embedding):
     """`torch.nn.Embedding` whose gradient is added into a kept buffer row by row, not as a table of mostly zeros."""
+
+    def reset_parameters(self) -> None:
+        """Draw nothing, as in `Linear`; on the meta device torch would import its compiler for it, a second's work."""
 
     def forward(self, input: Tensor) -> Tensor:
         """Map ids (...) to vectors (..., D)."""
