@@ -19,12 +19,14 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from gptclf.features.store import FeatureStore, distinct, text_key
+from gptclf.gpt2.gradients import Embedding as Table
+from gptclf.gpt2.gradients import Linear
 from gptclf.gpt2.heads import ClassifierHead
 from gptclf.gpt2.model import GPT2
 from gptclf.gpt2.packed import advance, at_position, embed, piece_size, runs_of
 from gptclf.gpt2.precision import answering
 from gptclf.gpt2.stages import frozen_depth, stages
-from gptclf.gpt2.trunk import HOOKS
+from gptclf.gpt2.trunk import HOOKS, MLP, Attention, Block, Embedding, Trunk, is_watched
 from gptclf.metrics import check_finite
 
 # Tells this process from all others.
@@ -105,12 +107,30 @@ class Cut:
 def reusable_cut(model: GPT2, dtype: torch.dtype) -> Cut | None:
     """The frozen prefix of a model where computing it once is worth it and right, else None.
 
-    It is not where not even one block is frozen, nor where dropout makes the frozen part random.
+    It is not where not even one block is frozen, where dropout makes the frozen part random, nor where a module of
+    another kind, or a hook on the model as a whole, may do more than its parameters tell.
     """
     depth = frozen_depth(model)
-    if depth < 2 or depth == len(stages(model)) or model.config.drop_rate > 0:
+    if depth < 2 or depth == len(stages(model)) or draws_dropout(model) or not is_usual(model):
         return None
     return Cut(model, depth, dtype)
+
+
+def draws_dropout(model: GPT2) -> bool:
+    """Whether the frozen stages of a model draw dropout in training."""
+    modules = [module for _, stage in stages(model)[: frozen_depth(model)] for module in stage.modules()]
+    rates = [module.p for module in modules if isinstance(module, nn.Dropout)]
+    return max([model.config.drop_rate, *rates]) > 0
+
+
+def is_usual(model: GPT2) -> bool:
+    """Whether a model's own and its frozen modules are of this library's kinds, and nothing watches the whole."""
+    modules = [module for _, stage in stages(model)[: frozen_depth(model)] for module in stage.modules()]
+    kinds = {Block, Attention, MLP, Linear, Embedding, Table, nn.LayerNorm, nn.Dropout, ClassifierHead}
+    whole = type(model) is GPT2 and type(model.trunk) is Trunk
+    return (
+        whole and {type(module) for module in modules} <= kinds and not (is_watched(model) or is_watched(model.trunk))
+    )
 
 
 def missing_rows(cut: Cut, rows: Sequence[NDArray[np.int32]], store: FeatureStore | None) -> list[int]:
@@ -152,7 +172,7 @@ def compute_slab(
     model, line = cut.model, [stage for _, stage in stages(cut.model)[1 : cut.depth]]
     lengths = np.array([len(row) for row in rows], dtype=np.int64)
     tokens, runs, piece = int(lengths.sum()), runs_of(lengths), piece_size(cut.model.device)
-    with answering(model):
+    with answering(model), torch.autocast(model.device.type, enabled=False):
         ids = torch.from_numpy(np.concatenate(rows).astype(np.int64)).to(model.device)
         # Filled up to whole pieces, so that every product has one shape.
         x = embed(model.trunk.embed, ids, runs, capacity=-(-tokens // piece) * piece)
@@ -196,7 +216,8 @@ def _described(module: nn.Module) -> list[str]:
     watching = [hook for hook in found if hook is not None]
     _hooks.update({id(hook): hook for hook in watching})
     kind = type(module)
-    return [f"{kind.__module__}.{kind.__qualname__}", *(f"{_PROCESS} {id(hook)}" for hook in watching)]
+    settings = [f"{name}={getattr(module, name)}" for name in ("eps", "activation", "scale") if hasattr(module, name)]
+    return [f"{kind.__module__}.{kind.__qualname__}", *settings, *(f"{_PROCESS} {id(hook)}" for hook in watching)]
 
 
 def _digest_of(tensor: Tensor) -> str:
@@ -204,7 +225,7 @@ def _digest_of(tensor: Tensor) -> str:
     crosswise = tensor.dim() == 2 and tensor.t().is_contiguous()
     flat = (tensor.t() if crosswise else tensor).cpu().contiguous()
     digest = hashlib.sha256(f"{tuple(tensor.shape)} {tensor.dtype} {crosswise}".encode())
-    digest.update(flat.view(torch.uint8).numpy().data)
+    digest.update(flat.flatten().view(torch.uint8).numpy().data)
     return digest.hexdigest()
 
 

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from gptclf.data.dataset import TextDataset
 from gptclf.features import store as stores
 from gptclf.features.estimate import prefix_seconds
-from gptclf.features.prefix import Cut, compute_missing, missing_rows, reusable_cut
+from gptclf.features.prefix import Cut, compute_missing, draws_dropout, is_usual, missing_rows, reusable_cut
 from gptclf.features.rows import FeatureSet
 from gptclf.features.store import FeatureStore, text_key
 from gptclf.gpt2.model import GPT2
@@ -51,8 +51,12 @@ def reused(
     """
     cut = frozen_cut(model, precision)
     if cut is None:
-        if frozen_depth(model) >= 2 and model.config.drop_rate > 0:
+        if frozen_depth(model) >= 2 and draws_dropout(model):
             logger.warning("dropout is %g, so the frozen part is computed anew at every step", model.config.drop_rate)
+        elif frozen_depth(model) >= 2 and not is_usual(model):
+            logger.warning(
+                "a module or a hook that is not gptclf's may change anything: the frozen part is computed anew"
+            )
         yield None
         return
     rows = [ids for dataset in datasets for ids in dataset.rows()]
@@ -83,8 +87,12 @@ def kept(
     """The end of a model and a data set's features, the missing ones computed if there is room; else None."""
     if frozen_cut(model, precision) is None:
         return None
-    with reused(model, [dataset], precision=precision, cache_dir=cache_dir, spill=False) as found:
-        return None if found is None else (found[0], found[1][0])
+    try:
+        with reused(model, [dataset], precision=precision, cache_dir=cache_dir, spill=False) as found:
+            return None if found is None else (found[0], found[1][0])
+    except OSError as error:
+        logger.warning("computed without keeping: %s", error)
+        return None
 
 
 def frozen_cut(model: GPT2, precision: str) -> Cut | None:

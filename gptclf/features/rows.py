@@ -52,7 +52,7 @@ class FeatureSet:
 
     def padded(self, indices: NDArray[np.int64]) -> Tensor:
         """Rows at `indices` as one tensor (B, T, D), zeros right of each row's length."""
-        batch = torch.zeros(len(indices), int(self.lengths[indices].max(initial=0)), self.width)
+        batch = torch.zeros(len(indices), int(self.lengths[indices].max(initial=0)), self.width, dtype=torch.float32)
         for row, i in zip(batch, indices, strict=True):
             torch.narrow(row, 0, 0, self.places[i].length).copy_(self.places[i].values)
         return batch

@@ -17,6 +17,7 @@ from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from numbers import Real
 from pathlib import Path
 
 import numpy as np
@@ -118,6 +119,8 @@ class FeatureStore:
                 "reuse_frozen=False",
             ) from error
         self._open(path)
+        if any(key not in self for key in keys):  # another process made room by deleting it already
+            self._register(keys, lengths, values)
 
     def _open(self, path: Path) -> None:
         try:
@@ -224,6 +227,18 @@ def on_disk(identity: str, folder: Path, missing: Callable[[FeatureStore], int],
     return store
 
 
+def check_cache(cache_dir: str | Path | None, cache_limit: float = DISK_LIMIT) -> Path | None:
+    """The folder for features, or an error."""
+    if not isinstance(cache_limit, Real) or isinstance(cache_limit, bool) or not float(cache_limit) > 0:
+        raise ValueError(f"cache_limit is {cache_limit!r}; it must be a positive number of bytes, such as 50e9")
+    if cache_dir is None:
+        return None
+    named = isinstance(cache_dir, str | Path) and bool(str(cache_dir))
+    if not named or (Path(cache_dir).expanduser().exists() and not Path(cache_dir).expanduser().is_dir()):
+        raise ValueError(f"cache_dir is {cache_dir!r}; it must be a folder, there or to be made")
+    return Path(cache_dir).expanduser()
+
+
 def clear_features(cache_dir: str | Path | None = None) -> int:
     """Forget kept features: those in this process's memory, or those in a folder that was given as `cache_dir`.
 
@@ -246,7 +261,9 @@ def clear_features(cache_dir: str | Path | None = None) -> int:
         total = sum(store.nbytes for store in _memory.values())
         _memory.clear()
         return total
-    folder = Path(cache_dir)
+    if not isinstance(cache_dir, str | Path) or not str(cache_dir):
+        raise ValueError(f"cache_dir is {cache_dir!r}; give the folder named in train(), or None for the memory")
+    folder = Path(cache_dir).expanduser()
     if not folder.is_dir():
         raise NotADirectoryError(f"cache_dir is {str(cache_dir)!r}, which is no folder; give the one named in train()")
     return sum(_delete(path) for path in list(_prefixes(folder)))

@@ -45,7 +45,7 @@ def run(blocks: Sequence[nn.Module], norm: nn.Module | None, head: Head, x: Tens
     B, T, _ = x.shape
     rows: list[int] | None = None
     position: Tensor | None = None
-    if isinstance(head, ClassifierHead) and not is_watched(head) and all(map(_is_plain, blocks)):
+    if type(head) is ClassifierHead and not is_watched(head) and all(map(_is_plain, blocks)):
         if lengths is not None:
             check_lengths(lengths, B, T)
         if head.pooling == "first":  # a causal model: what comes later cannot matter

@@ -15,6 +15,7 @@ from gptclf.data.batches import Rows
 from gptclf.data.dataset import TextDataset
 from gptclf.data.labels import plain
 from gptclf.features.reuse import kept
+from gptclf.features.store import check_cache
 from gptclf.gpt2.model import GPT2
 from gptclf.gpt2.stages import Classifier
 from gptclf.inference.predict import check_classifier, class_logits
@@ -121,7 +122,7 @@ def evaluate(
     rows = labelled_rows(model, dataset)
     model.warn_of_new_head(stacklevel=2)
     _warn_of_other_preparation(model, dataset)
-    found = kept(model, rows, precision=precision, cache_dir=cache_dir)
+    found = kept(model, rows, precision=precision, cache_dir=check_cache(cache_dir))
     scored, of = (model, rows) if found is None else found
     logits = class_logits(scored, of, batch_size=batch_size, precision=precision)
     indices = torch.from_numpy(rows.targets(model.classes or []))

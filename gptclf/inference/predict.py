@@ -15,11 +15,13 @@ from gptclf.data.dataset import TextDataset
 from gptclf.data.labels import plain
 from gptclf.data.preparation import check_source, check_text
 from gptclf.features.prefix import slabs
+from gptclf.gpt2.gradients import Embedding as Table
+from gptclf.gpt2.heads import ClassifierHead
 from gptclf.gpt2.model import GPT2, check_gpt2
 from gptclf.gpt2.packed import advance, embed, last_block_and_head, runs_of
 from gptclf.gpt2.precision import answering, arithmetic, product_dtype, resolve_precision
 from gptclf.gpt2.stages import Classifier
-from gptclf.gpt2.trunk import is_watched
+from gptclf.gpt2.trunk import Embedding, Trunk, is_watched
 from gptclf.metrics import check_finite
 from gptclf.progress import Meter
 
@@ -165,7 +167,7 @@ def class_logits(
         raise ValueError(f"batch_size is {batch_size!r}; it must be an integer of at least 1, or None")
     logits = torch.empty(len(rows), len(model.classes or ()), dtype=torch.float32)
     order = np.argsort(rows.lengths, kind="stable")
-    with answering(model):
+    with answering(model), torch.autocast(model.device.type, enabled=False):
         for slab in slabs(rows.lengths[order], batch_size):
             chosen = order[slab]
             logits[chosen] = _slab_logits(model, rows, chosen, precision).cpu()
@@ -177,10 +179,10 @@ def class_logits(
 def _slab_logits(model: Classifier, rows: Rows, chosen: NDArray[np.int64], precision: str) -> Tensor:
     """Logits of rows of rising length, computed together."""
     lengths = rows.lengths[chosen]
-    if isinstance(model, GPT2) and (is_watched(model) or is_watched(model.trunk)):
-        with arithmetic(precision, model):  # whoever watches the model wants to see it called
-            ids = torch.from_numpy(lengths).to(model.device)
-            return model(rows.padded(chosen).to(model.device), ids).float()  # type: ignore[no-any-return]
+    if not _is_usual(model):
+        with arithmetic(precision, model):  # whoever watches a model, or made another of it, wants to see it called
+            counts = torch.from_numpy(lengths).to(model.device)
+            return model(rows.padded(chosen).to(model.device), counts).float()  # type: ignore[no-any-return]
     x, runs = rows.packed(chosen).to(model.device), runs_of(lengths)
     dtype = product_dtype(precision, model, int(lengths.sum()))
     blocks: list[nn.Module]
@@ -193,6 +195,21 @@ def _slab_logits(model: Classifier, rows: Rows, chosen: NDArray[np.int64], preci
     for block in blocks[:-1]:
         advance(block, x, runs, dtype)
     return last_block_and_head(blocks[-1] if blocks else None, norm, model.head, x, runs, dtype)
+
+
+def _is_usual(model: Classifier) -> bool:
+    """Whether the parts that are not blocks are this library's own and nothing watches them."""
+    parts: list[tuple[nn.Module, type[nn.Module]]] = [(model.head, ClassifierHead)]
+    if isinstance(model, GPT2):
+        embed = model.trunk.embed
+        parts += [
+            (model, GPT2),
+            (model.trunk, Trunk),
+            (embed, Embedding),
+            (embed.token, Table),
+            (embed.position, Table),
+        ]
+    return all(type(part) is kind and not is_watched(part) for part, kind in parts)
 
 
 def check_classifier(model: GPT2) -> None:

@@ -75,15 +75,3 @@ def check_rows(model: GPT2, texts: TextDataset) -> None:
     """Raise where there is nothing to tell apart."""
     if len({int(label) for label in texts.targets(model.classes or [])}) < 2:
         raise ValueError("every row of the training set has the same label; a classifier learns nothing from one class")
-
-
-def check_cache(cache_dir: str | Path | None, cache_limit: float) -> Path | None:
-    """The folder for features, or an error."""
-    if not isinstance(cache_limit, Real) or isinstance(cache_limit, bool) or not float(cache_limit) > 0:
-        raise ValueError(f"cache_limit is {cache_limit!r}; it must be a positive number of bytes, such as 50e9")
-    if cache_dir is None:
-        return None
-    named = isinstance(cache_dir, str | Path) and bool(str(cache_dir))
-    if not named or (Path(cache_dir).exists() and not Path(cache_dir).is_dir()):
-        raise ValueError(f"cache_dir is {cache_dir!r}; it must be a folder, there or to be made")
-    return Path(cache_dir)

@@ -112,7 +112,7 @@ def typical_batch(learner: Classifier, rows: TextDataset, batch_size: int) -> Ba
         one = not learner.blocks
         width, T = learner.config.emb_dim, 1 if one else batch.inputs.shape[1]
         lengths = torch.ones_like(batch.lengths) if one else batch.lengths
-        drawn = torch.randn(len(batch), T, width, generator=torch.Generator().manual_seed(0))
+        drawn = torch.randn(len(batch), T, width, generator=torch.Generator().manual_seed(0), dtype=torch.float32)
         return Batch(drawn, lengths, batch.targets, batch.classes)
     return batch
 
@@ -123,6 +123,7 @@ def step_seconds(learner: Classifier, batch: Batch, precision: str) -> float:
     precision = resolve_precision(precision, learner)
     taken = 0.0
     before = [parameter.grad for parameter in trained]
+    buffers = [(buffer, buffer.clone()) for buffer in learner.buffers()]  # running means of a module of the user's
     devices = [learner.device] if learner.device.type == "cuda" else []
     with in_mode(learner, training=True), torch.random.fork_rng(devices=devices):
         gradients = KeptGradients(trained)
@@ -135,6 +136,8 @@ def step_seconds(learner: Classifier, batch: Batch, precision: str) -> float:
         finally:
             for parameter, gradient in zip(trained, before, strict=True):
                 parameter.grad = gradient
+            for buffer, value in buffers:
+                buffer.copy_(value)
     return taken + _ADAM_BYTES * sum(p.numel() for p in trained) / _memory_bandwidth(learner.device)
 
 

@@ -13,7 +13,7 @@ import torch
 from gptclf.data.batches import Batches, Rows
 from gptclf.data.dataset import TextDataset
 from gptclf.features.reuse import reused
-from gptclf.features.store import DISK_LIMIT
+from gptclf.features.store import DISK_LIMIT, check_cache
 from gptclf.gpt2.line import recomputed_activations
 from gptclf.gpt2.model import GPT2
 from gptclf.gpt2.precision import in_mode, resolve_precision
@@ -25,7 +25,6 @@ from gptclf.training.callbacks import Callback, Progress
 from gptclf.training.checkpoint import STATE, load_checkpoint, run_identity, save_checkpoint, with_state
 from gptclf.training.checks import (
     check_arguments,
-    check_cache,
     check_callbacks,
     check_model,
     check_rows,
