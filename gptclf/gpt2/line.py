@@ -14,7 +14,7 @@ from torch.nn.utils.rnn import pad_sequence
 from torch.utils.checkpoint import checkpoint
 
 from gptclf.gpt2.heads import ClassifierHead, Head, check_lengths
-from gptclf.gpt2.trunk import Block, is_watched
+from gptclf.gpt2.trunk import Block, is_own, is_watched
 
 _recompute: ContextVar[bool] = ContextVar("recompute_activations", default=False)
 
@@ -45,7 +45,7 @@ def run(blocks: Sequence[nn.Module], norm: nn.Module | None, head: Head, x: Tens
     B, T, _ = x.shape
     rows: list[int] | None = None
     position: Tensor | None = None
-    if type(head) is ClassifierHead and not is_watched(head) and all(map(_is_plain, blocks)):
+    if type(head) is ClassifierHead and not is_watched(head) and all(map(is_own, blocks)):
         if lengths is not None:
             check_lengths(lengths, B, T)
         if head.pooling == "first":  # a causal model: what comes later cannot matter
@@ -68,8 +68,3 @@ def run(blocks: Sequence[nn.Module], norm: nn.Module | None, head: Head, x: Tens
         x = cast(Block, blocks[-1]).at(x, position)
     x = x if norm is None else norm(x)
     return head(x, lengths) if position is None else head.project(x)
-
-
-def _is_plain(block: nn.Module) -> bool:
-    """Whether nobody looks at what flows through a block, so that its tokens may come in any arrangement."""
-    return type(block) is Block and not any(map(is_watched, block.modules()))

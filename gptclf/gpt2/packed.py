@@ -23,7 +23,7 @@ from torch.nn import functional as F
 
 from gptclf.gpt2.gradients import Linear
 from gptclf.gpt2.heads import ClassifierHead, Head
-from gptclf.gpt2.trunk import ACTIVATIONS, MLP, Attention, Block, Embedding, is_watched
+from gptclf.gpt2.trunk import ACTIVATIONS, Block, Embedding, is_own, is_watched
 
 # Tokens per product. On a CPU more does not multiply faster, and less keeps the MLP's inside out of the caches' reach.
 _PIECE = {"cpu": 1024, "cuda": 16384}
@@ -93,7 +93,7 @@ def embed(embedding: Embedding, ids: Tensor, runs: Sequence[Run], *, capacity: i
 
 def advance(block: nn.Module, x: Tensor, runs: Sequence[Run], dtype: torch.dtype) -> None:
     """Take the residual stream x (N, D) through a block, in place. N may be larger than the runs' tokens."""
-    if not _is_ours(block):
+    if not is_own(block):
         _advance_as_it_is(block, x, runs, dtype)
         return
     assert isinstance(block, Block)
@@ -148,7 +148,7 @@ def at_position(
         fixed: Compute each run in a number of rows that follows from its length alone, so that the result does, too.
     """
     found = []
-    pooled = isinstance(block, Block) and block.can_pool and _is_ours(block)
+    pooled = isinstance(block, Block) and block.can_pool and is_own(block)
     if isinstance(block, Block) and pooled and not fixed:
         for group in _like_runs(runs):
             rows, position = _side_by_side(x, group)
@@ -231,12 +231,6 @@ def _fused_operators() -> tuple[Any, Any] | None:
     except (AttributeError, RuntimeError, TypeError):
         return None
     return (pack, linear) if torch.equal(y, torch.full_like(y, 32.0)) else None
-
-
-def _is_ours(block: nn.Module) -> bool:
-    parts = list(block.modules())
-    kinds = {Block, Attention, MLP, nn.LayerNorm, Linear, nn.Dropout}
-    return type(block) is Block and {type(part) for part in parts} <= kinds and not any(map(is_watched, parts))
 
 
 def _advance_as_it_is(block: nn.Module, x: Tensor, runs: Sequence[Run], dtype: torch.dtype) -> None:

@@ -160,6 +160,13 @@ class Block(nn.Module):
         return usual and scales and not draws and not any(map(is_watched, parts))
 
 
+def is_own(block: nn.Module) -> bool:
+    """Whether a block and all in it are of these kinds and nobody looks inside: how it is computed is free then."""
+    parts = list(block.modules())
+    kinds = {Block, Attention, MLP, nn.LayerNorm, Linear, nn.Dropout}
+    return type(block) is Block and {type(part) for part in parts} <= kinds and not any(map(is_watched, parts))
+
+
 def is_watched(module: nn.Module) -> bool:
     """Whether hooks stand on a module, or its forward was replaced, so that it must be called as it is."""
     return "forward" in vars(module) or any(getattr(module, name) for name in HOOKS)

@@ -132,7 +132,7 @@ def train(
     if drop_last and len(texts) < batch_size:
         raise ValueError(f"drop_last=True leaves no batch: {len(texts)} rows are less than one batch of {batch_size}")
     state_folder = check_state_folder(checkpoint_dir, resume)
-    precision = resolve_precision(precision, model)
+    asked, precision = precision, resolve_precision(precision, model)
     start = time.perf_counter()
     own_trainable(model)
     optimizer = make_optimizer(model, lr=lr, weight_decay=weight_decay, decay=decay)
@@ -172,7 +172,7 @@ def train(
         cut = None
         if reuse_frozen:
             cut = ending.enter_context(reused(
-                model, sets, precision=precision, cache_dir=cache_dir, cache_limit=cache_limit, progress=progress,
+                model, sets, precision=asked, cache_dir=cache_dir, cache_limit=cache_limit, progress=progress,
             ))  # fmt: skip
         learner: Classifier = model if cut is None else cut[0]
         train_rows, *others = sets if cut is None else cut[1]
