@@ -7,6 +7,7 @@ cross-entropy on the last token, measure, predict, save, load.
 from gptclf.data.batches import Batch, Batches
 from gptclf.data.dataset import TextDataset
 from gptclf.data.splits import shared_texts, split
+from gptclf.data.windows import TextWindows
 from gptclf.features.store import clear_features
 from gptclf.gpt2.config import GPT2Config
 from gptclf.gpt2.model import GPT2
@@ -17,7 +18,7 @@ from gptclf.metrics import batch_loss
 from gptclf.training.callbacks import Callback, KeepBest
 from gptclf.training.estimate import Estimate, estimate
 from gptclf.training.history import History
-from gptclf.training.train import train
+from gptclf.training.train import train, train_lm
 from gptclf.weights.loading import add_classifier_head, load_gpt2
 from gptclf.weights.saving import load_model, save_model
 
@@ -33,6 +34,7 @@ __all__ = [
     "KeepBest",
     "Prediction",
     "TextDataset",
+    "TextWindows",
     "add_classifier_head",
     "batch_loss",
     "clear_features",
@@ -51,5 +53,6 @@ __all__ = [
     "shared_texts",
     "split",
     "train",
+    "train_lm",
     "trainable_report",
 ]

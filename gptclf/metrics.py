@@ -9,15 +9,32 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from gptclf.data.batches import Batch
+from gptclf.gpt2.gradients import Linear
+from gptclf.gpt2.heads import LMHead
 from gptclf.gpt2.stages import Classifier
+from gptclf.gpt2.trunk import is_watched
+from gptclf.gpt2.vocabulary import next_token_loss
 
 
 def loss_sum(model: Classifier, batch: Batch) -> Tensor:
-    """Cross-entropy of a batch summed over its rows, a scalar with its graph."""
-    if model.classes is None:
-        raise TypeError("this is a language model; put a classifier head on it first: add_classifier_head(model, ...)")
-    if batch.targets is None or batch.classes is None:
+    """Cross-entropy of a batch summed over its targets, a scalar with its graph.
+
+    A classifier has one target per row, a language model one per position.
+    """
+    if batch.targets is None:
         raise ValueError("the batch has no labels; build the data set as TextDataset(texts, labels, ...)")
+    if model.classes is None:
+        if batch.classes is not None:
+            raise TypeError(
+                "this is a language model; put a classifier head on it first: add_classifier_head(model, ...)"
+            )
+        head = plain_vocabulary(model)
+        if head is not None:
+            return next_token_loss(model.hidden_states(batch.inputs), head.weight, batch.targets)
+        logits = model(batch.inputs, batch.lengths)
+        return F.cross_entropy(logits.flatten(0, -2).float(), batch.targets.flatten(), reduction="sum")
+    if batch.classes is None:
+        raise TypeError("this is a classifier, but the batch is running text; train_lm trains a language model")
     if list(batch.classes) != model.classes:
         raise ValueError(
             f"the batch's classes are {list(batch.classes)[:10]} but the model's are {model.classes[:10]}; its targets "
@@ -30,6 +47,8 @@ def loss_sum(model: Classifier, batch: Batch) -> Tensor:
 def batch_loss(model: Classifier, batch: Batch) -> Tensor:
     """Mean cross-entropy of a batch in nats, a scalar to call `backward()` on.
 
+    Of `TextWindows`, and with a language model, it is the mean over all positions.
+
     Example:
         >>> from gptclf import Batches, TextDataset, add_classifier_head, load_gpt2
         >>> clf = add_classifier_head(load_gpt2("nano"), classes=["ham", "spam"], seed=0)
@@ -37,7 +56,15 @@ def batch_loss(model: Classifier, batch: Batch) -> Tensor:
         >>> round(batch_loss(clf, next(iter(Batches(data)))).item(), 1)
         0.7
     """
-    return loss_sum(model, batch) / len(batch)
+    return loss_sum(model, batch) / batch.n_targets
+
+
+def plain_vocabulary(model: Classifier) -> LMHead | None:
+    """A language model's head where it is this library's own and nobody looks inside: how it is computed is free."""
+    head = model.head
+    parts = list(head.modules())
+    own = {type(part) for part in parts[1:]} <= {Linear} and not any(map(is_watched, parts))
+    return head if type(head) is LMHead and own else None
 
 
 def confusion_matrix(targets: NDArray[np.int64], predictions: NDArray[np.int64], n: int) -> NDArray[np.int64]:

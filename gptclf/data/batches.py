@@ -18,6 +18,10 @@ class Rows(Protocol):
     def __len__(self) -> int: ...
 
     @property
+    def labelled(self) -> bool:
+        """Whether there is something to predict."""
+
+    @property
     def classes(self) -> list[Any] | None:
         """The labels that occur."""
 
@@ -25,8 +29,8 @@ class Rows(Protocol):
     def lengths(self) -> NDArray[np.int64]:
         """Positions in each row (N,)."""
 
-    def targets(self, classes: Sequence[Any]) -> NDArray[np.int64]:
-        """Each row's index into `classes`."""
+    def targets(self, classes: Sequence[Any]) -> NDArray[np.integer[Any]]:
+        """Each row's index into `classes` (N,), or the token that follows each of its positions (N, T)."""
 
     def subset(self, indices: NDArray[np.int64]) -> Self:
         """The rows at `indices`."""
@@ -38,6 +42,16 @@ class Rows(Protocol):
         """Some rows one after the other in one tensor, without padding."""
 
 
+class TokenRows(Rows, Protocol):
+    """Rows of token ids."""
+
+    ids: NDArray[np.int32]
+    offsets: NDArray[np.int64]
+
+    def rows(self) -> Iterator[NDArray[np.int32]]:
+        """Token ids of every row, in order."""
+
+
 @dataclass(frozen=True)
 class Batch:
     """Some rows of a data set, ready for `model(batch.inputs, batch.lengths)`.
@@ -45,7 +59,8 @@ class Batch:
     Attributes:
         inputs: Token ids (B, T), int64, or features (B, T, D); T is the longest of these rows.
         lengths: Real tokens per row (B,), int64.
-        targets: Index into `classes` per row (B,), int64, or None.
+        targets: Index into `classes` per row (B,), or of a language model the next token of each position (B, T);
+            int64, or None.
         classes: The labels that targets index, or None.
     """
 
@@ -56,6 +71,11 @@ class Batch:
 
     def __len__(self) -> int:
         return len(self.lengths)
+
+    @property
+    def n_targets(self) -> int:
+        """How many predictions the batch's mean loss is a mean over."""
+        return len(self) if self.targets is None else self.targets.numel()
 
     def to(self, device: torch.device | str) -> "Batch":
         """The same batch on another device."""
@@ -107,7 +127,7 @@ class Batches:
         self.seed = seed
         self.drop_last = drop_last
         self.classes = dataset.classes if classes is None else list(classes)
-        self._targets = None if self.classes is None else dataset.targets(self.classes)
+        self._targets = dataset.targets(self.classes or []) if dataset.labelled else None
 
     def __len__(self) -> int:
         """Batches in one epoch."""
@@ -134,6 +154,6 @@ class Batches:
         return Batch(
             inputs=self.dataset.padded(indices),
             lengths=torch.from_numpy(self.dataset.lengths[indices]),
-            targets=None if self._targets is None else torch.from_numpy(self._targets[indices]),
+            targets=None if self._targets is None else torch.from_numpy(self._targets[indices].astype(np.int64)),
             classes=None if self.classes is None else tuple(self.classes),
         )

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from gptclf.data.labels import check_classes, check_labels, index_labels, infer_classes
-from gptclf.data.preparation import check_preparation, check_texts, check_tokenizer, pieces, row_numbers
+from gptclf.data.preparation import check_preparation, check_texts, check_tokenizer, encode, row_numbers
 from gptclf.data.sources import read_file, read_table
 
 if TYPE_CHECKING:
@@ -146,6 +146,11 @@ class TextDataset:
         return f"TextDataset({len(self):,} texts, {len(self.ids):,} tokens, {kinds})"
 
     @property
+    def labelled(self) -> bool:
+        """Whether the rows have labels."""
+        return self.labels is not None
+
+    @property
     def n_truncated(self) -> int:
         """Number of rows that lost tokens."""
         return int(self.truncated.sum())
@@ -207,10 +212,7 @@ class TextDataset:
         return index_labels([self.classes[i] for i in self.labels], list(classes))
 
     def _prepare(self, text: str) -> NDArray[np.int32]:
-        ids: list[int] = []
-        for piece in pieces(text):
-            ids += self.tokenizer.encode_ordinary(piece)
-        return np.asarray(ids or [self.tokenizer.eot_token], dtype=np.int32)
+        return np.asarray(encode(text, self.tokenizer) or [self.tokenizer.eot_token], dtype=np.int32)
 
     def _truncate(self, limit: int) -> None:
         lengths = self.lengths

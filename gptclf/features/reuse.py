@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from gptclf.data.dataset import TextDataset
+from gptclf.data.batches import TokenRows
 from gptclf.features import store as stores
 from gptclf.features.estimate import prefix_seconds
 from gptclf.features.prefix import Cut, compute_missing, draws_dropout, is_usual, missing_rows, reusable_cut
@@ -27,7 +27,7 @@ logger = logging.getLogger(__name__)
 @contextmanager
 def reused(
     model: GPT2,
-    datasets: Sequence[TextDataset],
+    datasets: Sequence[TokenRows],
     *,
     precision: str,
     cache_dir: str | Path | None = None,
@@ -41,7 +41,7 @@ def reused(
     where there is room, else in `cache_dir`, else in a temporary folder that the end of the block deletes.
 
     Args:
-        model: A classifier.
+        model: A classifier or language model.
         datasets: Rows that fit its context.
         precision: "auto", "float32" or "bfloat16".
         cache_dir: A folder to keep features in.
@@ -82,7 +82,7 @@ def reused(
 
 
 def kept(
-    model: GPT2, dataset: TextDataset, *, precision: str, cache_dir: str | Path | None = None
+    model: GPT2, dataset: TokenRows, *, precision: str, cache_dir: str | Path | None = None
 ) -> tuple[Suffix, FeatureSet] | None:
     """The end of a model and a data set's features, the missing ones computed if there is room; else None."""
     if frozen_cut(model, precision) is None:

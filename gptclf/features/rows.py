@@ -9,7 +9,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from gptclf.data.dataset import TextDataset
+from gptclf.data.batches import TokenRows
 from gptclf.data.preparation import row_numbers
 from gptclf.features.store import Place
 
@@ -23,7 +23,7 @@ class FeatureSet:
         width: Numbers per position (D).
     """
 
-    def __init__(self, source: TextDataset, places: Sequence[Place], width: int) -> None:
+    def __init__(self, source: TokenRows, places: Sequence[Place], width: int) -> None:
         self.source = source
         self.places = list(places)
         self.width = width
@@ -33,12 +33,17 @@ class FeatureSet:
         return len(self.places)
 
     @property
+    def labelled(self) -> bool:
+        """Whether the source has something to predict."""
+        return self.source.labelled
+
+    @property
     def classes(self) -> list[Any] | None:
         """The source's classes."""
         return self.source.classes
 
-    def targets(self, classes: Sequence[Any]) -> NDArray[np.int64]:
-        """Each row's index into `classes`, matched by name."""
+    def targets(self, classes: Sequence[Any]) -> NDArray[np.integer[Any]]:
+        """What the source's rows have to predict."""
         return self.source.targets(classes)
 
     def subset(self, indices: Sequence[int] | NDArray[np.int64]) -> "FeatureSet":

@@ -39,10 +39,14 @@ class LMHead(Head):
         if not config.tied:
             self.output = Linear(config.emb_dim, config.vocab_size, bias=False, device="meta")
 
+    @property
+    def weight(self) -> Tensor:
+        """The output matrix (V, D)."""
+        return self.output.weight if self._tied_to is None else self._tied_to[0].weight
+
     def project(self, hidden: Tensor) -> Tensor:
         """Logits (..., V) of hidden states (..., D)."""
-        weight = self.output.weight if self._tied_to is None else self._tied_to[0].weight
-        return F.linear(hidden, weight)
+        return F.linear(hidden, self.weight)
 
 
 class ClassifierHead(Head):

@@ -32,6 +32,13 @@ def recomputed_activations(enabled: bool) -> Iterator[None]:
         _recompute.reset(token)
 
 
+def hidden_states(blocks: Sequence[nn.Module], norm: nn.Module | None, x: Tensor) -> Tensor:
+    """What a head of every position is given: the residual stream x (B, T, D) before `blocks`, taken to their end."""
+    for block in blocks:
+        x = checkpoint(block, x, use_reentrant=False) if _recompute.get() else block(x)
+    return x if norm is None else norm(x)
+
+
 def run(blocks: Sequence[nn.Module], norm: nn.Module | None, head: Head, x: Tensor, lengths: Tensor | None) -> Tensor:
     """Logits of the residual stream x (B, T, D) before `blocks`, whose rows have `lengths` positions.
 

@@ -15,7 +15,7 @@ from gptclf.data.labels import plain
 from gptclf.data.preparation import check_tokenizer
 from gptclf.gpt2.config import GPT2Config
 from gptclf.gpt2.heads import ClassifierHead, Head, LMHead
-from gptclf.gpt2.line import run
+from gptclf.gpt2.line import hidden_states, run
 from gptclf.gpt2.trunk import MLP, Attention, Trunk, is_watched
 
 
@@ -204,9 +204,17 @@ class GPT2(nn.Module):
             return self.head(self.trunk(input_ids), lengths)  # type: ignore[no-any-return]
         return run(list(self.trunk.blocks), self.trunk.norm, self.head, self.trunk.embed(input_ids), lengths)
 
+    def hidden_states(self, input_ids: Tensor) -> Tensor:
+        """Final hidden states (B, T, D) of ids (B, T), after the final norm: what the head is given."""
+        if torch.is_grad_enabled():
+            self._refuse_shared_gradients()
+        if is_watched(self.trunk):
+            return self.trunk(input_ids)  # type: ignore[no-any-return]
+        return hidden_states(list(self.trunk.blocks), self.trunk.norm, self.trunk.embed(input_ids))
+
     def token_logits(self, input_ids: Tensor) -> Tensor:
         """The head applied at every token, unpooled: (B, T, C), as book section 6.5 looks at them."""
-        return self.head.project(self.trunk(input_ids))
+        return self.head.project(self.hidden_states(input_ids))
 
 
 def check_gpt2(model: object) -> None:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from gptclf.data.labels import plain
 from gptclf.gpt2.heads import ClassifierHead
-from gptclf.gpt2.line import run
+from gptclf.gpt2.line import hidden_states, run
 from gptclf.gpt2.model import GPT2, check_gpt2, set_parameter
 
 logger = logging.getLogger(__name__)
@@ -82,6 +82,10 @@ class Suffix(nn.Module):
     def forward(self, features: Tensor, lengths: Tensor | None = None) -> Tensor:
         """Logits (B, C) of features (B, T, D) of rows with `lengths` positions."""
         return run(self._blocks, self.norm, self.head, features, lengths)
+
+    def hidden_states(self, features: Tensor) -> Tensor:
+        """Final hidden states (B, T, D) of features (B, T, D)."""
+        return hidden_states(self._blocks, self.norm, features)
 
     @property
     def blocks(self) -> tuple[nn.Module, ...]:

@@ -2,8 +2,9 @@
 
 import logging
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import torch
@@ -11,15 +12,17 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
-from gptclf.data.batches import Rows
+from gptclf.data.batches import Batches, Rows
 from gptclf.data.dataset import TextDataset
 from gptclf.data.labels import plain
 from gptclf.features.reuse import kept
 from gptclf.features.store import check_cache
 from gptclf.gpt2.model import GPT2
+from gptclf.gpt2.precision import answering, arithmetic
 from gptclf.gpt2.stages import Classifier
+from gptclf.gpt2.vocabulary import hits_and_loss
 from gptclf.inference.predict import check_classifier, class_logits
-from gptclf.metrics import confusion_matrix, per_class_scores
+from gptclf.metrics import confusion_matrix, per_class_scores, plain_vocabulary
 
 if TYPE_CHECKING:
     import pandas
@@ -169,7 +172,12 @@ def dataset_accuracy(
 def loss_and_accuracy(
     model: Classifier, rows: Rows, *, num_batches: int | None, batch_size: int, precision: str
 ) -> tuple[float, float]:
-    """`dataset_loss` and `dataset_accuracy` from one pass, over ids or features."""
+    """Mean cross-entropy and share of right predictions from one pass, over ids or features.
+
+    A classifier predicts each row's label, a language model the next token of each position.
+    """
+    if model.classes is None:
+        return _next_token_scores(model, rows, num_batches, batch_size, precision)
     logits, targets = _scored(model, rows, num_batches, batch_size, precision)
     return _mean_loss(logits, targets), float((logits.argmax(dim=1) == targets).double().mean())
 
@@ -183,12 +191,36 @@ def labelled_rows(model: GPT2, dataset: TextDataset, name: str = "the data set")
         raise ValueError(f"{name} is empty; it needs at least one labelled text")
     dataset.targets(model.classes or [])
     model.check_same_tokenizer(dataset.tokenizer)
-    if int(dataset.ids.max()) >= model.config.vocab_size:
-        raise ValueError(
-            f"{name} has token id {int(dataset.ids.max())}, but the model's vocabulary ends at "
-            f"{model.config.vocab_size - 1}; build the data set with tokenizer=model.tokenizer"
-        )
+    check_ids(model, dataset.ids, name)
     return dataset.within(model.config.context_length)
+
+
+def check_ids(model: GPT2, ids: NDArray[np.int32], name: str) -> None:
+    """Raise where token ids are not of the model's vocabulary."""
+    if int(ids.max()) >= model.config.vocab_size:
+        raise ValueError(
+            f"{name} has token id {int(ids.max())}, but the model's vocabulary ends at "
+            f"{model.config.vocab_size - 1}; build it with tokenizer=model.tokenizer"
+        )
+
+
+def _next_token_scores(
+    model: Classifier, rows: Rows, num_batches: int | None, batch_size: int, precision: str
+) -> tuple[float, float]:
+    hits, total, count = 0, 0.0, 0
+    head = plain_vocabulary(model)
+    with answering(model), arithmetic(precision, model):
+        for batch in islice(Batches(rows, batch_size), num_batches):
+            batch = batch.to(model.device)
+            targets = cast(Tensor, batch.targets)
+            if head is not None:
+                right, loss = hits_and_loss(model.hidden_states(batch.inputs), head.weight, targets)
+            else:
+                logits = model(batch.inputs, batch.lengths).float()
+                right = int((logits.argmax(dim=-1) == targets).sum())
+                loss = float(F.cross_entropy(logits.flatten(0, -2), targets.flatten(), reduction="sum"))
+            hits, total, count = hits + right, total + loss, count + targets.numel()
+    return total / count, hits / count
 
 
 def _scored(

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
-from gptclf.data.dataset import TextDataset
+from gptclf.data.batches import TokenRows
 from gptclf.data.labels import plain
 from gptclf.gpt2.heads import ClassifierHead
 from gptclf.gpt2.model import GPT2
@@ -34,7 +34,7 @@ _MOMENTS = ("step", "exp_avg", "exp_avg_sq")
 
 
 def run_identity(
-    model: GPT2, train_set: TextDataset, val_set: TextDataset | None, settings: Mapping[str, Any]
+    model: GPT2, train_set: TokenRows, val_set: TokenRows | None, settings: Mapping[str, Any]
 ) -> dict[str, Any]:
     """What determines a run: its settings, its rows, its frozen weights, what trains."""
     frozen = hashlib.sha256()
@@ -60,7 +60,7 @@ def with_state(callbacks: Sequence[Callback]) -> list[Callback]:
     return [callback for callback in callbacks if type(callback).state is not Callback.state]
 
 
-def _digest_of_rows(model: GPT2, dataset: TextDataset) -> str:
+def _digest_of_rows(model: GPT2, dataset: TokenRows) -> str:
     digest = hashlib.sha256(dataset.ids.tobytes())
     digest.update(dataset.offsets.tobytes())
     digest.update(dataset.targets(model.classes or []).tobytes())

@@ -9,7 +9,9 @@ from typing import Any
 import torch
 
 from gptclf.data.dataset import TextDataset
+from gptclf.data.windows import TextWindows
 from gptclf.gpt2.model import GPT2
+from gptclf.inference.evaluate import check_ids
 from gptclf.training.callbacks import Callback
 from gptclf.training.checkpoint import STATE
 
@@ -42,12 +44,12 @@ def check_model(model: GPT2) -> None:
         )
 
 
-def check_callbacks(callbacks: Sequence[Callback], val_set: TextDataset | None) -> None:
+def check_callbacks(callbacks: Sequence[Callback], *, has_validation: bool) -> None:
     """Raise where a callback is none, or lacks what it needs."""
     if isinstance(callbacks, Callback) or not all(isinstance(callback, Callback) for callback in callbacks):
         raise TypeError(f"callbacks is {callbacks!r}; it must be a list of gptclf.Callback objects")
     for callback in callbacks:
-        if callback.needs_validation and val_set is None:
+        if callback.needs_validation and not has_validation:
             raise ValueError(f"{type(callback).__name__} needs a validation set: train(model, train_set, val_set, ...)")
 
 
@@ -69,6 +71,21 @@ def check_arguments(**values: Any) -> None:
             raise ValueError(f"{name} is {value!r}; it must be a finite number of at least 0")
     if values.get("clip") == 0:
         raise ValueError("clip is 0, which would cut every gradient to nothing; give a positive norm, or None")
+
+
+def check_windows(model: GPT2, windows: TextWindows, name: str) -> None:
+    """Raise where a language model cannot be trained on, or measured with, these windows."""
+    if not isinstance(windows, TextWindows):
+        raise TypeError(f"{name} is a {type(windows).__name__}; a language model takes TextWindows(texts, ...)")
+    if not len(windows):
+        raise ValueError(f"{name} holds no windows; it needs at least one")
+    model.check_same_tokenizer(windows.tokenizer)
+    check_ids(model, windows.ids, name)
+    if windows.length > model.config.context_length:
+        raise ValueError(
+            f"{name} has windows of {windows.length} tokens, but the model's context length is "
+            f"{model.config.context_length}; build it with a length of at most that"
+        )
 
 
 def check_rows(model: GPT2, texts: TextDataset) -> None:

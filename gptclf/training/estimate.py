@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from gptclf.data.batches import Batch, Batches
+from gptclf.data.batches import Batch, Batches, TokenRows
 from gptclf.data.dataset import TextDataset
 from gptclf.features.estimate import prefix_seconds
 from gptclf.features.prefix import missing_rows
@@ -104,7 +104,7 @@ def estimate(
     return Estimate(frozen, steps * step_seconds(learner, batch, precision), steps, kept_bytes, 16 * trained)
 
 
-def typical_batch(learner: Classifier, rows: TextDataset, batch_size: int) -> Batch:
+def typical_batch(learner: Classifier, rows: TokenRows, batch_size: int) -> Batch:
     """A batch of rows whose lengths are like those of the data set; features are drawn, not computed."""
     chosen = np.random.default_rng(0).permutation(len(rows))[:batch_size]
     batch = Batches(rows, batch_size, classes=learner.classes).take(chosen)

@@ -54,8 +54,9 @@ def training_steps(
 ) -> Iterator[Step]:
     """Train step by step; each yield comes right after an optimizer step, and stopping is `break`.
 
-    The gradient of a step is the sum over all rows of its `accumulate` batches divided by their number once, so any
-    division into batches gives the same step; a shorter last group is divided by its own number.
+    The gradient of a step is the sum over all targets of its `accumulate` batches (a row each, or of a language model a
+    position each) divided by their number once, so any division into batches gives the same step; a shorter last group
+    is divided by its own number.
 
     Args:
         model: Trains what requires grad; its mode (dropout) is the caller's.
@@ -102,11 +103,11 @@ def _gradient_norm(parameters: list[torch.nn.Parameter]) -> torch.Tensor:
 
 def _accumulate_gradient(model: Classifier, group: list[Batch], precision: str) -> float:
     """Add the gradient of the group's mean loss to `.grad` and return that loss."""
-    rows = sum(len(batch) for batch in group)
+    targets = sum(batch.n_targets for batch in group)
     total = 0.0
     for batch in group:
         with torch.enable_grad(), arithmetic(precision, model):
-            loss = loss_sum(model, batch.to(model.device)) / rows
+            loss = loss_sum(model, batch.to(model.device)) / targets
         loss.backward()  # type: ignore[no-untyped-call]
         total += loss.item()
     return total

@@ -1,39 +1,18 @@
-"""`train`: data, optimizer, loop, evaluation and callbacks put together."""
+"""`train` and `train_lm`: what is trained on what, checked and handed to the one run."""
 
-import sys
-import time
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
-import torch
-
-from gptclf.data.batches import Batches, Rows
 from gptclf.data.dataset import TextDataset
-from gptclf.features.reuse import reused
-from gptclf.features.store import DISK_LIMIT, check_cache
-from gptclf.gpt2.line import recomputed_activations
-from gptclf.gpt2.model import GPT2
-from gptclf.gpt2.precision import in_mode, resolve_precision
-from gptclf.gpt2.stages import Classifier, own_trainable
-from gptclf.inference.evaluate import labelled_rows, loss_and_accuracy
+from gptclf.data.windows import TextWindows
+from gptclf.features.store import DISK_LIMIT
+from gptclf.gpt2.model import GPT2, check_gpt2
+from gptclf.inference.evaluate import labelled_rows
 from gptclf.inference.predict import check_classifier
-from gptclf.progress import spoken
-from gptclf.training.callbacks import Callback, Progress
-from gptclf.training.checkpoint import STATE, load_checkpoint, run_identity, save_checkpoint, with_state
-from gptclf.training.checks import (
-    check_arguments,
-    check_callbacks,
-    check_model,
-    check_rows,
-    check_state_folder,
-)
-from gptclf.training.estimate import step_seconds, typical_batch
-from gptclf.training.history import History, Scores
-from gptclf.training.loop import Step, training_steps
-from gptclf.training.optim import check_schedule, make_optimizer, make_scheduler
+from gptclf.training.callbacks import Callback
+from gptclf.training.checks import check_model, check_rows, check_windows
+from gptclf.training.history import History
+from gptclf.training.run import Settings, fit
 
 
 def train(
@@ -119,123 +98,111 @@ def train(
     """
     check_classifier(model)
     check_model(model)
-    check_arguments(
-        epochs=epochs, batch_size=batch_size, accumulate=accumulate, eval_every=eval_every,
-        eval_batches=eval_batches, lr=lr, weight_decay=weight_decay, clip=clip, warmup_steps=warmup_steps, seed=seed,
+    settings = Settings(
+        epochs=epochs, batch_size=batch_size, lr=lr, weight_decay=weight_decay, decay=decay, schedule=schedule,
+        warmup_steps=warmup_steps, clip=clip, accumulate=accumulate, drop_last=drop_last, seed=seed,
+        reuse_frozen=reuse_frozen, cache_dir=cache_dir, cache_limit=cache_limit, recompute=recompute,
+        precision=precision, eval_every=eval_every, eval_batches=eval_batches, callbacks=callbacks,
+        checkpoint_dir=checkpoint_dir, resume=resume, progress=progress,
     )  # fmt: skip
-    check_schedule(schedule)
-    check_callbacks(callbacks, val_set)
+    settings.check(has_validation=val_set is not None)
     texts = labelled_rows(model, train_set, "train_set")
     val_texts = None if val_set is None else labelled_rows(model, val_set, "val_set")
     check_rows(model, texts)
-    cache_dir = check_cache(cache_dir, cache_limit)
-    if drop_last and len(texts) < batch_size:
-        raise ValueError(f"drop_last=True leaves no batch: {len(texts)} rows are less than one batch of {batch_size}")
-    state_folder = check_state_folder(checkpoint_dir, resume)
-    asked, precision = precision, resolve_precision(precision, model)
-    start = time.perf_counter()
-    own_trainable(model)
-    optimizer = make_optimizer(model, lr=lr, weight_decay=weight_decay, decay=decay)
-    n_batches = len(Batches(texts, batch_size, drop_last=drop_last, classes=model.classes))
-    steps_per_epoch = -(-n_batches // accumulate)
-    total_steps = epochs * steps_per_epoch
-    history = History()
-    with in_mode(model, training=True), _seeded(seed, model.device), ExitStack() as ending:
-        # Unwound from the last to the first, each one whatever the others do: gradients would keep as much memory as
-        # the trained weights.
-        ending.callback(optimizer.zero_grad, set_to_none=True)
-        for callback in callbacks:
-            callback.on_start(model)
-            ending.callback(callback.on_end, model)
-        identity: dict[str, Any] = {}
-        if state_folder is not None:
-            identity = run_identity(model, texts, val_texts, {
-                "epochs": epochs, "batch_size": batch_size, "lr": lr, "weight_decay": weight_decay, "decay": decay,
-                "schedule": schedule, "warmup_steps": warmup_steps, "clip": clip, "accumulate": accumulate,
-                "drop_last": drop_last, "seed": seed, "reuse_frozen": reuse_frozen, "precision": precision,
-                "eval_every": eval_every, "eval_batches": eval_batches,
-                "callbacks": [type(callback).__qualname__ for callback in with_state(callbacks)],
-            })  # fmt: skip
-            if resume and (state_folder / STATE).is_file():
-                load_checkpoint(state_folder, identity, model, optimizer, history, callbacks)
-                model.forget_fresh_head()
-        done = history.steps[-1] if history.steps else None
-        scheduler = make_scheduler(
-            optimizer, schedule, total_steps=total_steps, warmup_steps=warmup_steps,
-            done_steps=len(history.steps),
-        )  # fmt: skip
-        watching = list(callbacks)
-        if progress:
-            watching.append(Progress(total_steps - len(history.steps)))
-            ending.callback(watching[-1].on_end, model)
-        sets = [texts] if val_texts is None else [texts, val_texts]
-        cut = None
-        if reuse_frozen:
-            cut = ending.enter_context(reused(
-                model, sets, precision=asked, cache_dir=cache_dir, cache_limit=cache_limit, progress=progress,
-            ))  # fmt: skip
-        learner: Classifier = model if cut is None else cut[0]
-        train_rows, *others = sets if cut is None else cut[1]
-        val_rows = others[0] if others else None
-        ending.enter_context(recomputed_activations(recompute))
-        measure = _Measure(learner, train_rows, val_rows, eval_batches, batch_size, precision, start - history.seconds)
-        batches = Batches(train_rows, batch_size, seed, drop_last=drop_last, classes=model.classes)
-        if progress:
-            left = total_steps - len(history.steps)
-            each = accumulate * step_seconds(learner, typical_batch(learner, texts, batch_size), precision)
-            print(f"{left:,} steps, about {spoken(left * each)}, measurements not counted", file=sys.stderr)
-        model.max_length, model.truncation, model.pad_to = train_set.max_length, train_set.truncation, train_set.pad_to
-        for step in training_steps(
-            learner, batches, optimizer, epochs=epochs, accumulate=accumulate, clip=clip, scheduler=scheduler,
-            precision=precision, after=done,
-        ):  # fmt: skip
-            model.forget_fresh_head()
-            history.steps.append(step)
-            for callback in watching:
-                callback.on_step(model, step)
-            ends_epoch = step.step % steps_per_epoch == 0
-            if ends_epoch or (eval_every is not None and step.step % eval_every == 0):
-                scores = measure(step)
-                (history.epochs if ends_epoch else history.evaluations).append(scores)
-                history.seconds = scores.seconds
-                for callback in watching:
-                    callback.on_scores(model, scores)
-            if ends_epoch and state_folder is not None:
-                save_checkpoint(state_folder, identity, model, optimizer, history, callbacks)
-    return history
+    return fit(model, texts, val_texts, settings)
 
 
-@dataclass(frozen=True)
-class _Measure:
-    """Measures loss and accuracy on the training and validation rows after a step."""
+def train_lm(
+    model: GPT2,
+    train_set: TextWindows,
+    val_set: TextWindows | None = None,
+    *,
+    epochs: int = 1,
+    batch_size: int = 8,
+    lr: float = 4e-4,
+    weight_decay: float = 0.1,
+    decay: str = "all",
+    schedule: str = "constant",
+    warmup_steps: int = 0,
+    clip: float | None = None,
+    accumulate: int = 1,
+    drop_last: bool = False,
+    seed: int = 123,
+    reuse_frozen: bool = True,
+    cache_dir: str | Path | None = None,
+    cache_limit: float = DISK_LIMIT,
+    recompute: bool = False,
+    precision: str = "auto",
+    eval_every: int | None = None,
+    eval_batches: int | None = 5,
+    callbacks: Sequence[Callback] = (),
+    checkpoint_dir: str | Path | None = None,
+    resume: bool = False,
+    progress: bool = True,
+) -> History:
+    """Train a language model on plain text: cross-entropy of every next token, AdamW, the book's section 5.2.
 
-    learner: Classifier
-    train_rows: Rows
-    val_rows: Rows | None
-    eval_batches: int | None
-    batch_size: int
-    precision: str
-    start: float
+    The stage before classification: from random weights, or on, in the language of the texts to classify. It trains
+    what requires grad, by the same loop as `train`, and `load_gpt2` gives a frozen model: say what trains with
+    `freeze(model, trainable="all")` first.
 
-    def __call__(self, step: Step) -> Scores:
-        """The scores after `step`."""
-        train_loss, train_accuracy = self._on(self.train_rows)
-        val_loss, val_accuracy = (None, None) if self.val_rows is None else self._on(self.val_rows)
-        return Scores(
-            step=step.step, epoch=step.epoch, examples=step.examples, train_loss=train_loss,
-            train_accuracy=train_accuracy, val_loss=val_loss, val_accuracy=val_accuracy,
-            seconds=time.perf_counter() - self.start,
-        )  # fmt: skip
+    Args:
+        model: A language model; changed in place.
+        train_set: Windows of text, at most as long as the model's context.
+        val_set: Windows to measure on, never trained on.
+        epochs: Times through the training set.
+        batch_size: Windows per batch.
+        lr: Learning rate.
+        eval_batches: Measure on the first so many batches of each set; None measures on all.
+        weight_decay: This and the rest are as in `train`.
+        decay: As in `train`.
+        schedule: As in `train`.
+        warmup_steps: As in `train`.
+        clip: As in `train`.
+        accumulate: As in `train`.
+        drop_last: As in `train`.
+        seed: As in `train`.
+        reuse_frozen: As in `train`.
+        cache_dir: As in `train`.
+        cache_limit: As in `train`.
+        recompute: As in `train`.
+        precision: As in `train`.
+        eval_every: As in `train`.
+        callbacks: As in `train`.
+        checkpoint_dir: As in `train`.
+        resume: As in `train`.
+        progress: As in `train`.
 
-    def _on(self, rows: Rows) -> tuple[float, float]:
-        return loss_and_accuracy(
-            self.learner, rows, num_batches=self.eval_batches, batch_size=self.batch_size, precision=self.precision
-        )
+    Returns:
+        The measurements: losses are means over positions in nats, so that exp(loss) is the perplexity, and accuracy is
+        the share of next tokens that were the likeliest.
 
+    Raises:
+        FloatingPointError: The loss became NaN or infinite; the weights are those before that step.
 
-@contextmanager
-def _seeded(seed: int, device: torch.device) -> Iterator[None]:
-    """Dropout draws from torch's global generators: seeded in the block, put back after it."""
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-        torch.manual_seed(seed)
-        yield
+    Example:
+        >>> from gptclf import GPT2Config, freeze, load_gpt2
+        >>> small = GPT2Config(vocab_size=5000, context_length=16, emb_dim=16, n_heads=2, n_layers=1)
+        >>> gpt2 = load_gpt2(small, weights="random", seed=0, tokenizer=load_gpt2("nano").tokenizer)
+        >>> freeze(gpt2, trainable="all")
+        >>> windows = TextWindows("to be or not to be " * 40, tokenizer=gpt2.tokenizer, length=16)
+        >>> history = train_lm(gpt2, windows, epochs=4, lr=1e-2, progress=False)
+        >>> history.epochs[-1].train_loss < history.steps[0].loss
+        True
+    """
+    check_gpt2(model)
+    if model.classes is not None:
+        raise TypeError("this is a classifier; train_lm trains a language model, as load_gpt2 returns")
+    check_model(model)
+    settings = Settings(
+        epochs=epochs, batch_size=batch_size, lr=lr, weight_decay=weight_decay, decay=decay, schedule=schedule,
+        warmup_steps=warmup_steps, clip=clip, accumulate=accumulate, drop_last=drop_last, seed=seed,
+        reuse_frozen=reuse_frozen, cache_dir=cache_dir, cache_limit=cache_limit, recompute=recompute,
+        precision=precision, eval_every=eval_every, eval_batches=eval_batches, callbacks=callbacks,
+        checkpoint_dir=checkpoint_dir, resume=resume, progress=progress,
+    )  # fmt: skip
+    settings.check(has_validation=val_set is not None)
+    check_windows(model, train_set, "train_set")
+    if val_set is not None:
+        check_windows(model, val_set, "val_set")
+    return fit(model, train_set, val_set, settings)
