@@ -110,7 +110,10 @@ def main() -> None:
         )  # fmt: skip
         history.plot(args.out / f"curves-{length}.png")
         loss, _ = loss_and_accuracy(model, unseen, num_batches=None, batch_size=8, precision="float32")
-        print(f"{history.seconds / 60:.0f} min, held-out loss {loss:.4f} nats, perplexity {math.exp(loss):.2f}", flush=True)
+        print(
+            f"{history.seconds / 60:.0f} min, held-out loss {loss:.4f} nats, perplexity {math.exp(loss):.2f}",
+            flush=True,
+        )
         ship(model, args.out)
 
 

@@ -2,11 +2,13 @@
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
-from gptclf import GPT2, GPT2Config, clear_features
+from gptclf import GPT2, GPT2Config, clear_features, load_gpt2
+from gptclf.weights.tokenizer import byte_characters, make_encoding
 
 # Nothing in the tests may reach a network: caches are empty and the hub is switched off unless a test says otherwise.
 OFFLINE = {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1", "DISABLE_TELEMETRY": "1"}
@@ -50,6 +52,17 @@ def shared() -> Path:
 def shared_data(shared: Path) -> Path:
     """The SMS Spam and Banking77 files."""
     return shared / "data"
+
+
+def byte_tokenizer() -> Any:
+    """One token per byte, 257 in all with the end of text, in GPT-2's order of bytes."""
+    return make_encoding({bytes([byte]): i for i, byte in enumerate(byte_characters())})
+
+
+def byte_gpt2(**options: Any) -> GPT2:
+    """A language model small enough to train in a test: one token per byte, random weights, the same each time."""
+    config = GPT2Config(vocab_size=257, context_length=512, emb_dim=64, n_layers=3, n_heads=4)
+    return load_gpt2(config, **{"weights": "random", "seed": 0, "tokenizer": byte_tokenizer(), **options})
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import randomised
+from conftest import byte_gpt2, byte_tokenizer, randomised
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
@@ -32,7 +32,7 @@ from gptclf import (
     save_model,
     train,
 )
-from gptclf.weights.tokenizer import END_OF_TEXT, build_tokenizer, byte_tokenizer
+from gptclf.weights.tokenizer import END_OF_TEXT, build_tokenizer
 
 BYTES = byte_tokenizer()
 
@@ -40,7 +40,7 @@ BYTES = byte_tokenizer()
 @pytest.fixture
 def clf() -> GPT2:
     """A classifier with nano's shape that answers not by chance."""
-    return randomised(add_classifier_head(load_gpt2("nano"), classes=["ham", "spam"], seed=1))
+    return randomised(add_classifier_head(byte_gpt2(), classes=["ham", "spam"], seed=1))
 
 
 @pytest.fixture
@@ -134,7 +134,7 @@ class TestDataSets:
     def test_one_class_makes_no_classifier(self) -> None:
         data = TextDataset(["a", "b"], ["ham", "ham"], tokenizer=BYTES)
         with pytest.raises(ValueError, match=r"at least 2 classes.*nothing to learn"):
-            add_classifier_head(load_gpt2("nano"), classes=data.classes)
+            add_classifier_head(byte_gpt2(), classes=data.classes)
 
     def test_a_label_never_seen_is_named_when_the_model_lacks_it(self, clf: GPT2) -> None:
         data = TextDataset(["a", "b"], ["ham", "egg"], tokenizer=BYTES)
@@ -144,10 +144,10 @@ class TestDataSets:
 
     def test_a_language_model_does_not_classify(self) -> None:
         with pytest.raises(TypeError, match="put a classifier head on it first: add_classifier_head"):
-            predict(load_gpt2("nano"), ["a"])
+            predict(byte_gpt2(), ["a"])
 
     def test_a_head_that_never_learned_is_warned_of_once(self) -> None:
-        clf = add_classifier_head(load_gpt2("nano"), num_classes=2, seed=1)
+        clf = add_classifier_head(byte_gpt2(), num_classes=2, seed=1)
         with pytest.warns(UserWarning, match="never trained or loaded; its answers are chance"):
             predict(clf, ["a"])
         with warnings.catch_warnings():
@@ -298,7 +298,7 @@ values = st.recursive(
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A saved classifier whose record is damaged and put back, example after example."""
-    clf = add_classifier_head(load_gpt2("nano"), classes=["ham", ("a", 1)], seed=1)
+    clf = add_classifier_head(byte_gpt2(), classes=["ham", ("a", 1)], seed=1)
     return save_model(clf, tmp_path_factory.mktemp("record"))
 
 

@@ -9,9 +9,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from conftest import byte_gpt2
 from safetensors.torch import save_file
 
-from gptclf import GPT2, History, TextDataset, add_classifier_head, freeze, load_gpt2, predict, train
+from gptclf import GPT2, History, TextDataset, add_classifier_head, freeze, predict, train
 from gptclf.training.callbacks import Callback, KeepBest
 from gptclf.training.history import Scores
 from gptclf.weights.folders import read_safetensors
@@ -36,7 +37,7 @@ class Stop(Callback):
 
 
 def classifier(trainable: str = "last_block", dropout: float = 0.0) -> GPT2:
-    clf = add_classifier_head(load_gpt2("nano", dropout=dropout), classes=["ham", "spam"], seed=3)
+    clf = add_classifier_head(byte_gpt2(dropout=dropout), classes=["ham", "spam"], seed=3)
     freeze(clf, trainable=trainable)
     return clf
 
@@ -154,7 +155,7 @@ def test_other_texts_and_other_base_weights_are_noticed(tmp_path: Path) -> None:
     data = TextDataset([*TEXTS[:-1], "else"], LABELS, tokenizer=clf.tokenizer, classes=clf.classes)
     with pytest.raises(ValueError, match="train_set was"):
         train(clf, data, data, checkpoint_dir=tmp_path, resume=True, **SETTINGS)
-    other = add_classifier_head(load_gpt2("nano", weights="random", seed=9), classes=["ham", "spam"], seed=3)
+    other = add_classifier_head(byte_gpt2(seed=9), classes=["ham", "spam"], seed=3)
     with pytest.raises(ValueError, match="frozen weights was"):
         run(other, checkpoint_dir=tmp_path, resume=True)
 
@@ -187,7 +188,7 @@ def test_a_damaged_state_is_an_error(tmp_path: Path) -> None:
 def test_another_model_is_not_resumed(name: str, value: Any, tmp_path: Path) -> None:
     run(classifier(), checkpoint_dir=tmp_path)
     pooling = value if name == "pooling" else "last"
-    gpt2 = load_gpt2("nano", dropout=value if name == "dropout" else 0.0)
+    gpt2 = byte_gpt2(dropout=value if name == "dropout" else 0.0)
     with pytest.raises(ValueError, match="model was"):
         run(add_classifier_head(gpt2, classes=["ham", "spam"], pooling=pooling, seed=3), checkpoint_dir=tmp_path,
             resume=True)  # fmt: skip

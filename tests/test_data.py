@@ -13,11 +13,11 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
+from conftest import byte_tokenizer
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gptclf import Batches, TextDataset
-from gptclf.weights.tokenizer import byte_tokenizer
 
 BYTES = byte_tokenizer()
 END = BYTES.eot_token

@@ -7,11 +7,10 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import randomised
+from conftest import byte_tokenizer, randomised
 
 from gptclf import GPT2, Estimate, GPT2Config, TextDataset, add_classifier_head, clear_features, estimate, freeze, train
 from gptclf.progress import Meter, spoken, spoken_bytes
-from gptclf.weights.tokenizer import byte_tokenizer
 
 CONFIG = GPT2Config(vocab_size=257, context_length=40, emb_dim=24, n_heads=3, n_layers=3, mlp_dim=56)
 TEXTS = [f"{'text ' * (i % 4)}number {i % 9}" for i in range(21)]

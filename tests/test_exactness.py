@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 import torch
-from conftest import randomised
+from conftest import byte_gpt2, randomised
 
 from gptclf import (
     GPT2,
@@ -12,7 +12,6 @@ from gptclf import (
     TextDataset,
     add_classifier_head,
     freeze,
-    load_gpt2,
     train,
 )
 from gptclf.features.reuse import reused
@@ -48,7 +47,7 @@ def rows(n: int, seed: int) -> tuple[list[str], list[str]]:
 
 def classifier(trainable: str | int) -> GPT2:
     gpt2 = randomised(GPT2(CONFIG, seed=5)).requires_grad_(False)
-    gpt2.tokenizer = load_gpt2("nano").tokenizer
+    gpt2.tokenizer = byte_gpt2().tokenizer
     clf = add_classifier_head(gpt2, classes=["ham", "spam"], seed=3)
     freeze(clf, trainable=trainable)
     return clf

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import randomised
+from conftest import byte_tokenizer, randomised
 from torch import Tensor, nn
 
 from gptclf import (
@@ -38,7 +38,6 @@ from gptclf.features.store import FeatureStore, text_key
 from gptclf.gpt2.heads import POOLINGS
 from gptclf.gpt2.stages import Suffix
 from gptclf.gpt2.trunk import Block
-from gptclf.weights.tokenizer import byte_tokenizer
 
 CONFIG = GPT2Config(vocab_size=257, context_length=40, emb_dim=24, n_heads=3, n_layers=3, mlp_dim=56)
 TOKENIZER = byte_tokenizer()

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 import transformers
-from conftest import randomised
+from conftest import byte_gpt2, randomised
 from hub_server import COMMIT, Hub, serving
 from safetensors.torch import load_file, save_file
 
@@ -565,7 +565,7 @@ def test_a_tensorflow_checkpoint_is_recognised(tmp_path: Path) -> None:
 def test_weights_are_float32_whatever_torchs_default_is() -> None:
     torch.set_default_dtype(torch.float64)
     try:
-        clf = add_classifier_head(load_gpt2("nano"), num_classes=2, seed=1)
+        clf = add_classifier_head(byte_gpt2(), num_classes=2, seed=1)
         assert {parameter.dtype for parameter in clf.parameters()} == {torch.float32}
     finally:
         torch.set_default_dtype(torch.float32)

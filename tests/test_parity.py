@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from conftest import byte_tokenizer
 from torch import Tensor
 from torch.nn import functional as F
 from transformers import GPT2Config as TheirConfig
@@ -20,7 +21,6 @@ from gptclf import GPT2, Batches, TextDataset, freeze, load_gpt2, load_model, tr
 from gptclf.training.loop import training_steps
 from gptclf.training.optim import make_optimizer
 from gptclf.weights.formats import trunk_names
-from gptclf.weights.tokenizer import byte_tokenizer
 
 NO_DROPOUT = {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0}
 
@@ -221,7 +221,7 @@ def test_six_steps_of_the_default_recipe_give_their_losses(lr: float, reuse: boo
     theirs.save_pretrained(tmp_path)
     model = load_model(tmp_path)
     texts, labels = byte_texts(20, longest=40)
-    rows = TextDataset(texts, labels, tokenizer=model.tokenizer)
+    rows = TextDataset(texts, labels, tokenizer=byte_tokenizer())
     # 20 rows make batches of 8, 8 and 4: two epochs are six steps.
     history = train(model, rows, epochs=2, lr=lr, precision="float32", reuse_frozen=reuse, progress=False)
     expected = their_six_steps(theirs, Batches(rows, 8, 123), lr=lr, weight_decay=0.1)

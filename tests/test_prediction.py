@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import randomised
+from conftest import byte_gpt2, byte_tokenizer, randomised
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.metrics import accuracy_score, confusion_matrix, f1_score, log_loss, precision_recall_fscore_support
@@ -24,7 +24,6 @@ from gptclf import (
     dataset_accuracy,
     dataset_loss,
     evaluate,
-    load_gpt2,
     load_model,
     predict,
     predict_proba,
@@ -33,7 +32,6 @@ from gptclf import (
 )
 from gptclf.gpt2.heads import POOLINGS
 from gptclf.inference.predict import class_logits
-from gptclf.weights.tokenizer import byte_tokenizer
 
 CONFIG = GPT2Config(vocab_size=257, context_length=40, emb_dim=24, n_heads=3, n_layers=3, mlp_dim=56)
 TOKENIZER = byte_tokenizer()
@@ -521,7 +519,7 @@ def test_texts_of_another_tokenizer_are_refused() -> None:
 
 
 def test_a_frame_has_a_column_for_each_class_even_where_two_look_alike() -> None:
-    clf = add_classifier_head(load_gpt2("nano"), classes=[1, "1"], seed=1)
+    clf = add_classifier_head(byte_gpt2(), classes=[1, "1"], seed=1)
     data = TextDataset(["a", "b"], [1, "1"], tokenizer=clf.tokenizer, classes=clf.classes)
     with pytest.warns(UserWarning, match="never trained"):
         assert {"p(1)", "p('1')"} <= set(evaluate(clf, data).to_frame().columns)

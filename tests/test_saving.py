@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 import torch
 import transformers
-from conftest import randomised
+from conftest import byte_gpt2, byte_tokenizer, randomised
 from safetensors.torch import load_file, save_file
 
 import gptclf
@@ -30,7 +30,6 @@ from gptclf import (
     predict,
     save_model,
 )
-from gptclf.weights.tokenizer import byte_tokenizer
 
 WIDTH = 24  # of odd_config
 IDS = torch.randint(256, (3, 17), generator=torch.Generator().manual_seed(5))
@@ -262,7 +261,7 @@ class TestTransformersReadsIt:
         assert transformers.AutoConfig.from_pretrained(tmp_path).id2label == {0: "1", 1: "'1'"}
 
     def test_its_pipeline_gives_our_answers(self, tmp_path: Path) -> None:
-        clf = classifier(load_gpt2("nano"), ["ham", "spam", "egg"])
+        clf = classifier(byte_gpt2(), ["ham", "spam", "egg"])
         save_model(clf, tmp_path)
         texts = ["you won a prize", "see you at six", "x"]
         pipeline = transformers.pipeline("text-classification", model=str(tmp_path), top_k=None, device="cpu")
@@ -524,8 +523,9 @@ class TestInterruptedSaves:
         program = """
 import sys, torch
 torch.set_num_threads(1)
-from gptclf import add_classifier_head, load_gpt2, save_model
-models = [add_classifier_head(load_gpt2("nano"), classes=["a", "b"], seed=seed) for seed in (1, 2)]
+from conftest import byte_gpt2
+from gptclf import add_classifier_head, save_model
+models = [add_classifier_head(byte_gpt2(), classes=["a", "b"], seed=seed) for seed in (1, 2)]
 with torch.no_grad():
     for model in models:
         model.head.output.bias += model.head.output.weight[0, 0]
@@ -535,11 +535,11 @@ while True:
     for model in models:
         save_model(model, sys.argv[1])
 """
-        known = [add_classifier_head(load_gpt2("nano"), classes=["a", "b"], seed=seed) for seed in (1, 2)]
+        known = [add_classifier_head(byte_gpt2(), classes=["a", "b"], seed=seed) for seed in (1, 2)]
         loaded = 0
         for i in range(4):
             folder = tmp_path / str(i)
-            environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+            environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests")])}
             with subprocess.Popen(
                 [sys.executable, "-c", program, str(folder)],
                 stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, env=environment,
@@ -560,7 +560,7 @@ while True:
 
 
 def test_a_classifier_that_was_trained_answers_alike_after_a_reload(tmp_path: Path) -> None:
-    clf = add_classifier_head(load_gpt2("nano"), classes=["ham", "spam"], seed=1)
+    clf = add_classifier_head(byte_gpt2(), classes=["ham", "spam"], seed=1)
     texts = ["you won", "see you", "win now", "at six"] * 4
     data = TextDataset(texts, ["spam", "ham"] * 8, tokenizer=clf.tokenizer, classes=clf.classes, max_length=6)
     gptclf.train(clf, data, epochs=1, batch_size=8, lr=1e-3, seed=1, progress=False)

@@ -8,11 +8,11 @@ from typing import Any
 
 import numpy as np
 import pytest
+from conftest import byte_tokenizer
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from gptclf import TextDataset, shared_texts, split
-from gptclf.weights.tokenizer import byte_tokenizer
 
 BYTES = byte_tokenizer()
 

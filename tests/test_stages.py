@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import randomised
+from conftest import byte_gpt2, byte_tokenizer, randomised
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
@@ -28,7 +28,6 @@ from gptclf import (
 )
 from gptclf.gpt2.config import PRESETS
 from gptclf.gpt2.stages import Trainable, stages
-from gptclf.weights.tokenizer import byte_tokenizer
 
 CONFIG = GPT2Config(vocab_size=257, context_length=40, emb_dim=24, n_heads=3, n_layers=3, mlp_dim=56)
 
@@ -370,7 +369,7 @@ def test_what_the_source_trains_is_copied(small_gpt2: GPT2) -> None:
 
 
 def test_a_loaded_model_trains_nothing_before_freeze_says_so() -> None:
-    assert trainable_report(load_gpt2("nano")).trainable == 0
+    assert trainable_report(byte_gpt2()).trainable == 0
 
 
 def test_a_state_dict_goes_into_tensors_of_ones_own(small_gpt2: GPT2) -> None:
@@ -430,9 +429,9 @@ def test_a_source_set_to_train_by_hand_is_stopped_too(small_gpt2: GPT2) -> None:
 @pytest.mark.parametrize("classes", [{"ham", "spam"}, {"ham": 0, "spam": 1}, "ab", 2, ["a", None], ["a", float("nan")]])
 def test_classes_without_an_order_or_a_name_are_refused(classes: Any) -> None:
     with pytest.raises((TypeError, ValueError), match="class"):
-        add_classifier_head(load_gpt2("nano"), classes=classes, seed=1)
+        add_classifier_head(byte_gpt2(), classes=classes, seed=1)
 
 
 def test_a_head_goes_on_float32_weights_only() -> None:
     with pytest.raises(ValueError, match=r"model\.float\(\)"):
-        add_classifier_head(load_gpt2("nano").bfloat16(), num_classes=2, seed=1)
+        add_classifier_head(byte_gpt2().bfloat16(), num_classes=2, seed=1)

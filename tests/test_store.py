@@ -20,7 +20,7 @@ import numpy as np
 import pytest
 import safetensors.torch
 import torch
-from conftest import randomised
+from conftest import byte_tokenizer, randomised
 
 from gptclf import GPT2, Callback, GPT2Config, TextDataset, add_classifier_head, clear_features, evaluate, freeze, train
 from gptclf.features import prefix
@@ -28,7 +28,6 @@ from gptclf.features import store as stores
 from gptclf.features.prefix import reusable_cut
 from gptclf.features.store import FeatureStore, in_memory, on_disk, peek
 from gptclf.weights import atomic
-from gptclf.weights.tokenizer import byte_tokenizer
 
 CONFIG = GPT2Config(vocab_size=257, context_length=40, emb_dim=24, n_heads=3, n_layers=3, mlp_dim=56)
 TEXTS = [f"{'text ' * (i % 5)}number {i}" for i in range(24)]

@@ -9,13 +9,12 @@ from typing import Any
 
 import numpy as np
 import pytest
-from conftest import randomised
+from conftest import byte_tokenizer, randomised
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gptclf import GPT2, GPT2Config, Prediction, add_classifier_head, predict, predict_proba, predict_stream
 from gptclf.features import prefix
-from gptclf.weights.tokenizer import byte_tokenizer
 
 CONFIG = GPT2Config(vocab_size=257, context_length=40, emb_dim=24, n_heads=3, n_layers=3, mlp_dim=56)
 CLASSES = ["spam", "ham", "eggs"]  # not in alphabetical order

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import tiktoken
+from conftest import byte_gpt2, byte_tokenizer
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tokenizers import ByteLevelBPETokenizer
@@ -20,7 +21,6 @@ from gptclf.weights.tokenizer import (
     END_OF_TEXT,
     build_tokenizer,
     byte_characters,
-    byte_tokenizer,
     make_encoding,
     merges_of,
     read_tokenizer,
@@ -299,7 +299,7 @@ class TestDamage:
 
     def test_a_tokenizer_larger_than_the_vocabulary_is_refused(self, ours: tiktoken.Encoding) -> None:
         with pytest.raises(ValueError, match=r"319 tokens but the model's vocabulary is 257"):
-            load_gpt2("nano", tokenizer=ours)
+            byte_gpt2(tokenizer=ours)
 
 
 def _cache(root: Path, repo: str, source: Path) -> None:
@@ -406,9 +406,6 @@ class TestWhereItIsFound:
     def test_a_tokenizer_given_wins(self, ours: tiktoken.Encoding) -> None:
         config = GPT2Config(vocab_size=TRAINED, context_length=8, emb_dim=2, n_heads=1, n_layers=1)
         assert load_gpt2(config, weights="random", seed=0, tokenizer=ours).tokenizer is ours
-
-    def test_nano_has_the_byte_tokenizer(self) -> None:
-        assert load_gpt2("nano").tokenizer.token_byte_values() == byte_tokenizer().token_byte_values()
 
     def test_a_model_made_by_hand_says_that_it_has_no_tokenizer(self, small_gpt2: GPT2) -> None:
         with pytest.raises(ValueError, match=r"pass tokenizer= to load_gpt2, or set model\.tokenizer"):

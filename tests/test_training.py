@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import randomised
+from conftest import byte_tokenizer, randomised
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
@@ -38,7 +38,6 @@ from gptclf.training.callbacks import Callback, KeepBest
 from gptclf.training.history import Scores
 from gptclf.training.loop import Step, training_steps
 from gptclf.training.optim import DECAYS, SCHEDULES, lr_factor, make_optimizer, make_scheduler
-from gptclf.weights.tokenizer import byte_tokenizer
 
 CONFIG = GPT2Config(vocab_size=257, context_length=40, emb_dim=24, n_heads=3, n_layers=2, mlp_dim=56)
 TOKENIZER = byte_tokenizer()
@@ -275,7 +274,9 @@ def test_it_learns_a_separable_task() -> None:
     rng = np.random.default_rng(0)
     texts = ["".join(rng.choice(list("abcd"), 6)) + ending for ending in "xy" * 12]
     data = TextDataset(texts, ["ham", "spam"] * 12, tokenizer=TOKENIZER)
-    clf = add_classifier_head(load_gpt2(CONFIG, weights="random", seed=0), classes=["ham", "spam"], seed=1)
+    clf = add_classifier_head(
+        load_gpt2(CONFIG, weights="random", seed=0, tokenizer=TOKENIZER), classes=["ham", "spam"], seed=1
+    )
     before = dataset_loss(clf, data)
     history = quietly(clf, data, epochs=20, lr=1e-2)
     assert before == pytest.approx(math.log(2), abs=0.1)

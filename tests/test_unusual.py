@@ -5,7 +5,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import randomised
+from conftest import byte_gpt2, randomised
 from torch import Tensor, nn
 
 from gptclf import (
@@ -16,7 +16,6 @@ from gptclf import (
     estimate,
     evaluate,
     freeze,
-    load_gpt2,
     predict_proba,
     train,
 )
@@ -25,7 +24,7 @@ TEXTS = ["win a prize", "see you at six, or later", "", "ok", "call now to win",
 
 
 def classifier() -> GPT2:
-    clf = add_classifier_head(randomised(load_gpt2("nano")), classes=["ham", "spam"], seed=3)
+    clf = add_classifier_head(randomised(byte_gpt2()), classes=["ham", "spam"], seed=3)
     clf.forget_fresh_head()
     return clf
 

@@ -102,7 +102,7 @@ class Batches:
     Example:
         >>> from gptclf import TextDataset, load_gpt2
         >>> tokenizer = load_gpt2("nano").tokenizer
-        >>> data = TextDataset(["a", "bcd", "ef"], [0, 1, 0], tokenizer=tokenizer)
+        >>> data = TextDataset(["a", "a b c", "a b"], [0, 1, 0], tokenizer=tokenizer)
         >>> [batch.inputs.shape for batch in Batches(data, batch_size=2)]
         [torch.Size([2, 3]), torch.Size([1, 2])]
     """

@@ -47,7 +47,7 @@ class TextDataset:
         >>> tokenizer = load_gpt2("nano").tokenizer
         >>> data = TextDataset(["hi", "you won!"], ["ham", "spam"], tokenizer=tokenizer)
         >>> data.classes, data.lengths.tolist()
-        (['ham', 'spam'], [2, 8])
+        (['ham', 'spam'], [1, 3])
     """
 
     def __init__(

@@ -132,8 +132,8 @@ PRESETS: dict[str, GPT2Config] = {
     "gpt2-medium": GPT2Config(emb_dim=1024, n_layers=24, n_heads=16),
     "gpt2-large": GPT2Config(emb_dim=1280, n_layers=36, n_heads=20),
     "gpt2-xl": GPT2Config(emb_dim=1600, n_layers=48, n_heads=25),
-    # Ships with the package: one token per byte, plus the end of text.
-    "nano": GPT2Config(vocab_size=257, context_length=512, emb_dim=64, n_layers=3, n_heads=4),
+    # Ships with the package (gptclf/nano), with a vocabulary of its own.
+    "nano": GPT2Config(vocab_size=4096, context_length=512, emb_dim=192, n_layers=4, n_heads=6),
 }
 
 ALIASES: dict[str, str] = {

@@ -32,7 +32,7 @@ def stages(model: GPT2) -> list[tuple[str, nn.Module]]:
     Example:
         >>> from gptclf import load_gpt2
         >>> [name for name, _ in stages(load_gpt2("nano"))]
-        ['embed', 'blocks.0', 'blocks.1', 'blocks.2', 'norm', 'head']
+        ['embed', 'blocks.0', 'blocks.1', 'blocks.2', 'blocks.3', 'norm', 'head']
     """
     trunk = model.trunk
     blocks = [(f"blocks.{i}", block) for i, block in enumerate(trunk.blocks)]
@@ -244,7 +244,7 @@ def trainable_report(model: GPT2) -> TrainableReport:
     Example:
         >>> from gptclf import add_classifier_head, load_gpt2
         >>> print(trainable_report(add_classifier_head(load_gpt2("nano"), num_classes=2, seed=0)))
-        50,242 of 199,426 parameters train (25.19 %): blocks.2, norm, head
+        445,634 of 2,664,962 parameters train (16.72 %): blocks.3, norm, head
     """
     check_gpt2(model)
     counts: dict[str, tuple[int, int]] = {}

@@ -34,8 +34,8 @@ logger = logging.getLogger(__name__)
 _REPOSITORIES = {name: f"openai-community/{name}" for name in PRESETS if name != "nano"}
 _HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
 
-# `nano` has one set of weights, until a pre-trained one ships under the same name.
-_NANO_SEED = 0
+# Ships with the package, in Hugging Face's layout; its README.md is its model card.
+_NANO = Path(__file__).parents[1] / "nano"
 
 
 def load_gpt2(
@@ -74,7 +74,7 @@ def load_gpt2(
 
     Example:
         >>> load_gpt2("nano").config.n_layers
-        3
+        4
     """
     if weights not in ("pretrained", "random"):
         raise ValueError(f"weights is {weights!r}; choose 'pretrained' or 'random'")
@@ -88,10 +88,7 @@ def load_gpt2(
             raise ValueError("a GPT2Config has no pretrained weights; give weights='random', or a name or a folder")
     else:
         folder, repo = _locate(name)
-        if folder is None and repo is None:
-            config, seed = PRESETS["nano"], _NANO_SEED if weights == "pretrained" else seed
-            weights = "random"
-        elif repo in _REPOSITORIES.values() and weights == "random":
+        if repo in _REPOSITORIES.values() and weights == "random":
             config = next(PRESETS[preset] for preset, known in _REPOSITORIES.items() if known == repo)
         else:
             if folder is None and repo is not None:
@@ -120,7 +117,7 @@ def load_gpt2(
 
 
 def _locate(name: str | Path) -> tuple[Path | None, str | None]:
-    """(folder, None), (None, repository), or (None, None) for nano."""
+    """(folder, None) or (None, repository)."""
     if not str(name) or not isinstance(name, str | Path):
         raise TypeError(f"name is {name!r}; give a model's name, a folder or a GPT2Config")
     preset = ALIASES.get(str(name), str(name))
@@ -133,7 +130,7 @@ def _locate(name: str | Path) -> tuple[Path | None, str | None]:
             return folder, None
         logger.warning("the local folder %r holds no %s; the published model is meant", str(name), CONFIG)
     if preset == "nano":
-        return None, None
+        return _NANO, None
     if preset in _REPOSITORIES:
         return None, _REPOSITORIES[preset]
     if isinstance(name, str) and _HUB_NAME.fullmatch(name) and not name.startswith("."):
@@ -198,7 +195,7 @@ def add_classifier_head(
     Example:
         >>> clf = add_classifier_head(load_gpt2("nano"), classes=["ham", "spam"], seed=123)
         >>> clf.classes, clf.head.output.weight.shape
-        (['ham', 'spam'], torch.Size([2, 64]))
+        (['ham', 'spam'], torch.Size([2, 192]))
     """
     if not isinstance(model, GPT2):
         raise TypeError(f"model is a {type(model).__name__}; it must be a gptclf GPT2, as load_gpt2 returns")

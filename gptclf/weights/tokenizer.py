@@ -120,11 +120,6 @@ def make_encoding(ranks: dict[bytes, int]) -> "tiktoken.Encoding":
     )
 
 
-def byte_tokenizer() -> "tiktoken.Encoding":
-    """One token per byte, 257 in all with the end of text, in GPT-2's order of bytes."""
-    return make_encoding({bytes([byte]): i for i, byte in enumerate(byte_characters())})
-
-
 def _check_ids(ranks: Mapping[bytes, int], table: Any, source: Path) -> None:
     if not isinstance(table, dict):
         raise ValueError(f"{source} holds no table from tokens to ids; the file is damaged")

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from gptclf.gpt2.config import PRESETS
 from gptclf.weights.download import cached_file, hub_file
-from gptclf.weights.tokenizer import build_tokenizer, byte_tokenizer, read_tokenizer
+from gptclf.weights.tokenizer import build_tokenizer, read_tokenizer
 
 if TYPE_CHECKING:
     import tiktoken
@@ -40,8 +40,6 @@ def find_tokenizer(
         beside = read_tokenizer(folder)
         if beside is not None:
             return beside
-    if vocab_size == PRESETS["nano"].vocab_size:
-        return byte_tokenizer()
     if repo is not None and repo not in {f"openai-community/{name}" for name in PRESETS}:
         try:
             return _from_hub(repo, revision, cache_dir)
