@@ -1,0 +1,255 @@
+"""Reads TensorFlow's checkpoint format (V2, "TensorBundle") with numpy alone.
+
+A checkpoint `P` is a table `P.index` and the tensors' bytes in `P.data-00000-of-00001` and its like. The table's
+values are protocol buffers (tensorflow/core/protobuf/tensor_bundle.proto): a header under the empty key, then an entry
+under each tensor's name.
+"""
+
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gptclf.weights.crc32c import crc32c
+from gptclf.weights.table import read_table, unmask, varint
+
+_VERSION = 1  # of the bundle format; there has been no other
+
+# GPT-2's indexes have 7 to 30 kB. No forged one, and no keys unfolded from it, may take more memory than this.
+_LARGEST_INDEX = 1 << 24
+_MOST_DIMENSIONS = 32
+_LARGEST_TENSOR = 1 << 48
+
+# DataType in tensorflow/core/framework/types.proto: what is read, and names for what is not.
+_DTYPES = {
+    1: "<f4", 2: "<f8", 3: "<i4", 4: "|u1", 5: "<i2", 6: "|i1", 9: "<i8", 17: "<u2", 19: "<f2", 22: "<u4", 23: "<u8",
+}  # fmt: skip
+_STRING, _VARIANT = 7, 21
+_UNREAD = {_STRING: "strings", 8: "complex64", 10: "booleans", 14: "bfloat16", 18: "complex128", _VARIANT: "variants"}
+
+_PARTITIONED = "it is partitioned (saved in slices); save the variable whole"
+
+
+@dataclass(frozen=True)
+class Entry:
+    """Where a tensor lies: its type's number, shape, data file, first byte, bytes and checksum (CRC-32C)."""
+
+    dtype: int
+    shape: tuple[int, ...]
+    shard: int
+    offset: int
+    size: int
+    crc: int
+
+
+class Bundle(Mapping[str, NDArray[Any]]):
+    """A checkpoint's tensors by name, memory-mapped.
+
+    Arrays are views of the files, copy-on-write: writing to one changes memory, never a file.
+
+    Attributes:
+        entries: What the index says of each tensor, in its order (h0, h1, h10, h2, ...).
+    """
+
+    def __init__(self, entries: dict[str, Entry], files: Mapping[int, Path]) -> None:
+        self.entries = entries
+        self._files = files
+        self._data = {shard: _map(path) for shard, path in files.items()}
+        for shard, path in files.items():
+            inside = {name: entry for name, entry in entries.items() if entry.shard == shard}
+            _check_extent(inside, self._data[shard].size, path)
+
+    def __getitem__(self, name: str) -> NDArray[Any]:
+        entry = self.entries[name]
+        if entry.dtype not in _DTYPES:
+            what = _UNREAD.get(entry.dtype, f"of TensorFlow's type {entry.dtype}")
+            raise ValueError(
+                f"{self._files[entry.shard]}: tensor {name!r} is {what}; integers and float16, 32 and 64 can be read"
+            )
+        # Copied only where the tensor does not start at a multiple of its item's size.
+        return np.require(self._bytes(entry).view(_DTYPES[entry.dtype]), requirements="A").reshape(entry.shape)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.entries)
+
+    def __len__(self) -> int:
+        return len(self.entries)
+
+    def verify(self) -> None:
+        """Compare every tensor with its checksum; strings and variants, whose checksums are of another kind, are not.
+
+        Raises:
+            ValueError: Names the first tensor that is not what was written.
+        """
+        for name, entry in self.entries.items():
+            if entry.dtype not in (_STRING, _VARIANT) and crc32c(self._bytes(entry)) != entry.crc:
+                path = self._files[entry.shard]
+                raise ValueError(f"{path}: tensor {name!r} is damaged, its checksum differs; fetch the file again")
+
+    def _bytes(self, entry: Entry) -> NDArray[np.uint8]:
+        return self._data[entry.shard][entry.offset : entry.offset + entry.size]
+
+
+def open_bundle(prefix: Path, *, verify: bool = True) -> Bundle:
+    """Open a checkpoint; the index is always checked, byte for byte.
+
+    Args:
+        prefix: The files' common beginning, such as `124M/model.ckpt`.
+        verify: Whether the tensors are compared with their checksums, which reads the data once.
+
+    Raises:
+        FileNotFoundError: The index or a data file is missing.
+        ValueError: A file is damaged, cut off, or in a part of the format that is not read (compressed, big-endian
+            or partitioned); names the file, and the tensor where it is one.
+    """
+    index = prefix.with_name(prefix.name + ".index")
+    if not index.is_file():
+        raise FileNotFoundError(f"{index} does not exist; a TensorFlow checkpoint needs it")
+    try:
+        if index.stat().st_size > _LARGEST_INDEX:
+            raise ValueError(f"it has {index.stat().st_size:,} bytes, an index at most {_LARGEST_INDEX:,}")
+        n_shards, entries = _read_index(index.read_bytes())
+    except ValueError as error:
+        raise ValueError(
+            f"{index} cannot be read as a TensorFlow checkpoint's index: {error}. "
+            "If it is damaged, cut off or a pointer to the real file, fetch it again"
+        ) from error
+    bundle = Bundle(entries, _data_files(prefix, n_shards, {entry.shard for entry in entries.values()}))
+    if verify:
+        bundle.verify()
+    return bundle
+
+
+def _data_files(prefix: Path, n_shards: int, used: set[int]) -> dict[int, Path]:
+    # Shards without a tensor are passed over.
+    files = {shard: prefix.with_name(f"{prefix.name}.data-{shard:05d}-of-{n_shards:05d}") for shard in sorted(used)}
+    for path in files.values():
+        if not path.is_file():
+            other = sorted(p.name for p in prefix.parent.iterdir() if p.name.startswith(f"{prefix.name}.data-"))
+            message = f"{path} does not exist; {prefix.name}.index names {n_shards} data file{'s' * (n_shards > 1)}"
+            if any(not name.endswith(f"-of-{n_shards:05d}") for name in other):
+                raise ValueError(f"{message}, but here is {', '.join(other[:4])}: they are not of one checkpoint")
+            raise FileNotFoundError(f"{message}. Fetch it")
+    return files
+
+
+def _map(path: Path) -> NDArray[np.uint8]:
+    if not path.stat().st_size:
+        return np.empty(0, np.uint8)  # an empty file cannot be mapped
+    return np.memmap(path, np.uint8, mode="c").view(np.ndarray)
+
+
+def _check_extent(entries: Mapping[str, Entry], size: int, path: Path) -> None:
+    """Every byte of a data file belongs to one tensor, so no damage goes unnoticed."""
+    end = 0
+    for name, entry in sorted(entries.items(), key=lambda item: (item[1].offset, item[1].size)):
+        if entry.offset != end:
+            raise ValueError(
+                f"{path}: tensor {name!r} starts at byte {entry.offset:,}, but the one before ends at {end:,}"
+            )
+        end += entry.size
+        if end > size:
+            raise ValueError(
+                f"{path} is cut off: tensor {name!r} ends at byte {end:,}, the file has {size:,}; fetch it again"
+            )
+    if end != size:
+        raise ValueError(f"{path} has {size:,} bytes, but its tensors end at {end:,}; fetch it again")
+
+
+def _read_index(data: bytes) -> tuple[int, dict[str, Entry]]:
+    """The number of data files, and the entries in the order of their keys."""
+    rows = read_table(data, largest=_LARGEST_INDEX)
+    key, value = next(rows, (None, b""))
+    if key != b"":
+        raise ValueError("it has no header")
+    header = _fields(value)
+    n_shards, big_endian, version = _number(header, 1), _number(header, 2), _fields(_message(header, 3))
+    if n_shards < 1:
+        raise ValueError(f"its header counts {n_shards} data files")
+    if big_endian:
+        raise ValueError("its tensors are big-endian; gptclf reads little-endian checkpoints")
+    if _number(version, 2) > _VERSION:
+        raise ValueError(f"it is for readers of format {_number(version, 2)}; this one reads {_VERSION}")
+    entries = {}
+    for key, value in rows:
+        try:
+            if key.startswith(b"\0"):  # a slice's own key
+                raise ValueError(_PARTITIONED)
+            name = key.decode("utf-8")
+            entries[name] = _entry(value, n_shards)
+        except ValueError as error:
+            raise ValueError(f"tensor {key!r}: {error}") from error
+    return n_shards, entries
+
+
+def _entry(value: bytes, n_shards: int) -> Entry:
+    fields = _fields(value)
+    if 7 in fields:
+        raise ValueError(_PARTITIONED)
+    shape = _fields(_message(fields, 2))
+    if _number(shape, 3):
+        raise ValueError("it has no shape")
+    dimensions = shape.get(2, [])
+    if len(dimensions) > _MOST_DIMENSIONS:
+        raise ValueError(f"it has {len(dimensions)} dimensions; at most {_MOST_DIMENSIONS} can be read")
+    sizes = tuple(_number(_fields(_as_message(dimension)), 1) for dimension in dimensions)
+    entry = Entry(
+        dtype=_number(fields, 1),
+        shape=sizes,
+        shard=_number(fields, 3),
+        offset=_number(fields, 4),
+        size=_number(fields, 5),
+        crc=unmask(_number(fields, 6)),
+    )
+    if min(entry.offset, entry.size, *sizes) < 0 or math.prod(max(n, 1) for n in sizes) > _LARGEST_TENSOR:
+        raise ValueError(f"it cannot have the shape {sizes} and {entry.size} bytes from byte {entry.offset} on")
+    if not 0 <= entry.shard < n_shards:
+        raise ValueError(f"it lies in data file {entry.shard}, but there are {n_shards}, counted from 0")
+    if entry.dtype in _DTYPES and math.prod(sizes) * np.dtype(_DTYPES[entry.dtype]).itemsize != entry.size:
+        raise ValueError(f"its shape {sizes} does not fit its {entry.size} bytes of {np.dtype(_DTYPES[entry.dtype])}")
+    return entry
+
+
+def _fields(message: bytes) -> dict[int, list[int | bytes]]:
+    """A protocol buffer's values by field number; unknown fields are kept as well."""
+    fields: dict[int, list[int | bytes]] = {}
+    at = 0
+    while at < len(message):
+        tag, at = varint(message, at)
+        value: int | bytes
+        if tag & 7 == 0:
+            value, at = varint(message, at)
+        else:
+            length = {1: 8, 5: 4}.get(tag & 7)
+            if tag & 7 == 2:
+                length, at = varint(message, at)
+            if length is None or at + length > len(message):
+                raise ValueError("one of its fields is damaged or runs over the end")
+            value = message[at : at + length]
+            if tag & 7 != 2:
+                value = int.from_bytes(value, "little")
+            at += length
+        fields.setdefault(tag >> 3, []).append(value)
+    return fields
+
+
+def _number(fields: Mapping[int, list[int | bytes]], number: int) -> int:
+    """A field's value as a signed 64-bit number; a field that is absent is 0."""
+    value = fields.get(number, [0])[-1]
+    if isinstance(value, bytes):
+        raise ValueError(f"its field {number} is not a number")
+    return value - (1 << 64) if value >> 63 else value
+
+
+def _message(fields: Mapping[int, list[int | bytes]], number: int) -> bytes:
+    return _as_message(fields.get(number, [b""])[-1])
+
+
+def _as_message(value: int | bytes) -> bytes:
+    if isinstance(value, int):
+        raise ValueError("it has a number where a message belongs")
+    return value
