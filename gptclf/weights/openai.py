@@ -1,0 +1,300 @@
+"""OpenAI's own files of GPT-2: where they lie, and their parameters as the book's readers know them.
+
+A folder holds `hparams.json`, a TensorFlow checkpoint `model.ckpt.*`, and perhaps `checkpoint`, which names it
+(openai/gpt-2, download_model.py; book section 5.5). Variables are `model/h0/attn/c_attn/w` and the like.
+"""
+
+import re
+from collections.abc import Callable, Collection, Iterator, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from gptclf.gpt2.config import ALIASES, PRESETS, GPT2Config
+from gptclf.weights.folders import read_json
+from gptclf.weights.formats import trunk_names
+from gptclf.weights.tensorbundle import open_bundle
+
+HPARAMS = "hparams.json"
+
+_PREFIX = "model.ckpt"
+_FIELDS = {
+    "n_vocab": "vocab_size", "n_ctx": "context_length", "n_embd": "emb_dim", "n_head": "n_heads", "n_layer": "n_layers",
+}  # fmt: skip
+
+# What scripts that fine-tune leave in a checkpoint beside the model: counters and the optimizer's moments.
+_TRAINING = re.compile(r"(.*/)?(global_step|beta[12]_power|Adam|Adam_1|Momentum)")
+
+_Place = tuple[str | int, ...]
+
+
+class _Parameter(NamedTuple):
+    place: _Place  # in `params`, such as ("blocks", 0, "attn", "c_attn", "w")
+    shape: tuple[int, ...]
+    flip: bool  # whether ours is the transpose
+
+
+def find_checkpoint(folder: Path) -> Path | None:
+    """The prefix of OpenAI's checkpoint in a folder, in `<size>/` below it or in `<size>/<size>/`; None if none is.
+
+    Args:
+        folder: Sizes are 124M, 355M, 774M and 1558M; where several lie below it, one that bears its own name is taken.
+
+    Raises:
+        ValueError: There are several checkpoints; the message lists them.
+
+    Example:
+        >>> find_checkpoint(Path("models")) is None
+        True
+    """
+    here = _prefix_in(folder)
+    if here is not None:
+        return here
+    found = {}
+    for size in ALIASES:
+        for place in (folder / size / size, folder / size):
+            prefix = _prefix_in(place)
+            if prefix is not None:
+                found[size] = prefix
+    own = folder.resolve().name
+    if len(found) > 1 and own not in found:
+        raise ValueError(f"{folder} holds several checkpoints: {', '.join(found)}; name one: {folder / min(found)}")
+    return found.get(own, next(iter(found.values()), None))
+
+
+def load_gpt2_params_from_tf_ckpt(folder: str | Path, *, verify: bool = True) -> tuple[dict[str, Any], dict[str, Any]]:
+    """OpenAI's GPT-2 from its TensorFlow checkpoint, without TensorFlow (book section 5.5).
+
+    Args:
+        folder: Holds `hparams.json` and `model.ckpt.*`, itself or in `124M/` (or another size) or `124M/124M/`.
+        verify: Whether every tensor is compared with its checksum, which reads the data once.
+
+    Returns:
+        `(settings, params)`. Settings are `n_vocab`, `n_ctx`, `n_embd`, `n_head`, `n_layer`. Params are float32 numpy
+        arrays: `["wte"]` (V, D), `["wpe"]` (T, D), the final norm's `["g"]` and `["b"]` (D,), and `["blocks"]`, a
+        list with `["attn"]["c_attn" | "c_proj"]["w" | "b"]`, `["mlp"]["c_fc" | "c_proj"]["w" | "b"]` and
+        `["ln_1" | "ln_2"]["g" | "b"]`; `w` is (in, out). They are views of the files, so only what is read takes
+        memory; writing to one changes no file.
+
+    Raises:
+        FileNotFoundError: No checkpoint is there, or one of its files is missing.
+        ValueError: A file is damaged, or the checkpoint is not the GPT-2 that `hparams.json` describes.
+
+    Example:
+        >>> settings, params = load_gpt2_params_from_tf_ckpt("gpt2/124M")  # doctest: +SKIP
+        >>> settings["n_layer"], params["blocks"][0]["attn"]["c_attn"]["w"].shape  # doctest: +SKIP
+        (12, (768, 2304))
+    """
+    prefix = find_checkpoint(Path(folder))
+    if prefix is None:
+        raise FileNotFoundError(
+            f"{folder} holds no {_PREFIX}.index, and neither does {next(iter(ALIASES))}/ or another size below it; "
+            "give the folder of a checkpoint in OpenAI's layout"
+        )
+    settings = read_settings(prefix)
+    config = config_from_settings(settings, source=str(prefix.parent / HPARAMS))
+    # Half a gigabyte is compared with its checksums only after it is known to be what is wanted.
+    bundle = open_bundle(prefix, verify=False)
+    names = [name for name in bundle if not _TRAINING.fullmatch(name)]
+    arrays = _matching(names, bundle.__getitem__, config, _variable, source=str(prefix))
+    if verify:
+        bundle.verify()
+    params: dict[str, Any] = {"blocks": [{} for _ in range(config.n_layers)]}
+    for place, array in arrays.items():
+        target = params
+        if place[0] == "blocks":
+            target, place = params["blocks"][place[1]], place[2:]
+        for key in place[:-1]:
+            target = target.setdefault(str(key), {})
+        target[str(place[-1])] = array
+    return settings, params
+
+
+def read_settings(prefix: Path) -> dict[str, Any]:
+    """The `hparams.json` beside a checkpoint; without one, what its tensors say, if they have a published shape.
+
+    Raises:
+        ValueError: The file is damaged, or there is none and the number of heads cannot be told.
+    """
+    path = prefix.with_name(HPARAMS)
+    if path.exists():
+        return read_json(path)
+    shapes = {name: entry.shape for name, entry in open_bundle(prefix, verify=False).entries.items()}
+    blocks = {int(match[1]) for name in shapes if (match := re.match(r"model/h(\d{1,6})/", name))}
+    wte, wpe = shapes.get("model/wte", ()), shapes.get("model/wpe", ())
+    for preset in (PRESETS[name] for name in ALIASES.values()):
+        if (wte[-1:], len(blocks)) == ((preset.emb_dim,), preset.n_layers) and len(wte) == len(wpe) == 2:
+            values = (wte[0], wpe[0], preset.emb_dim, preset.n_heads, preset.n_layers)
+            return dict(zip(_FIELDS, values, strict=True))
+    raise ValueError(
+        f"{path} does not exist, and the tensors of {prefix.name} (wte {wte}, {len(blocks)} blocks) have no published "
+        f"size's shape, so the number of heads is unknown; write it, with {', '.join(_FIELDS)}"
+    )
+
+
+def config_from_settings(settings: Mapping[str, Any], *, source: str = "settings") -> GPT2Config:
+    """The configuration that OpenAI's settings describe; keys beside the five are passed over.
+
+    Args:
+        settings: `n_vocab`, `n_ctx`, `n_embd`, `n_head` and `n_layer`.
+        source: Where they are from, for messages.
+
+    Example:
+        >>> settings = {"n_vocab": 50257, "n_ctx": 1024, "n_embd": 1024, "n_head": 16, "n_layer": 24}
+        >>> config_from_settings(settings) == PRESETS["gpt2-medium"]
+        True
+    """
+    if not isinstance(settings, Mapping):
+        raise TypeError(f"settings is a {type(settings).__name__}; it must be a dictionary with {', '.join(_FIELDS)}")
+    missing = [key for key in _FIELDS if key not in settings]
+    if missing:
+        raise ValueError(f"{source} lacks {', '.join(missing)}; OpenAI's settings have {', '.join(_FIELDS)}")
+    try:
+        return GPT2Config(**{ours: settings[theirs] for theirs, ours in _FIELDS.items()})
+    except ValueError as error:
+        names = ", ".join(f"{theirs} {settings[theirs]!r}" for theirs in _FIELDS)
+        raise ValueError(f"{source} describes no GPT-2 ({names}): {error}") from error
+
+
+def tensors_from_params(params: Mapping[str, Any], settings: Mapping[str, Any]) -> tuple[GPT2Config, dict[str, Tensor]]:
+    """A configuration and tensors under our names.
+
+    Args:
+        params: What `load_gpt2_params_from_tf_ckpt` or the book's reader returns; matrices (in, out) or (1, in, out).
+        settings: `n_vocab`, `n_ctx`, `n_embd`, `n_head` and `n_layer`.
+
+    Returns:
+        Float32 tensors in our layout. They share memory with the arrays that are float32, contiguous and writable.
+
+    Raises:
+        ValueError: Lists what is missing, unexpected or misshapen.
+    """
+    if not isinstance(params, Mapping):
+        raise TypeError(f"params is a {type(params).__name__}; it must be a dictionary with 'blocks', 'wte', ...")
+    config = config_from_settings(settings)
+    found = {_joined(place): leaf for place, leaf in _leaves(params)}
+    arrays = _matching(found, found.__getitem__, config, _joined, source="params")
+    tensors = {}
+    for ours, parameter in _parameters(config).items():
+        tensor = torch.from_numpy(np.require(arrays[parameter.place], requirements=["C", "A", "W"]))
+        tensors[ours] = tensor.t() if parameter.flip else tensor
+    return config, tensors
+
+
+def _prefix_in(folder: Path) -> Path | None:
+    files = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
+    prefixes = sorted(name.removesuffix(".index") for name in files if name.endswith(".index") and name != ".index")
+    for name in (_named_by(folder / "checkpoint"), _PREFIX):
+        if name in prefixes:
+            return folder / name
+    # Other tools, too, call a file an index.
+    prefixes = [name for name in prefixes if any(file.startswith(f"{name}.data-") for file in files)]
+    if len(prefixes) > 1:
+        raise ValueError(
+            f"{folder} holds several checkpoints: {', '.join(prefixes[:6])}; name one in its file `checkpoint`: "
+            f'model_checkpoint_path: "{prefixes[-1]}"'
+        )
+    return folder / prefixes[0] if prefixes else None
+
+
+def _named_by(path: Path) -> str:
+    """The checkpoint that a file `checkpoint` names, without its folders: those are of the machine that wrote it."""
+    if not path.is_file():
+        return ""
+    with path.open("rb") as file:
+        text = file.read(1 << 16).decode("utf-8", "replace")
+    match = re.search(r'^\s*model_checkpoint_path:\s*"([^"]*)"', text, re.MULTILINE)
+    return re.split(r"[/\\]", match[1])[-1] if match else ""
+
+
+def _parameters(config: GPT2Config) -> dict[str, _Parameter]:
+    """What OpenAI's files have for each of our names."""
+    d = config.emb_dim
+    shapes: dict[str, tuple[int, ...]] = {
+        "wte": (config.vocab_size, d),
+        "wpe": (config.context_length, d),
+        "attn.c_attn": (d, 3 * d),
+        "attn.c_proj": (d, d),
+        "mlp.c_fc": (d, config.hidden_dim),
+        "mlp.c_proj": (config.hidden_dim, d),
+    }
+    table = {}
+    for ours, (theirs, flip) in trunk_names(config.n_layers).items():
+        *path, kind = theirs.split(".")
+        block = path[0] == "h"
+        inside = path[2:] if block else path
+        leaf = "b" if kind == "bias" else "g" if inside[-1].startswith("ln_") else "w"
+        place: _Place = ("blocks", int(path[1]), *inside, leaf) if block else (leaf if path == ["ln_f"] else path[0],)
+        shape = shapes.get(".".join(inside), (d,))
+        table[ours] = _Parameter(place, shape[-1:] if kind == "bias" else shape, flip)
+    return table
+
+
+def _variable(place: _Place) -> str:
+    if place[0] == "blocks":
+        return f"model/h{_joined(place[1:])}"
+    return f"model/ln_f/{place[0]}" if place[0] in ("g", "b") else f"model/{place[0]}"
+
+
+def _joined(place: _Place) -> str:
+    return "/".join(map(str, place))
+
+
+def _leaves(value: Any, place: _Place = ()) -> Iterator[tuple[_Place, Any]]:
+    if isinstance(value, Mapping | list):
+        for key, inner in value.items() if isinstance(value, Mapping) else enumerate(value):
+            yield from _leaves(inner, (*place, key))
+    else:
+        yield place, value
+
+
+def _matching(
+    names: Collection[str],
+    get: Callable[[str], Any],
+    config: GPT2Config,
+    name_of: Callable[[_Place], str],
+    *,
+    source: str,
+) -> dict[_Place, NDArray[np.float32]]:
+    """Every parameter of a configuration, float32 and in OpenAI's layout without axes of length 1 before a matrix."""
+    present = set(names)
+    # Before a list is made of as many blocks as a damaged file may say.
+    if config.n_layers > len(present):
+        raise ValueError(
+            f"{source} holds {len(present)} arrays, too few for the {config.n_layers} blocks of its settings"
+        )
+    wanted = {name_of(parameter.place): parameter for parameter in _parameters(config).values()}
+    problems: dict[str, list[str]] = {
+        "missing": [name for name in wanted if name not in present],
+        "unexpected": [name for name in names if name not in wanted],
+        "misshapen": [],
+    }
+    arrays = {}
+    for name, parameter in wanted.items():
+        if name not in present:
+            continue
+        array = get(name)
+        if not isinstance(array, np.ndarray):
+            problems["misshapen"].append(f"{name} is a {type(array).__name__}, not a numpy array")
+        elif array.dtype.kind != "f" or _squeezed(array.shape) != _squeezed(parameter.shape):
+            problems["misshapen"].append(
+                f"{name} is {array.dtype} {array.shape}, the settings want floats {parameter.shape}"
+            )
+        else:
+            arrays[parameter.place] = array.reshape(parameter.shape).astype(np.float32, copy=False)
+    if any(problems.values()):
+        parts = [
+            f"{len(found)} {kind}: {', '.join(found[:6])}{', ...' if len(found) > 6 else ''}"
+            for kind, found in problems.items()
+            if found
+        ]
+        raise ValueError(f"{source} does not hold the GPT-2 of its settings: {'; '.join(parts)}")
+    return arrays
+
+
+def _squeezed(shape: tuple[int, ...]) -> tuple[int, ...]:
+    return tuple(n for n in shape if n != 1)
