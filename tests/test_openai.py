@@ -95,9 +95,11 @@ def test_several_sizes_must_be_told_apart(models: Path) -> None:
 
 
 def test_what_lies_nearer_and_what_bears_the_folders_own_name_is_taken(models: Path) -> None:
+    put(models / "355M" / "124M")
+    put(models / "355M" / "355M")
+    assert find_checkpoint(models / "355M") == models / "355M" / "355M" / "model.ckpt"
+    shutil.rmtree(models / "355M")
     put(models / "124M" / "124M")
-    put(models / "124M" / "355M")
-    assert find_checkpoint(models / "124M") == models / "124M" / "124M" / "model.ckpt"
     put(models / "124M")
     assert find_checkpoint(models / "124M") == models / "124M" / "model.ckpt"
     assert find_checkpoint(models) == models / "124M" / "model.ckpt"
