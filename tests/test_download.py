@@ -17,7 +17,7 @@ import pytest
 import requests
 from hub_server import COMMIT, Answer, Hub, serving
 
-from gptclf.weights import download
+from gptclf.weights import http, transfer
 from gptclf.weights.download import EntryNotFoundError, cached_file, hub_file
 
 REPO = "owner/name"
@@ -34,8 +34,8 @@ def environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
             monkeypatch.delenv(name)
     monkeypatch.setenv("HF_HOME", str(tmp_path / "home"))
     monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
-    monkeypatch.setattr(download, "RETRY_WAITS_SECONDS", (0.0, 0.0, 0.0))
-    monkeypatch.setattr(download, "CHUNK_BYTES", 100)
+    monkeypatch.setattr(http, "RETRY_WAITS_SECONDS", (0.0, 0.0, 0.0))
+    monkeypatch.setattr(transfer, "CHUNK_BYTES", 100)
 
 
 @pytest.fixture
@@ -439,7 +439,7 @@ def test_early_end_that_the_http_library_misses_is_resumed(hub: Hub, monkeypatch
 def test_connection_that_brings_something_is_kept_on_with(hub: Hub) -> None:
     hub.cuts = [1000] * 9
     assert hub_file(REPO, "model.safetensors").read_bytes() == WEIGHTS
-    assert len(gets(hub)) == 10 > 2 * len(download.RETRY_WAITS_SECONDS)
+    assert len(gets(hub)) == 10 > 2 * len(http.RETRY_WAITS_SECONDS)
 
 
 def test_connection_that_keeps_being_cut_is_given_up_and_resumed_by_the_next_call(hub: Hub, blobs: Path) -> None:
@@ -614,7 +614,7 @@ def test_busy_hub_is_asked_again(hub: Hub, method: str, status: int) -> None:
 def test_hub_that_stays_busy_is_given_up(
     hub: Hub, method: str, waits: list[float], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(download, "RETRY_WAITS_SECONDS", (1.0, 2.0))
+    monkeypatch.setattr(http, "RETRY_WAITS_SECONDS", (1.0, 2.0))
     hub.faults[method] = [Answer(503)] * 9
     with pytest.raises(ConnectionError, match="503"):
         hub_file(REPO, "config.json")
@@ -625,7 +625,7 @@ def test_hub_that_stays_busy_is_given_up(
 def test_retry_after_is_honoured_up_to_a_bound(hub: Hub, waits: list[float]) -> None:
     hub.faults["HEAD"] = [Answer(429, {"Retry-After": after}) for after in ("7", "9999", "Wed, 1 Jan 2020")]
     hub_file(REPO, "config.json")
-    assert waits == [7.0, download.MAX_RETRY_AFTER_SECONDS, 0.0]
+    assert waits == [7.0, http.MAX_RETRY_AFTER_SECONDS, 0.0]
 
 
 def test_timeouts_come_from_the_environment(hub: Hub, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -670,7 +670,7 @@ def test_file_or_revision_that_leaves_the_repository_is_refused(hub: Hub, name: 
 
 @pytest.fixture
 def big(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> Hub:
-    monkeypatch.setattr(download, "PROGRESS_FROM_BYTES", len(WEIGHTS))
+    monkeypatch.setattr(transfer, "PROGRESS_FROM_BYTES", len(WEIGHTS))
     return hub
 
 
@@ -694,7 +694,7 @@ def test_without_tqdm_each_tenth_is_logged(
     big: Hub, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     without_tqdm(monkeypatch)
-    caplog.set_level(logging.INFO, logger=download.__name__)
+    caplog.set_level(logging.INFO, logger=transfer.__name__)
     hub_file(REPO, "model.safetensors")
     assert len([line for line in caplog.messages if line.startswith("model.safetensors: ")]) == 10
 
@@ -710,7 +710,7 @@ def test_progress_can_be_silenced(
     if not bar:
         without_tqdm(monkeypatch)
     monkeypatch.setenv("HF_HUB_DISABLE_PROGRESS_BARS", "1")
-    caplog.set_level(logging.INFO, logger=download.__name__)
+    caplog.set_level(logging.INFO, logger=transfer.__name__)
     hub_file(REPO, "model.safetensors")
     assert caplog.messages == []
     assert capsys.readouterr().err == ""

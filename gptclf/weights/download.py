@@ -1,25 +1,21 @@
 """Gets one file of a Hugging Face hub repository into, or out of, the standard Hugging Face cache.
 
-It owns the hub's protocol: metadata, resume, checks, errors. The cache's layout is hub_cache.py's; which files make up
-a model is the loader's business. Environment variables are read at each call.
+It owns the hub's protocol: what its answers say of a file, and what its refusals mean. Getting the bytes is
+transfer.py's, the cache's layout hub_cache.py's; which files make up a model is the loader's business. Environment
+variables are read at each call.
 """
 
 from __future__ import annotations
 
-import errno
-import hashlib
-import logging
+import dataclasses
 import os
 import re
-import time
-import uuid
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
-from urllib.parse import urljoin, urlsplit
+from typing import TYPE_CHECKING
 
+from gptclf.weights.http import CutError, Source, announced_size, origin, raise_for_status, retry, send
 from gptclf.weights.hub_cache import (
     COMMIT,
     Wanted,
@@ -28,37 +24,28 @@ from gptclf.weights.hub_cache import (
     is_on,
     link,
     path_setting,
-    replace,
+    timeout_seconds,
     wanted_file,
     write_ref,
 )
+from gptclf.weights.partial import writing
+from gptclf.weights.transfer import DamagedError, fetch, verify
 
 if TYPE_CHECKING:
     import requests
 
 __all__ = ["EntryNotFoundError", "cached_file", "hub_file"]
 
-RETRY_WAITS_SECONDS: tuple[float, ...] = (1.0, 2.0, 4.0, 8.0)
-MAX_RETRY_AFTER_SECONDS = 60.0
-PROGRESS_FROM_BYTES = 5_000_000
-CHUNK_BYTES = 1 << 20
-MAX_REDIRECTS = 10
 BY_HAND = (
     "To work without a network, put config.json, model.safetensors, vocab.json and merges.txt into a folder "
     "and pass its path to load_gpt2."
 )
 
 _ETAG = re.compile(r"\w[\w.-]*", re.ASCII)
-_T = TypeVar("_T")
-_logger = logging.getLogger(__name__)
 
 
 class EntryNotFoundError(FileNotFoundError):
     """The repository and revision exist but hold no such file: what a probe for an optional file catches."""
-
-
-class _BusyError(ConnectionError):
-    retry_after_seconds = 0.0
 
 
 def hub_file(repo: str, filename: str, *, revision: str | None = None, cache_dir: str | Path | None = None) -> Path:
@@ -77,7 +64,7 @@ def hub_file(repo: str, filename: str, *, revision: str | None = None, cache_dir
     Raises:
         EntryNotFoundError: The repository holds no such file.
         FileNotFoundError: No such repository or revision, or no cached file and no network allowed.
-        PermissionError: The hub wants another token than HF_TOKEN.
+        PermissionError: The hub wants another token than HF_TOKEN; or the cache may not be written.
         ConnectionError: The hub could not be reached, was busy, or the connection kept being cut.
         OSError: What arrived is not what the hub announced, or the disk is full.
         ValueError: The repository, file name or revision is not well formed.
@@ -93,14 +80,19 @@ def hub_file(repo: str, filename: str, *, revision: str | None = None, cache_dir
             f"{wanted} is not in the cache {wanted.cache}, and HF_HUB_OFFLINE or TRANSFORMERS_OFFLINE "
             f"forbids the network. Unset it to download, or point HF_HOME at the cache that has the file. {BY_HAND}"
         )
-    remote = _retry(lambda: _look_up(wanted, commit), on=_BusyError)
+    remote = retry(lambda: _look_up(wanted, commit), on=CutError)
     pointer = wanted.snapshot(remote.commit)
-    if not pointer.is_file():
-        blob = wanted.folder / "blobs" / remote.etag
-        if not blob.is_file() or remote.size not in (None, blob.stat().st_size):
-            _download(wanted, remote, blob)
+    if pointer.is_file():
+        # Somebody else's cache, say: it is only to be read.
+        with suppress(OSError):
+            write_ref(wanted, remote.commit)
+        return pointer
+    source, blob = remote.source, wanted.folder / "blobs" / remote.etag
+    if not _is_right(blob, source):
+        fetch(source, blob)
+    with writing(source.what, pointer.parent, source.elsewhere):
         link(blob, pointer)
-    write_ref(wanted, remote.commit)
+        write_ref(wanted, remote.commit)
     return pointer
 
 
@@ -115,19 +107,38 @@ def cached_file(
 
 @dataclass(frozen=True)
 class _Remote:
-    """What the hub says of a file; a size of None is one it does not say."""
+    """What the hub says of a file: its names in the cache, and where to get it."""
 
     commit: str
     etag: str
-    size: int | None
+    source: Source
 
 
-def _timeout_seconds(name: str) -> float:
-    value = os.environ.get(name) or "10"
+def _is_right(blob: Path, source: Source) -> bool:
+    """Whether a blob is there and what its name says: whoever wrote it may have been cut short."""
+    if not blob.is_file():
+        return False
     try:
-        return float(value)
-    except ValueError:
-        raise ValueError(f"{name} is {value!r}; give a number of seconds") from None
+        verify(source, blob)
+    except DamagedError:
+        return False
+    return True
+
+
+def _source(wanted: Wanted, revision: str, timeout: str) -> Source:
+    def refuse(response: requests.Response) -> None:
+        _raise_for_hub_code(response, wanted)
+
+    return Source(
+        url=wanted.url(revision),
+        what=str(wanted),
+        advice=f"HF_ENDPOINT (now {endpoint()}) may name a mirror of the hub. {BY_HAND}",
+        elsewhere="set HF_HOME to a folder with room for the cache that you may write to.",
+        timeout=timeout_seconds(timeout),
+        token=_token(),
+        refuse=refuse,
+        progress=not is_on("HF_HUB_DISABLE_PROGRESS_BARS"),
+    )
 
 
 def _token() -> str | None:
@@ -140,63 +151,9 @@ def _token() -> str | None:
     return token or None
 
 
-def _retry(attempt: Callable[[], _T], on: type[ConnectionError]) -> _T:
-    for wait in RETRY_WAITS_SECONDS:
-        try:
-            return attempt()
-        except on as error:
-            asked = error.retry_after_seconds if isinstance(error, _BusyError) else 0.0
-            seconds = max(wait, min(asked, MAX_RETRY_AFTER_SECONDS))
-            _logger.info("%s Trying again in %g s.", error, seconds)
-            time.sleep(seconds)
-    return attempt()
-
-
-def _send(wanted: Wanted, method: str, url: str, timeout: str, **headers: str) -> requests.Response:
-    """Ask for `url`; a GET follows redirects anywhere, a HEAD on its host. The token is for the hub alone."""
-    import requests
-
-    for _ in range(MAX_REDIRECTS):
-        token = _token() if _origin(url) == _origin(endpoint()) else None
-        try:
-            response = requests.request(
-                method,
-                url,
-                headers={"Accept-Encoding": "identity", **headers},
-                # As `auth`, for requests would put a password from ~/.netrc in place of a plain header.
-                auth=_bearer(token) if token else None,
-                timeout=_timeout_seconds(timeout),
-                stream=True,
-                allow_redirects=False,
-            )
-        except requests.RequestException as error:
-            raise ConnectionError(
-                f"Could not get {wanted} from {url}: {error}. Check the network and its proxy, or set "
-                f"HF_ENDPOINT (now {endpoint()}) to a mirror. {BY_HAND}"
-            ) from error
-        target = urljoin(url, response.headers.get("Location", ""))
-        answers = "X-Linked-Etag" in response.headers or _origin(target) != _origin(url)
-        if not response.is_redirect or (method == "HEAD" and answers):
-            return response
-        response.close()
-        url = target
-    raise ConnectionError(f"Could not get {wanted}: more than {MAX_REDIRECTS} redirects, the last to {url}.")
-
-
-def _origin(url: str) -> tuple[str, str | None, int | None]:
-    parts = urlsplit(url)
-    return parts.scheme, parts.hostname, parts.port or {"http": 80, "https": 443}.get(parts.scheme)
-
-
-def _bearer(token: str) -> Callable[[requests.PreparedRequest], requests.PreparedRequest]:
-    def authorize(request: requests.PreparedRequest) -> requests.PreparedRequest:
-        request.headers["Authorization"] = f"Bearer {token}"
-        return request
-
-    return authorize
-
-
-def _raise_for_status(response: requests.Response, wanted: Wanted) -> None:
+def _raise_for_hub_code(response: requests.Response, wanted: Wanted) -> None:
+    if origin(response.url) != origin(endpoint()):
+        return  # a store the hub sends to knows none of its codes
     status, code = response.status_code, response.headers.get("X-Error-Code", "")
     said = f"{response.url} answered {status} ({response.headers.get('X-Error-Message') or response.reason})"
     if status in (401, 403):
@@ -210,13 +167,6 @@ def _raise_for_status(response: requests.Response, wanted: Wanted) -> None:
     if status == 404:
         what = {"RepoNotFound": "repository", "RevisionNotFound": "revision"}.get(code, "repository, revision or file")
         raise FileNotFoundError(f"There is no such {what}: {wanted}; {said}. Check the names.")
-    if status in (408, 429) or status >= 500:
-        busy = _BusyError(f"The hub has no time for {wanted}: {said}. Try later, or set HF_ENDPOINT to a mirror.")
-        asked = response.headers.get("Retry-After", "")
-        busy.retry_after_seconds = float(asked) if asked.isdecimal() else 0.0
-        raise busy
-    if status >= 400:
-        raise OSError(f"Could not get {wanted}: {said}.")
 
 
 def _look_up(wanted: Wanted, commit: str | None) -> _Remote:
@@ -232,14 +182,16 @@ def _look_up(wanted: Wanted, commit: str | None) -> _Remote:
 
 
 def _metadata(wanted: Wanted, revision: str) -> _Remote:
-    with _send(wanted, "HEAD", wanted.url(revision), "HF_HUB_ETAG_TIMEOUT") as response:
+    source = _source(wanted, revision, "HF_HUB_ETAG_TIMEOUT")
+    with send("HEAD", source, follow=_says_nothing_yet) as response:
         head = response.headers
         commit = head.get("X-Repo-Commit", "")
         if head.get("X-Error-Code") == "EntryNotFound" and COMMIT.fullmatch(commit):
             with suppress(OSError):
                 wanted.missing_mark(commit).parent.mkdir(parents=True, exist_ok=True)
                 wanted.missing_mark(commit).touch()
-        _raise_for_status(response, wanted)
+        if not response.is_redirect:
+            raise_for_status(response, source)
         etag = (head.get("X-Linked-Etag") or head.get("ETag", "")).removeprefix("W/").strip('"')
         # Both become file names here, so a mirror may not choose them freely.
         if not COMMIT.fullmatch(commit) or not _ETAG.fullmatch(etag):
@@ -247,127 +199,14 @@ def _metadata(wanted: Wanted, revision: str) -> _Remote:
                 f"{response.url} answered with X-Repo-Commit {commit!r} and ETag {etag!r}, where a hub gives "
                 f"a commit and a hash. Check HF_ENDPOINT (now {endpoint()}) and the proxy. {BY_HAND}"
             )
-        size = head.get("X-Linked-Size") or ("" if response.is_redirect else head.get("Content-Length", ""))
-    return _Remote(commit, etag, int(size) if size.isdecimal() else None)
+        linked = head.get("X-Linked-Size", "")
+        size = int(linked) if re.fullmatch(r"[0-9]{1,18}", linked) else announced_size(response)
+    # The etag is sha256 of a large file, git's blob sha1 of a small one; a mirror may make up others.
+    digest = etag if re.fullmatch(r"[0-9a-f]{40}|[0-9a-f]{64}", etag) else None
+    source = dataclasses.replace(_source(wanted, commit, "HF_HUB_DOWNLOAD_TIMEOUT"), size=size, digest=digest)
+    return _Remote(commit, etag, source)
 
 
-def _download(wanted: Wanted, remote: _Remote, blob: Path) -> None:
-    blob.parent.mkdir(parents=True, exist_ok=True)
-    left_over = blob.with_name(f"{blob.name}.incomplete")
-    # Renaming is atomic: of processes that want the same file one gets what is there, each writes its own.
-    partial = blob.with_name(f"{blob.name}.{uuid.uuid4().hex[:8]}.incomplete")
-    with suppress(OSError):
-        left_over.rename(partial)
-    try:
-        _fetch(wanted, remote, partial)
-        replace(partial, blob)
-    except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-            raise
-        partial.unlink(missing_ok=True)
-        raise OSError(
-            error.errno,
-            f"The disk or quota is full: {wanted} needs {remote.size} bytes in {blob.parent}. Free some, or "
-            "set HF_HOME to a folder with room for the cache.",
-        ) from error
-    finally:
-        with suppress(OSError):
-            partial.replace(left_over)
-
-
-def _fetch(wanted: Wanted, remote: _Remote, partial: Path) -> None:
-    resumes = _size(partial) > 0
-    while True:
-        before = _size(partial)
-        try:
-            _retry(lambda: _transfer(wanted, remote, partial), on=ConnectionError)
-            break
-        except ConnectionError:
-            if _size(partial) <= before:  # a poor connection may go on for as long as it brings something
-                raise
-    try:
-        _verify(wanted, remote, partial)
-    except OSError as error:
-        if not resumes:
-            raise
-        _logger.warning("%s It was begun by an earlier run; downloading it anew.", error)
-        _fetch(wanted, remote, partial)
-
-
-def _transfer(wanted: Wanted, remote: _Remote, partial: Path) -> None:
-    """Append what is missing; a ConnectionError leaves what arrived in `partial`."""
-    import requests
-
-    have = _size(partial)
-    if have and have == remote.size:
-        return
-    headers = {"Range": f"bytes={have}-"} if have else {}
-    with _send(wanted, "GET", wanted.url(remote.commit), "HF_HUB_DOWNLOAD_TIMEOUT", **headers) as response:
-        if have and response.status_code == 416:
-            partial.unlink()
-            raise ConnectionError(f"The hub has no {wanted} from byte {have} on; starting anew.")
-        _raise_for_status(response, wanted)
-        with (
-            partial.open("ab" if response.status_code == 206 else "wb") as file,
-            _progress(wanted, remote.size or 0, file.tell()) as tell,
-        ):
-            try:
-                for chunk in response.iter_content(CHUNK_BYTES):
-                    file.write(chunk)
-                    tell(file.tell())
-            except requests.RequestException as error:
-                raise ConnectionError(f"The connection was cut while getting {wanted}: {error}.") from error
-            file.flush()
-            os.fsync(file.fileno())
-    # Not every urllib3 notices an early end.
-    if _size(partial) < (remote.size or 0):
-        raise ConnectionError(f"The connection ended at byte {_size(partial)} of {remote.size} of {wanted}.")
-
-
-def _verify(wanted: Wanted, remote: _Remote, partial: Path) -> None:
-    """Compare with the announced size and hash: the etag is sha256 of a large file, else git's blob sha1."""
-    size = _size(partial)
-    expected, got = str(remote.size), str(size)
-    if remote.size in (None, size) and re.fullmatch(r"[0-9a-f]{40}|[0-9a-f]{64}", remote.etag):
-        digest = (
-            hashlib.sha256() if len(remote.etag) == 64 else hashlib.sha1(b"blob %d\0" % size, usedforsecurity=False)
-        )
-        with partial.open("rb") as file:
-            expected, got = remote.etag, hashlib.file_digest(file, lambda: digest).hexdigest()
-    elif remote.size is None:
-        return
-    if expected != got:
-        partial.unlink()
-        raise OSError(f"{wanted} arrived damaged: expected size or hash {expected}, got {got}. Try again.")
-
-
-def _size(path: Path) -> int:
-    return path.stat().st_size if path.exists() else 0
-
-
-@contextmanager
-def _progress(wanted: Wanted, total: int, done: int) -> Iterator[Callable[[int], object]]:
-    """Give a function to be told how many bytes are there: a tqdm bar, or a logged line each tenth."""
-    if total < PROGRESS_FROM_BYTES or is_on("HF_HUB_DISABLE_PROGRESS_BARS"):
-        yield lambda done: None
-    elif (tqdm := _tqdm()) is not None:
-        with tqdm(desc=wanted.filename, total=total, initial=done, unit="B", unit_scale=True) as bar:
-            yield lambda done: bar.update(done - bar.n)
-    else:
-        tenths = done * 10 // total
-
-        def log(done: int) -> None:
-            nonlocal tenths
-            if done * 10 // total > tenths:
-                tenths = done * 10 // total
-                _logger.info("%s: %d of %d MB", wanted.filename, done // 10**6, total // 10**6)
-
-        yield log
-
-
-def _tqdm() -> Any:
-    try:
-        from tqdm import tqdm
-    except ImportError:
-        return None
-    return tqdm
+def _says_nothing_yet(response: requests.Response, target: str) -> bool:
+    """Whether a redirect is the hub's to another of its pages; one to a store comes with what is known of the file."""
+    return "X-Linked-Etag" not in response.headers and origin(target) == origin(response.url)

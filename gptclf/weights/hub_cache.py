@@ -4,6 +4,7 @@ The layout is huggingface_hub's: blobs/<etag>, snapshots/<commit>/<file> as link
 here asks a network. Environment variables are read at each call.
 """
 
+import math
 import os
 import re
 import shutil
@@ -11,6 +12,8 @@ import uuid
 from dataclasses import dataclass
 from pathlib import Path, PureWindowsPath
 from urllib.parse import quote
+
+from gptclf.weights.partial import replace
 
 COMMIT = re.compile(r"[0-9a-f]{40}")
 # "--" is in no hub name: the cache writes owner/name as owner--name.
@@ -56,7 +59,7 @@ class Wanted:
         """The commit that the revision is, as far as the cache knows."""
         if COMMIT.fullmatch(self.revision):
             return self.revision
-        commit = self.ref.read_text().strip() if self.ref.is_file() else ""
+        commit = self.ref.read_bytes().decode("ascii", "replace").strip() if self.ref.is_file() else ""
         return commit if COMMIT.fullmatch(commit) else None
 
     def url(self, revision: str) -> str:
@@ -86,24 +89,30 @@ def path_setting(name: str) -> Path | None:
     return Path(os.path.expandvars(value)).expanduser() if value else None
 
 
+def timeout_seconds(name: str) -> float:
+    """The seconds an environment variable gives; 10 if it is not set."""
+    value = os.environ.get(name) or "10"
+    try:
+        seconds = float(value)
+    except ValueError:
+        seconds = math.nan
+    if not 0 < seconds < math.inf:
+        raise ValueError(f"{name} is {value!r}; give a number of seconds above 0")
+    return seconds
+
+
+def cache_home() -> Path:
+    """The folder of this user's caches (XDG_CACHE_HOME)."""
+    return path_setting("XDG_CACHE_HOME") or Path.home() / ".cache"
+
+
 def hub_home() -> Path:
     """Hugging Face's folder for settings and caches (HF_HOME)."""
-    return path_setting("HF_HOME") or (path_setting("XDG_CACHE_HOME") or Path.home() / ".cache") / "huggingface"
+    return path_setting("HF_HOME") or cache_home() / "huggingface"
 
 
 def _cache_root() -> Path:
     return path_setting("HF_HUB_CACHE") or path_setting("HUGGINGFACE_HUB_CACHE") or hub_home() / "hub"
-
-
-def replace(source: Path, target: Path) -> None:
-    """Rename over `target`, or drop `source` where another process was first."""
-    try:
-        source.replace(target)
-    except PermissionError:
-        # Windows, where another process has made the same file and holds it open.
-        if not target.is_file():
-            raise
-    source.unlink(missing_ok=True)
 
 
 def link(blob: Path, pointer: Path) -> None:
@@ -122,7 +131,8 @@ def link(blob: Path, pointer: Path) -> None:
 
 def _hard_link_or_copy(source: Path, target: Path) -> None:
     try:
-        os.link(source, target)
+        # A blob may itself be a link to one that repositories share: a relative one, which holds in its place alone.
+        os.link(source.resolve(), target)
     except OSError:
         shutil.copyfile(source, target)
 

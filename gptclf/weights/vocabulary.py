@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 _GPT2 = "openai-community/gpt2"
 
 # tiktoken names a cached file by the SHA-1 of the address it came from; the SHA-256 is of the content.
-_TIKTOKEN_FILES = {
+TIKTOKEN_FILES = {
     "vocab.bpe": "1ce1664773c50f3e0cc8842619a93edc4624525b728b188a9e0be33b7726adc5",
     "encoder.json": "196139668be63f3b5d6574427317ae82f612a97c5d1cdaf36ed2256dbf636783",
 }
@@ -73,7 +73,7 @@ def _from_tiktoken_cache() -> "tiktoken.Encoding | None":
     if not cache:  # tiktoken reads an empty value as "no cache"
         return None
     paths = []
-    for name, digest in _TIKTOKEN_FILES.items():
+    for name, digest in TIKTOKEN_FILES.items():
         path = Path(cache) / hashlib.sha1((_TIKTOKEN_ADDRESS + name).encode()).hexdigest()
         # A shared temporary folder is no safe place: only the published bytes are taken.
         if not path.is_file() or hashlib.sha256(path.read_bytes()).hexdigest() != digest:

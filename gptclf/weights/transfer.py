@@ -1,0 +1,230 @@
+"""Brings the file at one address to one place: resumed where it was cut, checked, renamed when it is whole and right.
+
+It knows nothing of hubs. The request is http.py's, the file while it is on its way partial.py's.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import os
+import re
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from urllib.parse import unquote
+
+from gptclf.weights.http import CutError, Source, announced_size, is_encoded, raise_for_status, retry, send
+from gptclf.weights.partial import claimed, refuse_directory, replace, size_of, writing
+
+if TYPE_CHECKING:
+    import requests
+
+PROGRESS_FROM_BYTES = 5_000_000
+# A read that times out loses what it had of a chunk: in small ones a connection that stalls often still gets on.
+CHUNK_BYTES = 1 << 16
+
+_logger = logging.getLogger(__name__)
+
+
+class DamagedError(OSError):
+    """What arrived is not what was announced or published."""
+
+
+def fetch(source: Source, target: Path, *, version: str = "") -> None:
+    """Bring the file at `source` to `target`, in place of what is there.
+
+    Args:
+        source: Where it is and what is known of it.
+        target: Where it goes; its folder is made if need be.
+        version: Tells contents apart that the same target might get: a part that an interrupted call left is gone on
+            with if it is of the same.
+
+    Raises:
+        PermissionError: The server refuses; or, with an errno, the system does.
+        FileNotFoundError: The server has no such file.
+        ConnectionError: The server could not be reached, stayed busy, or kept breaking off.
+        DamagedError: What arrived is wrong; nothing of it is kept.
+        OSError: Any other answer; or, with an errno, the target cannot be written, the disk is full.
+    """
+    with writing(source.what, target.parent, source.elsewhere, source.size):
+        refuse_directory(target)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with claimed(target, version) as partial:
+            _Transfer(source, partial).run()
+            replace(partial, target)
+
+
+def verify(source: Source, path: Path) -> None:
+    """Raise DamagedError if the file has not the size, hash or content that it should."""
+    size = size_of(path)
+    if source.size not in (None, size):
+        raise _damaged(source, source.size, size, path)
+    if source.digest is not None:
+        with path.open("rb") as file:
+            got = hashlib.file_digest(file, lambda: _hasher(len(source.digest or ""), size)).hexdigest()
+        if got != source.digest:
+            raise _damaged(source, source.digest, got, path)
+    if source.check is not None:
+        try:
+            source.check(path)
+        except ValueError as error:
+            raise DamagedError(f"{source.what} from {source.url} is not what it should be: {error}.") from error
+
+
+def _hasher(digits: int, size: int) -> Any:
+    if digits == 40:
+        return hashlib.sha1(b"blob %d\0" % size, usedforsecurity=False)
+    return hashlib.sha256() if digits == 64 else hashlib.md5(usedforsecurity=False)
+
+
+def _damaged(source: Source, expected: object, got: object, path: Path) -> DamagedError:
+    with path.open("rb") as file:
+        page = file.read(64).lstrip().startswith(b"<")
+    advice = "It begins like a web page: a proxy or sign-in page may have answered." if page else "Try again."
+    return DamagedError(f"{source.what} arrived damaged: expected size or hash {expected}, got {got}. {advice}")
+
+
+class _Transfer:
+    """The work on one partial file until it is whole."""
+
+    def __init__(self, source: Source, partial: Path) -> None:
+        self.source, self.partial = source, partial
+        self.etag = source.etag
+        self.pieced = size_of(partial) > 0
+
+    def run(self) -> None:
+        """Fill the file and check it; what was put together from pieces and is wrong gets a second chance."""
+        try:
+            self._fill()
+        except DamagedError as error:
+            if not self.pieced:
+                raise
+            _logger.warning("%s It was put together from pieces; downloading it anew.", error)
+            self._fill()
+
+    def _fill(self) -> None:
+        try:
+            while True:
+                before = size_of(self.partial)
+                try:
+                    retry(self._append, on=ConnectionError)
+                    break
+                except ConnectionError:
+                    # A poor connection may go on for as long as it brings something.
+                    if size_of(self.partial) <= before:
+                        raise
+            verify(self.source, self.partial)
+        except DamagedError:
+            self._empty()
+            raise
+
+    def _append(self) -> None:
+        """Get what is missing; a ConnectionError leaves what arrived."""
+        source, have = self.source, size_of(self.partial)
+        if have and source.digest is None and self.etag is None:
+            # Nothing could tell whether the next piece is of the same content.
+            self._empty()
+            have = 0
+        if have and have == source.size:
+            return
+        headers = {"Range": f"bytes={have}-"} if have else {}
+        if have and self.etag is not None and self.etag.startswith('"'):  # a weak one is not allowed here
+            headers["If-Range"] = self.etag
+        with send("GET", source, headers=headers) as response:
+            if have and response.status_code == 416:
+                raise self._anew(f"has nothing from byte {have} on")
+            raise_for_status(response, source)
+            goes_on = response.status_code == 206
+            total = self._total_of_rest(response, have) if goes_on else self._total(response)
+            self.etag = response.headers.get("ETag")
+            self.pieced = goes_on and have > 0
+            self._write(response, "ab" if goes_on else "wb", total)
+        # Not every urllib3 notices an early end.
+        if size_of(self.partial) < (total or 0):
+            raise CutError(f"The connection ended at byte {size_of(self.partial)} of {total} of {source.what}.")
+
+    def _total(self, response: requests.Response) -> int | None:
+        """The file's length, after a look at whether a 200 answer can be the file."""
+        source, announced = self.source, announced_size(response)
+        if source.digest is None and source.etag not in (None, response.headers.get("ETag")):
+            raise CutError(f"{source.url} does not give the {source.what} that was looked up. {source.advice}")
+        if source.size is not None and announced is not None and announced < source.size:
+            raise CutError(f"{source.url} announces an end at byte {announced} of {source.size} of {source.what}.")
+        framed = "Content-Length" in response.headers or "Transfer-Encoding" in response.headers
+        if source.size is None and source.digest is None and not framed:
+            raise OSError(
+                f"{response.url} gives neither a length nor a hash of {source.what}, so there is no telling whether "
+                f"all of it arrives. {source.advice}"
+            )
+        return announced if source.size is None else source.size
+
+    def _total_of_rest(self, response: requests.Response, have: int) -> int | None:
+        """The file's length, after a look at whether a 206 answer goes on at byte `have` of the same content."""
+        said, etag = response.headers.get("Content-Range", ""), response.headers.get("ETag")
+        match = re.fullmatch(r"bytes ([0-9]{1,18})-[0-9]{1,18}/([0-9]{1,18}|\*)", said)
+        if match is None or int(match[1]) != have or is_encoded(response):
+            raise self._anew(f"gives {said or 'something'!r} where bytes from {have} on were asked for")
+        total = self.source.size if match[2] == "*" else int(match[2])
+        # Where a hash is known it has the last word, and an answer may do without an ETag.
+        same = self.source.digest is not None if None in (etag, self.etag) else etag == self.etag
+        if self.source.size not in (None, total) or (have and not same):
+            raise self._anew("has changed since the first part was fetched")
+        return total
+
+    def _anew(self, reason: str) -> CutError:
+        self._empty()
+        self.etag = None
+        return CutError(f"{self.source.url} {reason}. Starting {self.source.what} anew.")
+
+    def _empty(self) -> None:
+        # Not removed: the mark that it is ours is on this very file.
+        os.truncate(self.partial, 0)
+
+    def _write(self, response: requests.Response, mode: str, total: int | None) -> None:
+        import requests
+
+        with self.partial.open(mode) as file, _progress(self.source, total or 0, file.tell()) as tell:
+            try:
+                for chunk in response.iter_content(CHUNK_BYTES):
+                    file.write(chunk)
+                    tell(file.tell())
+                    # A server that never ends must not fill the disk.
+                    if total is not None and file.tell() > total:
+                        break
+            except requests.RequestException as error:
+                raise CutError(f"The connection was cut while getting {self.source.what}: {error}.") from error
+            file.flush()
+            os.fsync(file.fileno())
+        if total is not None and size_of(self.partial) > total:
+            raise _damaged(self.source, total, f"{size_of(self.partial)} or more", self.partial)
+
+
+@contextmanager
+def _progress(source: Source, total: int, done: int) -> Iterator[Callable[[int], object]]:
+    """Give a function to be told how many bytes are there: a tqdm bar, or a logged line each tenth."""
+    name = unquote(source.url.rpartition("/")[2])
+    if total < PROGRESS_FROM_BYTES or not source.progress:
+        yield lambda done: None
+    elif (tqdm := _tqdm()) is not None:
+        with tqdm(desc=name, total=total, initial=done, unit="B", unit_scale=True) as bar:
+            yield lambda done: bar.update(done - bar.n)
+    else:
+        tenths = done * 10 // total
+
+        def log(done: int) -> None:
+            nonlocal tenths
+            if done * 10 // total > tenths:
+                tenths = done * 10 // total
+                _logger.info("%s: %d of %d MB", name, done // 10**6, total // 10**6)
+
+        yield log
+
+
+def _tqdm() -> Any:
+    try:
+        from tqdm import tqdm
+    except ImportError:
+        return None
+    return tqdm
