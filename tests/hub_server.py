@@ -1,11 +1,13 @@
 """A small Hugging Face hub on 127.0.0.1, with faults on request."""
 
+import base64
 import hashlib
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import TypeVar
 from urllib.parse import unquote
 
 COMMIT = "a" * 40
@@ -22,18 +24,43 @@ class Seen:
 
 @dataclass
 class Answer:
-    """An answer given in place of the usual one."""
+    """An answer given in place of the usual one.
+
+    Attributes:
+        length: The Content-Length to announce in place of the body's own; 0 announces none, and the end of the
+            connection ends the body.
+        chunked: Whether the body goes out in chunks, with no length.
+        late: Seconds before the first byte of the answer.
+        drip: Seconds between one hundredth of the body and the next.
+        silent: Whether the connection is closed without an answer.
+    """
 
     status: int
     headers: dict[str, str] = field(default_factory=dict)
     body: bytes = b""
+    length: int | None = None
+    chunked: bool = False
+    late: float = 0.0
+    drip: float = 0.0
+    silent: bool = False
+
+
+def pause(seconds: float) -> None:
+    """Sleep, though a test may have taken time.sleep away."""
+    if seconds:
+        threading.Event().wait(seconds)
+
+
+# Makes another answer of the usual one.
+Change = Callable[[Answer], Answer]
 
 
 class Hub:
     """The files of one repository, and what goes wrong when they are asked for.
 
-    `faults` holds, per method, answers that are given once each before the usual ones; `cuts` the number of bytes
-    after which each of the next GETs breaks off.
+    `faults` holds, per method, answers (or changes to the usual one) that are given once each before the usual ones;
+    `always` changes that hold for every answer;
+    `cuts` the number of bytes after which each of the next GETs breaks off.
     """
 
     def __init__(self) -> None:
@@ -42,7 +69,8 @@ class Hub:
         self.branches = {"main": COMMIT}
         self.gone: set[str] = set()
         self.seen: list[Seen] = []
-        self.faults: dict[str, list[Answer]] = {"HEAD": [], "GET": []}
+        self.faults: dict[str, list[Answer | Change]] = {"HEAD": [], "GET": []}
+        self.always: dict[str, Change] = {}
         self.cuts: list[int] = []
         self.ranges = True
         self.announce_size = True
@@ -62,8 +90,13 @@ class Hub:
         return hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()
 
     def answer(self, seen: Seen) -> Answer:
+        change: Answer | Change = self.always.get(seen.method, lambda usual: usual)
         if self.faults[seen.method]:
-            return self.faults[seen.method].pop(0)
+            change = self.faults[seen.method].pop(0)
+        return change if isinstance(change, Answer) else change(self.usual(seen))
+
+    def usual(self, seen: Seen) -> Answer:
+        """What a hub in good health answers."""
         repo, _, rest = seen.path.lstrip("/").partition("/resolve/")
         if repo in self.renamed:
             return Answer(307, {"Location": f"/{self.renamed[repo]}/resolve/{rest}"})
@@ -82,6 +115,8 @@ class Hub:
 
     def content(self, seen: Seen, headers: dict[str, str], body: bytes) -> Answer:
         asked = seen.headers.get("range")
+        if seen.headers.get("if-range") not in (None, headers.get("ETag")):
+            asked = None
         if seen.method == "GET" and asked and self.ranges:
             start = int(asked.removeprefix("bytes=").removesuffix("-"))
             if start >= len(body):
@@ -90,10 +125,24 @@ class Hub:
         return Answer(200, headers, body)
 
 
+class Mirror(Hub):
+    """A plain file server, which knows no repositories; `files` are by path."""
+
+    def usual(self, seen: Seen) -> Answer:
+        body = self.files.get(seen.path.lstrip("/"))
+        if body is None:
+            return Answer(404)
+        md5 = base64.b64encode(hashlib.md5(body).digest()).decode()
+        etag = f'"{hashlib.sha256(body).hexdigest()[:16]}"'
+        return self.content(seen, {"ETag": etag, "Content-MD5": md5, **self.extra}, body)
+
+
+_HubOrMirror = TypeVar("_HubOrMirror", bound=Hub)
+
+
 @contextmanager
-def serving(host: str = "127.0.0.1") -> Iterator[Hub]:
-    """A running hub; its `url` names it by `host`, which must mean this machine."""
-    hub = Hub()
+def running(hub: _HubOrMirror, host: str = "127.0.0.1") -> Iterator[_HubOrMirror]:
+    """Let a server run; its `url` names it by `host`, which must mean this machine."""
 
     class Handler(BaseHTTPRequestHandler):
         def handle_any(self) -> None:
@@ -102,22 +151,42 @@ def serving(host: str = "127.0.0.1") -> Iterator[Hub]:
             if self.command == "GET" and hub.gate is not None:
                 hub.gate.wait(timeout=10)
             answer = hub.answer(seen)
+            if answer.silent:
+                return
+            pause(answer.late)
             self.send_response(answer.status)
             for name, value in answer.headers.items():
                 self.send_header(name, value)
-            if hub.announce_size or self.command == "GET":
-                self.send_header("Content-Length", str(len(answer.body)))
+            length = len(answer.body) if answer.length is None else answer.length
+            if answer.chunked:
+                self.send_header("Transfer-Encoding", "chunked")
+            elif (hub.announce_size or self.command == "GET") and (length or not answer.body):
+                self.send_header("Content-Length", str(length))
             self.end_headers()
             if self.command == "GET":
                 cut = hub.cuts.pop(0) if hub.cuts and answer.status < 300 else None
-                self.wfile.write(answer.body[:cut])
+                self.send_body(answer, answer.body[:cut], whole=cut is None)
+
+        def send_body(self, answer: Answer, body: bytes, whole: bool) -> None:
+            step = max(1, len(body) // 100) if answer.drip else max(1, len(body))
+            for start in range(0, len(body), step):
+                piece = body[start : start + step]
+                self.wfile.write(b"%x\r\n%b\r\n" % (len(piece), piece) if answer.chunked else piece)
+                self.wfile.flush()
+                pause(answer.drip)
+            if answer.chunked and whole:
+                self.wfile.write(b"0\r\n\r\n")
 
         do_GET = do_HEAD = handle_any
 
         def log_message(self, format: str, *args: object) -> None:
             pass
 
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    class Server(ThreadingHTTPServer):
+        def handle_error(self, request: object, client_address: object) -> None:
+            pass  # a client that hung up: some tests kill theirs
+
+    server = Server(("127.0.0.1", 0), Handler)
     hub.url = f"http://{host}:{server.server_address[1]}"
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True)
     thread.start()
@@ -127,3 +196,10 @@ def serving(host: str = "127.0.0.1") -> Iterator[Hub]:
         server.shutdown()
         server.server_close()
         thread.join()
+
+
+@contextmanager
+def serving(host: str = "127.0.0.1") -> Iterator[Hub]:
+    """A running hub."""
+    with running(Hub(), host) as hub:
+        yield hub

@@ -65,7 +65,7 @@ def download_openai_checkpoint(
         Traceback (most recent call last):
         ValueError: size is '125M'; OpenAI published 124M, 355M, 774M, 1558M
     """
-    preset = ALIASES.get(str(size), size)
+    preset = ALIASES.get(str(size), str(size))
     published = {name: alias for alias, name in ALIASES.items()}
     if preset not in published:
         raise ValueError(f"size is {size!r}; OpenAI published {', '.join(ALIASES)}")
@@ -97,12 +97,16 @@ def download_openai_checkpoint(
 def _expected(name: str, size: str, folder: Path, check: Callable[[Path], None] | None) -> Source:
     """What is known of a file of a size, wherever it comes from; the address is still missing."""
     config = PRESETS[ALIASES[size]]
-    own = {"hparams.json": lambda path: _check_hparams(path, config), "model.ckpt.index": _check_table}.get(name)
+    own: dict[str, Callable[[Path], None]] = {
+        "hparams.json": functools.partial(_check_hparams, config=config),
+        "checkpoint": _check_state,
+        "model.ckpt.index": _check_table,
+    }
 
     def check_all(path: Path) -> None:
-        for one in (own or _check_no_page, check):
-            if one is not None:
-                one(path)
+        own.get(name, _check_no_page)(path)
+        if check is not None:
+            check(path)
 
     return Source(
         url="",
@@ -143,6 +147,11 @@ def _check_hparams(path: Path, config: GPT2Config) -> None:
         raise ValueError(f"it is no JSON ({error})") from error
     if not isinstance(found, dict) or any(found.get(name) != value for name, value in expected.items()):
         raise ValueError(f"its numbers are {str(found)[:200]}, where this size has {expected}")
+
+
+def _check_state(path: Path) -> None:
+    if not path.read_bytes().lstrip().startswith(b"model_checkpoint_path:"):
+        raise ValueError("it does not name a model_checkpoint_path")
 
 
 def _check_table(path: Path) -> None:
