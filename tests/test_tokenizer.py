@@ -336,7 +336,7 @@ class TestWhereItIsFound:
             address = "https://openaipublic.blob.core.windows.net/gpt-2/encodings/main/" + name
             (folder / hashlib.sha1(address.encode()).hexdigest()).write_text(content, encoding="utf-8")
             digests[name] = hashlib.sha256(content.encode()).hexdigest()
-        monkeypatch.setattr(vocabulary, "_TIKTOKEN_FILES", digests)
+        monkeypatch.setattr(vocabulary, "TIKTOKEN_FILES", digests)
         monkeypatch.setenv("TIKTOKEN_CACHE_DIR", str(folder))
         return folder
 

@@ -78,7 +78,7 @@ def send(
     import requests
     import urllib3
 
-    url = source.url
+    url = _joined(source.url, "", source)
     for _ in range(MAX_REDIRECTS):
         if urlsplit(url).scheme not in ("http", "https"):
             raise OSError(f"Could not get {source.what}: {url!r} is no http or https address. {source.advice}")
@@ -102,7 +102,12 @@ def send(
             raise (CutError if made else ConnectionError)(
                 f"Could not get {source.what} from {url}: {error}. Check the network and its proxy. {source.advice}"
             ) from error
-        target = urljoin(url, response.headers.get("Location", ""))
+        except ValueError as error:
+            # requests looks at where a redirect leads, though it is not to follow.
+            raise OSError(
+                f"Could not get {source.what}: {url} leads to no address ({error}). {source.advice}"
+            ) from error
+        target = _joined(url, response.headers.get("Location", ""), source)
         if not response.is_redirect or not follow(response, target):
             return response
         response.close()
@@ -114,6 +119,17 @@ def origin(url: str) -> tuple[str, str | None, int | None]:
     """Scheme, host and port: what a token is for."""
     parts = urlsplit(url)
     return parts.scheme, parts.hostname, parts.port or {"http": 80, "https": 443}.get(parts.scheme)
+
+
+def _joined(base: str, location: str, source: Source) -> str:
+    try:
+        url = urljoin(base, location)
+        origin(url)
+    except ValueError as error:
+        raise OSError(
+            f"Could not get {source.what}: {location or base!r} is no address ({error}). {source.advice}"
+        ) from error
+    return url
 
 
 def _bearer(token: str) -> Callable[[requests.PreparedRequest], requests.PreparedRequest]:

@@ -70,7 +70,7 @@ def verify(source: Source, path: Path) -> None:
         try:
             source.check(path)
         except ValueError as error:
-            raise DamagedError(f"{source.what} from {source.url} is not what it should be: {error}.") from error
+            raise DamagedError(f"{source.what} is not what it should be: {error}.") from error
 
 
 def _hasher(digits: int, size: int) -> Any:
