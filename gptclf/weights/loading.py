@@ -1,29 +1,29 @@
-"""`load_gpt2` and `add_classifier_head`: a model from a name, a folder or a configuration, and a classifier from it."""
+"""`load_gpt2` and `add_classifier_head`: a model from a name, files or a configuration, and a classifier from it."""
 
 import functools
 import logging
-import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import Tensor
 
 from gptclf.data.labels import check_classes, plain
-from gptclf.gpt2.config import ALIASES, PRESETS, GPT2Config
+from gptclf.gpt2.config import PRESETS, GPT2Config
 from gptclf.gpt2.model import GPT2, initialise
 from gptclf.gpt2.stages import freeze, share
-from gptclf.weights.download import hub_file
-from gptclf.weights.folders import (
-    CONFIG,
-    INDEX,
-    WEIGHTS,
-    check_device,
-    fill_from_hugging_face,
-    read_json,
-    shard_names,
+from gptclf.weights.book import is_book, read_book
+from gptclf.weights.folders import CONFIG, check_device, fill, fill_from_hugging_face, read_file, read_json
+from gptclf.weights.formats import config_from_hugging_face, from_hugging_face
+from gptclf.weights.openai import (
+    config_from_settings,
+    find_checkpoint,
+    load_gpt2_params_from_tf_ckpt,
+    read_settings,
+    tensors_from_params,
 )
-from gptclf.weights.formats import config_from_hugging_face
+from gptclf.weights.sources import REPOSITORIES, fetch, locate
 from gptclf.weights.vocabulary import find_tokenizer
 
 if TYPE_CHECKING:
@@ -31,11 +31,10 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger(__name__)
 
-_REPOSITORIES = {name: f"openai-community/{name}" for name in PRESETS if name != "nano"}
-_HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
+Settings = GPT2Config | Mapping[str, Any]
 
-# Ships with the package, in Hugging Face's layout; its README.md is its model card.
-_NANO = Path(__file__).parents[1] / "nano"
+# Puts weights into a model built on the meta device.
+Fill = Callable[[GPT2], None]
 
 
 def load_gpt2(
@@ -48,21 +47,31 @@ def load_gpt2(
     revision: str | None = None,
     cache_dir: str | Path | None = None,
     tokenizer: "tiktoken.Encoding | None" = None,
+    params: Mapping[str, Any] | None = None,
+    settings: Settings | None = None,
+    verify: bool = True,
 ) -> GPT2:
     """Load GPT-2 with its language-model head, in eval mode, float32.
 
     Args:
         name: "gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl" (or "124M", "355M", "774M", "1558M"), "nano" (ships
-            with the package), a hub repository "owner/name", a local folder in Hugging Face's layout (a folder wins
-            over a name and says so), or a `GPT2Config`.
+            with the package), a hub repository "owner/name", a local folder (a folder wins over a name and says so):
+            Hugging Face's layout or OpenAI's TensorFlow checkpoint; a file of the book's `GPTModel` (.pth), or a
+            `GPT2Config`.
         weights: "pretrained", or "random" for GPT-2's initialisation from `seed` (then a name or folder only gives
             the shape).
         seed: Seed of random weights; None draws one from torch's global generator.
-        dropout: Dropout probability everywhere GPT-2 has it, in training mode. None is 0, or what a `GPT2Config` says.
+        dropout: Dropout probability everywhere GPT-2 has it, in training mode. None is 0, or what a `GPT2Config` or
+            `settings` say.
         device: Where the model goes; None is the CPU.
         revision: Branch, tag or commit of a hub repository; None is "main".
         cache_dir: The hub cache to use instead of Hugging Face's own.
         tokenizer: Used instead of the one that belongs to the weights, which is otherwise found on first use.
+        params: OpenAI's parameters as `load_gpt2_params_from_tf_ckpt` or the book's reader returns them, in place of
+            `name`.
+        settings: What `params` come with, or what a file's tensors do not say (the number of heads): OpenAI's
+            hparams, the book's configuration dictionary, or a `GPT2Config`.
+        verify: Whether every tensor of a TensorFlow checkpoint is compared with its checksum.
 
     Returns:
         The model, all of it frozen. Weights are memory-mapped where they can be, so loading reads little.
@@ -81,93 +90,116 @@ def load_gpt2(
     if seed is not None and weights == "pretrained":
         raise ValueError(f"seed={seed!r} draws random weights; give weights='random' with it")
     target = check_device(device)
-    folder, repo = None, None
-    if isinstance(name, GPT2Config):
+    place, repo, filling = None, None, None
+    if params is not None:
+        if settings is None or name != "gpt2" or weights == "random":
+            raise ValueError("params= goes with settings=, and with neither a name nor weights='random'")
+        config, filling = _from_tensors(*tensors_from_params(params, _hparams(settings)))
+    elif isinstance(name, GPT2Config):
         config = name
         if weights == "pretrained":
             raise ValueError("a GPT2Config has no pretrained weights; give weights='random', or a name or a folder")
     else:
-        folder, repo = _locate(name)
-        if repo in _REPOSITORIES.values() and weights == "random":
-            config = next(PRESETS[preset] for preset, known in _REPOSITORIES.items() if known == repo)
+        found = locate(name)
+        place, repo = (found, None) if isinstance(found, Path) else (None, found)
+        if settings is not None and (place is None or not place.is_file()):
+            raise ValueError(f"settings= says what a file's tensors do not; {str(name)!r} brings its own configuration")
+        if repo in REPOSITORIES.values() and weights == "random":
+            config = next(PRESETS[preset] for preset, known in REPOSITORIES.items() if known == repo)
         else:
-            if folder is None and repo is not None:
-                folder = _fetch(repo, revision, cache_dir, with_weights=weights == "pretrained")
-            assert folder is not None
-            _check_layout(folder)
-            config = config_from_hugging_face(read_json(folder / CONFIG), source=str(folder / CONFIG))
+            if repo is not None:
+                place = fetch(repo, revision, cache_dir, with_weights=weights == "pretrained")
+            assert place is not None
+            config, filling = _open(place, settings, verify, with_weights=weights == "pretrained")
     if dropout is not None:
         config = config.replace(drop_rate=dropout)
-    if weights == "random":
-        # The seed is drawn here, not in GPT2(), so that it can be said.
-        model = GPT2(config, device="meta")
+    model = GPT2(config, device="meta")
+    if weights == "random" or filling is None:
         model.to_empty(device="cpu")
+        # The seed is drawn here, not in GPT2(), so that it can be said.
         logger.info("random weights for %s from seed %d", name, initialise(model, config, seed))
     else:
-        assert folder is not None
-        model = GPT2(config, device="meta")
-        fill_from_hugging_face(model, folder)
+        filling(model)
     # Nothing trains before freeze says what shall: so nothing can change under the models that share these tensors.
     model.requires_grad_(False)
     model.to(target)
+    folder = tokenizer_folder(place)
     model.tokenizer_source = functools.partial(find_tokenizer, folder, repo, revision, cache_dir, config.vocab_size)
     if tokenizer is not None:
         model.tokenizer = tokenizer
     return model
 
 
-def _locate(name: str | Path) -> tuple[Path | None, str | None]:
-    """(folder, None) or (None, repository)."""
-    if not str(name) or not isinstance(name, str | Path):
-        raise TypeError(f"name is {name!r}; give a model's name, a folder or a GPT2Config")
-    preset = ALIASES.get(str(name), str(name))
-    folder = Path(name)
-    if folder.is_dir():
-        if preset not in PRESETS:
-            return folder, None
-        if (folder / CONFIG).is_file() or (folder / "hparams.json").is_file():
-            logger.warning("%r is a local folder here; it is loaded, not the published model of that name", str(name))
-            return folder, None
-        logger.warning("the local folder %r holds no %s; the published model is meant", str(name), CONFIG)
-    if preset == "nano":
-        return _NANO, None
-    if preset in _REPOSITORIES:
-        return None, _REPOSITORIES[preset]
-    if isinstance(name, str) and _HUB_NAME.fullmatch(name) and not name.startswith("."):
-        return None, name
-    raise FileNotFoundError(
-        f"{str(name)!r} is no folder and no known model; give a folder, one of "
-        f"{', '.join([*PRESETS, *ALIASES])}, a hub repository 'owner/name', or a GPT2Config"
-    )
+def tokenizer_folder(place: Path | None) -> Path | None:
+    """Where the tokenizer's files lie if they are beside the weights."""
+    if place is None or place.is_dir() and (place / CONFIG).is_file():
+        return place
+    if place.is_file():
+        return place.parent
+    prefix = find_checkpoint(place)
+    return place if prefix is None else prefix.parent
 
 
-def _check_layout(folder: Path) -> None:
-    foreign = [name for name in ("hparams.json", "checkpoint", "model.ckpt.index") if (folder / name).exists()]
-    if foreign and not (folder / CONFIG).is_file():
-        raise ValueError(
-            f"{folder} holds {foreign[0]}: OpenAI's TensorFlow checkpoint, which this version of gptclf does not read. "
-            f"Give a folder in Hugging Face's layout ({CONFIG} and {WEIGHTS}), or the model's name on the hub"
-        )
+def _open(place: Path, settings: Settings | None, verify: bool, *, with_weights: bool) -> tuple[GPT2Config, Fill]:
+    """The configuration of a folder's or file's model, and what fills it."""
+    if place.is_file():
+        return _open_file(place, settings)
+    prefix = None if (place / CONFIG).is_file() else find_checkpoint(place)
+    if prefix is not None:
+        if not with_weights:
+            return _from_tensors(config_from_settings(read_settings(prefix), source=str(prefix.parent)), {})
+        hparams, params = load_gpt2_params_from_tf_ckpt(place, verify=verify)
+        return _from_tensors(*tensors_from_params(params, hparams))
+    config = config_from_hugging_face(read_json(place / CONFIG), source=str(place / CONFIG))
+    return config, lambda model: fill_from_hugging_face(model, place)
 
 
-def _fetch(repo: str, revision: str | None, cache_dir: str | Path | None, *, with_weights: bool) -> Path:
-    """The cache folder that holds a repository's configuration and weights, downloaded where they are not."""
-    config = hub_file(repo, CONFIG, revision=revision, cache_dir=cache_dir)
-    # Looked at before half a gigabyte is fetched.
-    config_from_hugging_face(read_json(config), source=f"{repo}/{CONFIG}")
-    if with_weights:
-        # The commit of the first file, so that a push between two downloads cannot mix versions.
-        commit = config.parent.name
-        try:
-            hub_file(repo, WEIGHTS, revision=commit, cache_dir=cache_dir)
-        except FileNotFoundError as error:
-            try:
-                index = hub_file(repo, INDEX, revision=commit, cache_dir=cache_dir)
-            except FileNotFoundError:
-                raise error from None
-            for shard in shard_names(read_json(index), index):
-                hub_file(repo, shard, revision=commit, cache_dir=cache_dir)
-    return config.parent
+def _open_file(path: Path, settings: Settings | None) -> tuple[GPT2Config, Fill]:
+    tensors = read_file(path)
+    if is_book(tensors):
+        config, ours, classes = read_book(tensors, book_settings(settings), source=str(path))
+        if classes is not None:
+            raise ValueError(f"{path} holds a classifier of {classes} classes; load it with load_model")
+        return _from_tensors(config, ours)
+    if settings is not None:
+        config = _config(settings)
+    else:  # only the file was named, but it may lie in a folder of Hugging Face's
+        config = config_from_hugging_face(read_json(path.with_name(CONFIG)), source=str(path.with_name(CONFIG)))
+
+    def filling(model: GPT2) -> None:
+        shapes = {name: tuple(p.shape) for name, p in model.named_parameters()}
+        fill(model, from_hugging_face(tensors, shapes, model.config.n_layers, source=str(path)))
+
+    return config, filling
+
+
+def _from_tensors(config: GPT2Config, tensors: dict[str, Tensor]) -> tuple[GPT2Config, Fill]:
+    return config, lambda model: fill(model, tensors)
+
+
+def book_settings(settings: Settings | None) -> Settings | None:
+    """Settings under the book's keys, of which some may be missing."""
+    return _config(settings) if isinstance(settings, Mapping) and "n_embd" in settings else settings
+
+
+def _config(settings: Settings) -> GPT2Config:
+    """The configuration of OpenAI's settings or the book's, by the keys that they have."""
+    if isinstance(settings, GPT2Config):
+        return settings
+    if not isinstance(settings, Mapping):
+        raise TypeError(f"settings is a {type(settings).__name__}; give a dictionary or a GPT2Config")
+    return config_from_settings(settings) if "n_embd" in settings else GPT2Config.from_dict(settings)
+
+
+def _hparams(settings: Settings) -> dict[str, Any]:
+    """OpenAI's settings of a configuration."""
+    if isinstance(settings, Mapping) and "n_embd" in settings:
+        return dict(settings)
+    config = _config(settings)
+    return {
+        "n_vocab": config.vocab_size, "n_ctx": config.context_length, "n_embd": config.emb_dim,
+        "n_head": config.n_heads, "n_layer": config.n_layers,
+    }  # fmt: skip
 
 
 def add_classifier_head(

@@ -102,12 +102,25 @@ def save_model(model: GPT2, folder: str | Path) -> Path:
     return target
 
 
-def load_model(folder: str | Path, *, device: str | torch.device | None = None) -> GPT2:
-    """Read back what `save_model` wrote, bit for bit, or a GPT2ForSequenceClassification that `transformers` saved.
+def load_model(
+    folder: str | Path,
+    *,
+    device: str | torch.device | None = None,
+    classes: Iterable[Any] | None = None,
+    settings: Settings | None = None,
+    revision: str | None = None,
+    cache_dir: str | Path | None = None,
+) -> GPT2:
+    """Read back what `save_model` wrote, bit for bit, or a classifier that `transformers` or the book's code saved.
 
     Args:
-        folder: The folder.
+        folder: The folder; a hub repository "owner/name" that holds one; or a file of the book's classifier (.pth).
+            The book's reads the last column of rows filled up to one length: set `model.pad_to` to that length.
         device: Where the model goes; None is the CPU.
+        classes: The labels of a file, which has none; None means 0 to C-1.
+        settings: What a file's tensors do not say, as in `load_gpt2`.
+        revision: Branch, tag or commit of a hub repository; None is "main".
+        cache_dir: The hub cache to use instead of Hugging Face's own.
 
     Returns:
         The model in eval mode. What trained before it was saved is trainable again; a foreign classifier
@@ -117,13 +130,55 @@ def load_model(folder: str | Path, *, device: str | torch.device | None = None) 
         FileNotFoundError: No such folder, or a file of it is missing.
         ValueError: A file is damaged, files of two saves are mixed, or the folder holds something else.
     """
-    source = Path(folder)
     target = check_device(device)
-    if not source.is_dir():
-        raise FileNotFoundError(f"{source} is not a folder; give the folder that save_model wrote")
-    model = _load_ours(source) if (source / OURS).is_file() else _load_theirs(source)
+    source, repo = Path(folder), None
+    if not source.exists():
+        repo = hub_name(folder)
+        if repo is None:
+            raise FileNotFoundError(
+                f"{source} is not a folder, a file or a hub repository; give the folder that save_model wrote"
+            )
+        source = _fetch_model(repo, revision, cache_dir)
+    if source.is_file():
+        model = _load_book(source, classes, settings)
+    elif classes is not None or settings is not None:
+        raise ValueError(f"classes= and settings= are for a file of tensors alone; {source} brings its own")
+    else:
+        model = _load_ours(source) if (source / OURS).is_file() else _load_theirs(source)
     model.to(target)
-    model.tokenizer_source = functools.partial(find_tokenizer, source, None, None, None, model.config.vocab_size)
+    beside = source.parent if source.is_file() else source
+    find = functools.partial(find_tokenizer, beside, repo, revision, cache_dir, model.config.vocab_size)
+    model.tokenizer_source = find
+    return model
+
+
+def _fetch_model(repo: str, revision: str | None, cache_dir: str | Path | None) -> Path:
+    """The cache folder that holds a repository's classifier, ours or one that transformers saved."""
+    ours = fetch_optional(repo, OURS, revision, cache_dir)
+    if ours is None:
+        return fetch(repo, revision, cache_dir)
+    record = read_record(read_json(ours), source=ours)
+    for name in [CONFIG, WEIGHTS] * record.exported + [ORIGINALS] * bool(record.originals):
+        hub_file(repo, name, revision=ours.parent.name, cache_dir=cache_dir)
+    return ours.parent
+
+
+def _load_book(path: Path, classes: Iterable[Any] | None, settings: Settings | None) -> GPT2:
+    tensors = read_file(path)
+    if not is_book(tensors):
+        raise ValueError(
+            f"{path} holds no model of the book's; give the folder that holds the file with its {CONFIG}"
+        )
+    config, ours, n_classes = read_book(tensors, book_settings(settings), source=str(path))
+    if n_classes is None:
+        raise ValueError(f"{path} holds a language model; load it with load_gpt2")
+    labels = list(range(n_classes)) if classes is None else check_classes(classes)
+    if len(labels) != n_classes:
+        raise ValueError(f"classes has {len(labels)} labels, but the head in {path} has {n_classes} rows")
+    model = GPT2(config, classes=labels, head_bias="head.output.bias" in ours, device="meta")
+    fill(model, ours)
+    freeze(model, trainable="last_block")
+    _straighten(model, trainable_report(model).names)
     return model
 
 
