@@ -7,13 +7,17 @@ cross-entropy on the last token, measure, predict, save, load.
 from gptclf.data.batches import Batch, Batches
 from gptclf.data.dataset import TextDataset
 from gptclf.data.splits import shared_texts, split
+from gptclf.data.tokens import text_to_token_ids, token_ids_to_text
 from gptclf.data.windows import TextWindows
 from gptclf.features.store import clear_features
 from gptclf.gpt2.config import GPT2Config
 from gptclf.gpt2.model import GPT2
 from gptclf.gpt2.stages import freeze, frozen_depth, trainable_report
 from gptclf.inference.evaluate import Evaluation, dataset_accuracy, dataset_loss, evaluate
+from gptclf.inference.generate import generate, generate_ids
+from gptclf.inference.language import perplexity, token_log_probs
 from gptclf.inference.predict import Prediction, predict, predict_proba, predict_stream
+from gptclf.inference.zero_shot import ZeroShot, zero_shot
 from gptclf.metrics import batch_loss
 from gptclf.training.callbacks import Callback, KeepBest
 from gptclf.training.estimate import Estimate, estimate
@@ -35,6 +39,7 @@ __all__ = [
     "Prediction",
     "TextDataset",
     "TextWindows",
+    "ZeroShot",
     "add_classifier_head",
     "batch_loss",
     "clear_features",
@@ -44,15 +49,22 @@ __all__ = [
     "evaluate",
     "freeze",
     "frozen_depth",
+    "generate",
+    "generate_ids",
     "load_gpt2",
     "load_model",
+    "perplexity",
     "predict",
     "predict_proba",
     "predict_stream",
     "save_model",
     "shared_texts",
     "split",
+    "text_to_token_ids",
+    "token_ids_to_text",
+    "token_log_probs",
     "train",
     "train_lm",
     "trainable_report",
+    "zero_shot",
 ]
