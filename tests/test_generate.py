@@ -337,6 +337,7 @@ def test_dropout_gradients_and_autocast_stay_out_and_modes_are_put_back(odd_conf
     gpt2.trunk.blocks[0].eval()
     with torch.autocast("cpu", dtype=torch.bfloat16):
         assert torch.equal(generate_ids(gpt2, ids, 30), expected)
+        assert torch.equal(generate_ids(gpt2, ids, 30, use_cache=False), expected)
     assert gpt2.training
     assert not gpt2.trunk.blocks[0].training
     assert gpt2.trunk.blocks[1].training

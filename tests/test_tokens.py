@@ -58,11 +58,14 @@ def test_a_special_token_is_never_cut_by_the_pieces_of_a_long_text(monkeypatch: 
         assert ids == [BYTES.encode_ordinary("x")[0]] * filler + [256] + BYTES.encode_ordinary("y" * 50)
 
 
-def test_text_is_prepared_as_data_sets_prepare_it() -> None:
+def test_text_is_prepared_as_data_sets_prepare_it(monkeypatch: pytest.MonkeyPatch) -> None:
     texts = ["a\ud800b", "a" * 300_000, " " * 600_000, "x\0y"]
     data = TextDataset(texts, tokenizer=merging_tokenizer())
     for row, text in zip(data.rows(), texts, strict=True):
         assert text_to_token_ids(text, merging_tokenizer())[0].tolist() == row.tolist()
+    monkeypatch.setattr(preparation, "PIECE", 4)
+    (row,) = TextDataset(["thethethethe"], tokenizer=merging_tokenizer()).rows()
+    assert text_to_token_ids("thethethethe", merging_tokenizer())[0].tolist() == row.tolist()
     assert token_ids_to_text(text_to_token_ids("a\ud800b", BYTES), BYTES) == "a�b"
 
 
