@@ -1,6 +1,7 @@
-"""Reading a local folder of weights: `config.json` and safetensors files, whole or sharded."""
+"""Reading a local folder of weights: `config.json` and safetensors or PyTorch files, whole or sharded."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -8,11 +9,16 @@ import torch
 from torch import Tensor
 
 from gptclf.gpt2.model import GPT2, set_parameter
-from gptclf.weights.formats import from_hugging_face
+from gptclf.weights.formats import from_hugging_face, unwrap_names
+from gptclf.weights.guess import guess_from_files
+from gptclf.weights.torchfile import read_torch_file
 
 CONFIG = "config.json"
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
+# What transformers wrote before safetensors, and its index.
+TORCH_WEIGHTS = "pytorch_model.bin"
+TORCH_INDEX = "pytorch_model.bin.index.json"
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -20,7 +26,9 @@ def read_json(path: Path) -> dict[str, Any]:
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
-        raise FileNotFoundError(f"{path} does not exist; a folder of weights needs {path.name}") from None
+        raise FileNotFoundError(
+            f"{path} does not exist; a folder of weights needs {path.name}{_guess(path.parent)}"
+        ) from None
     except ValueError as error:
         raise ValueError(f"{path} is not JSON ({error}); the file is damaged or of another kind") from error
     if not isinstance(values, dict):
@@ -29,11 +37,11 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def shard_names(index: dict[str, Any], source: Path) -> list[str]:
-    """File names that a `model.safetensors.index.json` lists, none leading out of its folder."""
+    """File names that the index of a sharded model lists, none leading out of its folder."""
     weight_map = index.get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
         raise ValueError(f"{source} has no weight_map; it is not the index of a sharded model")
-    names = sorted(set(weight_map.values()))
+    names = sorted(set(map(str, weight_map.values())))
     for name in names:
         if Path(name).name != name:
             raise ValueError(f"{source} names a shard {name!r}; shards lie beside the index")
@@ -41,19 +49,33 @@ def shard_names(index: dict[str, Any], source: Path) -> list[str]:
 
 
 def read_weights(folder: Path) -> dict[str, Tensor]:
-    """All tensors of a folder, memory-mapped."""
-    if (folder / WEIGHTS).is_file():
-        return read_safetensors(folder / WEIGHTS)[0]
-    if (folder / INDEX).is_file():
-        tensors: dict[str, Tensor] = {}
-        for name in shard_names(read_json(folder / INDEX), folder / INDEX):
-            tensors |= read_safetensors(folder / name)[0]
-        return tensors
+    """All tensors of a folder, memory-mapped, without the prefixes of compiled or wrapped modules.
+
+    Safetensors win over PyTorch's files where both are there.
+    """
+    readers: dict[str, Callable[[Path], dict[str, Tensor]]] = {
+        WEIGHTS: lambda path: read_safetensors(path)[0],
+        TORCH_WEIGHTS: read_torch_file,
+    }
+    for (name, read), index in zip(readers.items(), (INDEX, TORCH_INDEX), strict=True):
+        if (folder / name).is_file():
+            return unwrap_names(read(folder / name), source=str(folder / name))
+        if (folder / index).is_file():
+            tensors: dict[str, Tensor] = {}
+            for shard in shard_names(read_json(folder / index), folder / index):
+                tensors |= read(folder / shard)
+            return unwrap_names(tensors, source=str(folder))
     present = sorted(path.name for path in folder.iterdir())[:12]
     raise FileNotFoundError(
-        f"{folder} holds neither {WEIGHTS} nor {INDEX}; it holds {', '.join(present) if present else 'nothing'}. "
+        f"{folder} holds neither {WEIGHTS} nor {TORCH_WEIGHTS} nor an index of either; "
+        f"it holds {', '.join(present) if present else 'nothing'}{_guess(folder)}. "
         "Save the model with save_pretrained (safe_serialization is its default) or gptclf.save_model"
     )
+
+
+def _guess(folder: Path) -> str:
+    guess = guess_from_files([path.name for path in folder.iterdir()]) if folder.is_dir() else ""
+    return f". {guess}" if guess else ""
 
 
 def read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:

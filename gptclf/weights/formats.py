@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from gptclf.gpt2.config import GPT2Config
+from gptclf.weights.guess import guess_from_config, guess_from_tensors
 
 # Ours below `trunk.blocks.N.`, theirs below `h.N.`, and whether the matrix is transposed between them.
 _BLOCK = (
@@ -37,6 +38,9 @@ _ENDS = (
 # Causal-mask buffers that files of older releases carry; they are constants of the architecture.
 _MASKS = re.compile(r"(transformer\.)?h\.\d+\.attn\.(bias|masked_bias)")
 
+# Parts of a name that wrappers of a module add: torch.compile and FSDP anywhere, DataParallel in front.
+_WRAPPERS = {"_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"}
+
 _ACTIVATIONS = {
     "gelu_new": "gelu_tanh",
     "gelu_pytorch_tanh": "gelu_tanh",
@@ -56,6 +60,28 @@ def trunk_names(n_layers: int) -> dict[str, tuple[str, bool]]:
     return table
 
 
+def unwrap_names(tensors: Mapping[str, Tensor], *, source: str) -> dict[str, Tensor]:
+    """Tensors without what torch.compile (`_orig_mod.`), DataParallel (`module.`) and FSDP put into their names.
+
+    Raises:
+        ValueError: Two tensors would have one name.
+
+    Example:
+        >>> list(unwrap_names({"module._orig_mod.wte.weight": torch.ones(1)}, source="here"))
+        ['wte.weight']
+    """
+    result: dict[str, Tensor] = {}
+    for name, tensor in tensors.items():
+        parts = [part for part in name.split(".") if part not in _WRAPPERS]
+        while parts[0] == "module" and len(parts) > 1:
+            del parts[0]
+        plain = ".".join(parts)
+        if plain in result:
+            raise ValueError(f"{source} holds {plain} twice, with and without a wrapper's prefix; keep one of them")
+        result[plain] = tensor
+    return result
+
+
 def from_hugging_face(
     tensors: Mapping[str, Tensor],
     shapes: Mapping[str, tuple[int, ...]],
@@ -69,7 +95,7 @@ def from_hugging_face(
     Args:
         tensors: What the file holds; names with or without `transformer.`, mask buffers are passed over.
         shapes: Our names to the shapes wanted; "head.output.weight" is a classifier's matrix (`score.weight`) or a
-            language model's own (`lm_head.weight`), whichever the file has.
+            language model's own (`lm_head.weight`), whichever the file has in that shape.
         n_layers: Blocks (L).
         source: The file or folder, for messages.
         without: Our names that are passed over; the file may hold them.
@@ -77,14 +103,20 @@ def from_hugging_face(
     Raises:
         ValueError: Lists what is missing, unexpected or misshapen.
     """
-    head = "score.weight" if "score.weight" in tensors else "lm_head.weight"
+    found: dict[str, str] = {}
+    twice = []
+    for name in tensors:
+        if not _MASKS.fullmatch(name):
+            plain = name.removeprefix("transformer.")
+            twice += [name] if plain in found else []
+            found[plain] = name
+    head = _head_name(tensors, found, shapes.get("head.output.weight"))
     names = {**trunk_names(n_layers), "head.output.weight": (head, False)}
-    found = {name.removeprefix("transformer."): name for name in tensors if not _MASKS.fullmatch(name)}
     shapes = {ours: shape for ours, shape in shapes.items() if ours not in without}
     missing = [names[ours][0] for ours in shapes if names[ours][0] not in found]
-    # What a file may hold beside: a tied matrix under the head's name too, and the zeros that stand in Hugging
-    # Face's layout for a query/key/value bias that the model does not have.
-    spare = set() if "head.output.weight" in shapes else {"lm_head.weight"}
+    # What a file may hold beside: a language model's matrix under a classifier, or the tied one once more, and the
+    # zeros that stand in Hugging Face's layout for a query/key/value bias that the model does not have.
+    spare = {"lm_head.weight"}
     spare |= {names[ours][0] for ours in names if ours.endswith("qkv.bias") and ours not in shapes}
     spare |= {names[ours][0] for ours in without if ours in names}
     unexpected = [found[name] for name in found if name not in spare | {names[ours][0] for ours in shapes}]
@@ -100,10 +132,25 @@ def from_hugging_face(
             continue
         # Master weights are float32, whatever the file's type.
         result[ours] = (tensor.t() if flip else tensor).to(torch.float32)
-    problems = {"missing": missing, "unexpected": unexpected, "misshapen": misshapen}
-    if any(problems.values()):
-        raise ValueError(_explain(source, problems, set(found)))
+    check_tensors(source, found, missing=missing, unexpected=unexpected, misshapen=misshapen, twice=twice)
+    if "head.output.weight" not in shapes and "lm_head.weight" in found:
+        _check_tied(tensors[found["lm_head.weight"]], tensors[found["wte.weight"]], source)
     return result
+
+
+def _head_name(tensors: Mapping[str, Tensor], found: Mapping[str, str], shape: tuple[int, ...] | None) -> str:
+    names = [name for name in ("score.weight", "lm_head.weight") if name in found]
+    fitting = [name for name in names if tuple(tensors[found[name]].shape) == shape]
+    return [*fitting, *names, "lm_head.weight"][0]
+
+
+def _check_tied(head: Tensor, embedding: Tensor, source: str) -> None:
+    # Read in both places, the output would follow whichever came last.
+    if not torch.equal(head, embedding):
+        raise ValueError(
+            f"{source} holds an lm_head.weight that is not its wte.weight, but its configuration ties the two. If the "
+            'output matrix is the model\'s own, write "tie_word_embeddings": false into config.json, else remove it'
+        )
 
 
 def to_hugging_face(parameters: Mapping[str, Tensor], config: GPT2Config) -> dict[str, Tensor]:
@@ -116,29 +163,24 @@ def to_hugging_face(parameters: Mapping[str, Tensor], config: GPT2Config) -> dic
     return result
 
 
-def _explain(source: str, problems: Mapping[str, list[str]], found: set[str]) -> str:
+def check_tensors(source: str, names: Collection[str], **problems: list[str]) -> None:
+    """Raise a ValueError that lists the problems, each under its kind, and guesses whose the names are.
+
+    Example:
+        >>> check_tensors("a.pth", ["bert.pooler.bias"], missing=["wte.weight"], unexpected=["bert.pooler.bias"])
+        Traceback (most recent call last):
+        ValueError: a.pth does not hold this GPT-2: 1 missing: wte.weight; 1 unexpected: bert.pooler.bias. The names
+        look like BERT's; gptclf loads GPT-2
+    """
     # Twelve blocks lack the same tensor twelve times: the first few show the pattern.
     parts = [
-        f"{len(names)} {kind}: {', '.join(names[:6])}{', ...' if len(names) > 6 else ''}"
-        for kind, names in problems.items()
-        if names
+        f"{len(found)} {kind}: {', '.join(found[:6])}{', ...' if len(found) > 6 else ''}"
+        for kind, found in problems.items()
+        if found
     ]
-    guess = _guess(found)
-    return f"{source} does not hold this GPT-2: {'; '.join(parts)}{'. ' + guess if guess else ''}"
-
-
-def _guess(names: set[str]) -> str:
-    roots = {name.split(".")[0] for name in names}
-    known = {
-        "bert": "BERT", "roberta": "RoBERTa", "distilbert": "DistilBERT", "model": "a Llama-like model",
-        "gpt_neox": "GPT-NeoX", "encoder": "an encoder model",
-    }  # fmt: skip
-    for root, what in known.items():
-        if root in roots:
-            return f"The names look like {what}'s; gptclf loads GPT-2"
-    if "score.weight" in names:
-        return "It holds a classifier; load it with load_model"
-    return ""
+    if parts:
+        guess = guess_from_tensors(names)
+        raise ValueError(f"{source} does not hold this GPT-2: {'; '.join(parts)}{'. ' + guess if guess else ''}")
 
 
 def config_from_hugging_face(values: Mapping[str, Any], *, source: str) -> GPT2Config:
@@ -149,7 +191,11 @@ def config_from_hugging_face(values: Mapping[str, Any], *, source: str) -> GPT2C
     """
     model_type = values.get("model_type", "gpt2")
     if model_type != "gpt2":
-        raise ValueError(f"{source} describes a {model_type!r} model; gptclf loads GPT-2 (model_type 'gpt2')")
+        guess = guess_from_config(model_type)
+        raise ValueError(
+            f"{source} describes a {model_type!r} model; gptclf loads GPT-2 (model_type 'gpt2')"
+            f"{'. ' + guess if guess else ''}"
+        )
     refused = {
         "add_cross_attention": "cross-attention to an encoder",
         "pruned_heads": "pruned attention heads",
@@ -165,7 +211,11 @@ def config_from_hugging_face(values: Mapping[str, Any], *, source: str) -> GPT2C
         raise ValueError(f"{source} sets activation_function = {activation!r}; gptclf has {', '.join(_ACTIVATIONS)}")
     missing = [key for key in ("n_embd", "n_head", "n_layer") if key not in values]
     if missing:
-        raise ValueError(f"{source} lacks {', '.join(missing)}; it is not the config.json of a GPT-2")
+        made_for = values.get("architectures")
+        raise ValueError(
+            f"{source} lacks {', '.join(missing)}; it is not the config.json of a GPT-2"
+            f"{f'. It names {made_for}' if made_for else ''}"
+        )
     # reorder_and_upcast_attn only moves a scaling in half precision; in float32 it computes the same.
     return GPT2Config(
         vocab_size=values.get("vocab_size", 50257),

@@ -1,0 +1,285 @@
+"""The one table of names between our parameters and those of the book's `GPTModel`, both ways.
+
+Raschka, "Build a Large Language Model (From Scratch)", sections 3.6 and 4.1 to 4.6; section 6.5 puts another `out_head`
+on. The book keeps query, key and value apart, an output matrix of its own, and the causal mask as a buffer of every
+block.
+"""
+
+import re
+from collections.abc import Collection, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from gptclf.gpt2.config import PRESETS, GPT2Config
+from gptclf.weights.formats import check_tensors
+
+# Ours below `trunk.blocks.N.`, the book's below `trf_blocks.N.`; all matrices are nn.Linear's on both sides.
+_BLOCK = (
+    ("norm1.weight", "norm1.scale"),
+    ("norm1.bias", "norm1.shift"),
+    ("attention.out.weight", "att.out_proj.weight"),
+    ("attention.out.bias", "att.out_proj.bias"),
+    ("norm2.weight", "norm2.scale"),
+    ("norm2.bias", "norm2.shift"),
+    ("mlp.up.weight", "ff.layers.0.weight"),
+    ("mlp.up.bias", "ff.layers.0.bias"),
+    ("mlp.down.weight", "ff.layers.2.weight"),
+    ("mlp.down.bias", "ff.layers.2.bias"),
+)
+_ENDS = (
+    ("trunk.embed.token.weight", "tok_emb.weight"),
+    ("trunk.embed.position.weight", "pos_emb.weight"),
+    ("trunk.norm.weight", "final_norm.scale"),
+    ("trunk.norm.bias", "final_norm.shift"),
+)
+# In the order in which our fused matrix stacks their rows.
+_QKV = ("att.W_query", "att.W_key", "att.W_value")
+
+# Names of the book's faster variant (`GPTModelFast`: nn.LayerNorm, and query, key and value in one matrix).
+_FAST = (
+    (r"(norm1|norm2|final_norm)\.weight$", r"\1.scale"),
+    (r"(norm1|norm2|final_norm)\.bias$", r"\1.shift"),
+    (r"att\.proj\.(weight|bias)$", r"att.out_proj.\1"),
+)
+
+_HEADS = {config.emb_dim: config.n_heads for name, config in PRESETS.items() if name != "nano"}
+
+
+def is_book(names: Collection[str]) -> bool:
+    """Whether tensors of these names are a `GPTModel`'s of the book.
+
+    Example:
+        >>> is_book(["tok_emb.weight", "pos_emb.weight", "trf_blocks.0.norm1.scale"]), is_book(["wte.weight"])
+        (True, False)
+    """
+    return "tok_emb.weight" in names and any(name.startswith("trf_blocks.") for name in names)
+
+
+def read_book(
+    tensors: Mapping[str, Tensor], config: GPT2Config | Mapping[str, Any] | None = None, *, source: str
+) -> tuple[GPT2Config, dict[str, Tensor], int | None]:
+    """The configuration and, under our names, the tensors of a `GPTModel`'s state dict.
+
+    Sizes are read off the tensors. The number of heads cannot be: it is `config`'s, or where none is given that of
+    the published size of this width (768, 1024, 1280 or 1600). An `out_head` of as many rows as the vocabulary is a
+    language model's; one of other rows, with or without a bias, is the classifier's of chapter 6. That one looks at
+    the last column of rows filled up with 50256 to one length: its texts are prepared with `pad_to`.
+
+    Args:
+        tensors: The state dict, of any floating type.
+        config: What the tensors do not say, or more, under the book's keys (`n_heads`, `drop_rate`, ...); what they do
+            say must agree. The book's output matrix is never tied, so the model is not, unless `config`
+            says so and the matrix is the embedding's bit for bit.
+        source: The file, for messages.
+
+    Returns:
+        The configuration; float32 tensors under our names, for `GPT2(config, device="meta")`, a classifier's with
+        `head_bias` if "head.output.bias" is among them; the number of classes, None for a language model.
+
+    Raises:
+        ValueError: Lists what is missing, unexpected or misshapen, or says what the tensors cannot tell.
+
+    Example:
+        >>> small = GPT2Config(vocab_size=9, context_length=4, emb_dim=6, n_heads=2, n_layers=1, tied=False)
+        >>> from gptclf.gpt2.model import GPT2
+        >>> there = to_book(dict(GPT2(small, seed=1).named_parameters()), small)
+        >>> config, ours, classes = read_book(there, {"n_heads": 2}, source="model.pth")
+        >>> config == small, classes, ours["trunk.blocks.0.attention.qkv.weight"].shape
+        (True, None, torch.Size([18, 6]))
+    """
+    found = _plain_names(tensors, source)
+    seen, classes = _sizes(found, source)
+    complete = _configure(seen, config, source)
+    if classes is None and complete.tied and not torch.equal(found["out_head.weight"], found["tok_emb.weight"]):
+        complete = complete.replace(tied=False)
+    wanted = _shapes(complete, classes, with_bias="out_head.bias" in found)
+    masks = [name for name in found if name.endswith(".att.mask")]
+    check_tensors(
+        source,
+        found,
+        missing=[name for name in wanted if name not in found],
+        unexpected=[name for name in found if name not in wanted and name not in masks],
+        misshapen=[
+            f"{name} is {found[name].dtype} {tuple(found[name].shape)}, the other tensors want {shape}"
+            for name, shape in wanted.items()
+            if name in found and (tuple(found[name].shape) != shape or not found[name].is_floating_point())
+        ],
+    )
+    for name in masks:
+        _check_mask(found[name], complete.context_length, f"{source}: {name}")
+    # Master weights are float32, whatever the file's type.
+    result = {ours: found[theirs].to(torch.float32) for ours, theirs in _plain_table(complete.n_layers).items()}
+    for i in range(complete.n_layers):
+        for kind in ("weight", "bias") if complete.qkv_bias else ("weight",):
+            parts = [found[f"trf_blocks.{i}.{part}.{kind}"] for part in _QKV]
+            result[f"trunk.blocks.{i}.attention.qkv.{kind}"] = torch.cat(parts).to(torch.float32)
+    if classes is not None or not complete.tied:
+        heads = [name for name in ("out_head.weight", "out_head.bias") if name in found]
+        result |= {name.replace("out_head", "head.output"): found[name].to(torch.float32) for name in heads}
+    return complete, result, classes
+
+
+def to_book(tensors: Mapping[str, Tensor], config: GPT2Config) -> dict[str, Tensor]:
+    """A model's parameters as the state dict of the book's `GPTModel`, which `load_state_dict` takes strictly.
+
+    For a classifier first replace its head, as chapter 6 does: `model.out_head = nn.Linear(D, C)`. It has a bias
+    there; where ours has none, it is 0. The book's classifier looks at the last column, so it answers as ours does
+    where ours pools "last" and rows are not padded beyond their text.
+
+    Args:
+        tensors: Our names to tensors, as `dict(model.named_parameters())` gives them.
+        config: The model's.
+
+    Returns:
+        Tensors on the CPU, causal masks included; those that nothing changes are shared, not copied.
+
+    Raises:
+        ValueError: The model computes what the book's class does not.
+
+    Example:
+        >>> from gptclf.gpt2.model import GPT2
+        >>> small = GPT2Config(vocab_size=9, context_length=4, emb_dim=6, n_heads=2, n_layers=1)
+        >>> sorted(to_book(dict(GPT2(small, seed=1).named_parameters()), small))[:3]
+        ['final_norm.scale', 'final_norm.shift', 'out_head.weight']
+    """
+    plain = GPT2Config()
+    fixed = ("activation", "norm_eps", "scale_attention", "scale_attention_by_layer")
+    other = [f"{name} = {value!r}" for name in fixed if (value := config.to_dict()[name]) != plain.to_dict()[name]]
+    other += [f"mlp_dim = {config.mlp_dim}"] if config.hidden_dim != 4 * config.emb_dim else []
+    if other:
+        raise ValueError(f"the book's GPTModel cannot compute this model: it has no {', '.join(other)}")
+    ours = {name: tensor.detach().cpu() for name, tensor in tensors.items()}
+    result = {theirs: ours[name] for name, theirs in _plain_table(config.n_layers).items()}
+    mask = torch.ones(config.context_length, config.context_length).triu(diagonal=1)
+    for i in range(config.n_layers):
+        for kind in ("weight", "bias") if config.qkv_bias else ("weight",):
+            parts = ours[f"trunk.blocks.{i}.attention.qkv.{kind}"].chunk(3)
+            result |= {f"trf_blocks.{i}.{name}.{kind}": part for name, part in zip(_QKV, parts, strict=True)}
+        result[f"trf_blocks.{i}.att.mask"] = mask
+    head = ours.get("head.output.weight", ours["trunk.embed.token.weight"])
+    result["out_head.weight"] = head
+    if len(head) != config.vocab_size:
+        result["out_head.bias"] = ours.get("head.output.bias", torch.zeros(len(head)))
+    return result
+
+
+def _plain_table(n_layers: int) -> dict[str, str]:
+    """Our name to the book's for everything but query, key, value and head."""
+    table = dict(_ENDS)
+    for i in range(n_layers):
+        table |= {f"trunk.blocks.{i}.{ours}": f"trf_blocks.{i}.{theirs}" for ours, theirs in _BLOCK}
+    return table
+
+
+def _plain_names(tensors: Mapping[str, Tensor], source: str) -> dict[str, Tensor]:
+    """The tensors under `GPTModel`'s names, whichever variant wrote them; query, key and value as views of one."""
+    adapters = [name for name in tensors if re.search(r"\.lora\.[AB]$", name)]
+    if adapters:
+        raise ValueError(
+            f"{source} holds LoRA layers of the book's appendix E ({adapters[0]}, ...). Merge each into its linear "
+            "layer before saving: layer.linear.weight += layer.lora.alpha * (layer.lora.A @ layer.lora.B).T, then put "
+            "layer.linear in the place of the layer and save model.state_dict()"
+        )
+    found: dict[str, Tensor] = {}
+    for name, tensor in tensors.items():
+        for pattern, plain in _FAST:
+            name = re.sub(pattern, plain, name)
+        fused = re.fullmatch(r"(trf_blocks\.\d+)\.att\.qkv\.(weight|bias)", name)
+        if fused and tensor.dim() and len(tensor) % 3 == 0:
+            parts = zip(_QKV, tensor.chunk(3), strict=True)
+            found |= {f"{fused[1]}.{part}.{fused[2]}": piece for part, piece in parts}
+        else:
+            found[name] = tensor
+    return found
+
+
+def _sizes(found: Mapping[str, Tensor], source: str) -> tuple[dict[str, Any], int | None]:
+    """(what the tensors say of the configuration, number of classes or None)."""
+    matrices = ("tok_emb.weight", "pos_emb.weight", "trf_blocks.0.ff.layers.0.weight", "out_head.weight")
+    check_tensors(
+        source,
+        found,
+        missing=[name for name in matrices if name not in found],
+        misshapen=[
+            f"{name} {tuple(found[name].shape)}" for name in matrices if name in found and found[name].dim() != 2
+        ],
+    )
+    token, position, up, head = (found[name] for name in matrices)
+    if len(head) == len(token) and "out_head.bias" in found:
+        raise ValueError(f"{source}: out_head has the vocabulary's {len(token)} rows and a bias, which GPT-2 has not")
+    if len(head) < 2:
+        raise ValueError(
+            f"{source}: out_head has {len(head)} rows; a classifier needs one for each of at least 2 classes"
+        )
+    seen = {
+        "vocab_size": len(token),
+        "context_length": len(position),
+        "emb_dim": token.shape[1],
+        "n_layers": len({name.split(".")[1] for name in found if name.startswith("trf_blocks.")}),
+        "qkv_bias": any(name.endswith(tuple(f"{part}.bias" for part in _QKV)) for name in found),
+        "mlp_dim": None if len(up) == 4 * token.shape[1] else len(up),
+    }
+    return seen, None if len(head) == len(token) else len(head)
+
+
+def _configure(seen: Mapping[str, Any], config: GPT2Config | Mapping[str, Any] | None, source: str) -> GPT2Config:
+    if config is not None and not isinstance(config, GPT2Config | Mapping):
+        raise TypeError(f"config is a {type(config).__name__}; give a GPT2Config or the book's dictionary, or None")
+    given = config.to_dict() if isinstance(config, GPT2Config) else dict(config or {})
+    width = seen["emb_dim"]
+    if given.get("mlp_dim") == 4 * width:
+        given["mlp_dim"] = None  # two ways to say one size
+    wrong = [
+        f"{name} = {given[name]!r}, but the tensors have {value!r}"
+        for name, value in seen.items()
+        if name in given and given[name] != value
+    ]
+    if wrong:
+        raise ValueError(f"{source} does not fit the configuration given: {'; '.join(wrong)}")
+    if "n_heads" not in given and width not in _HEADS:
+        raise ValueError(
+            f"{source}: the number of attention heads cannot be seen in the tensors, and no published GPT-2 is {width} "
+            'wide; pass config= with it, as in {"n_heads": 12}, or the dictionary that the model was built from'
+        )
+    try:
+        return GPT2Config.from_dict({"tied": False, "n_heads": _HEADS.get(width), **given, **seen})
+    except ValueError as error:
+        raise ValueError(f"{source}: {error}") from error
+
+
+def _shapes(config: GPT2Config, classes: int | None, *, with_bias: bool) -> dict[str, tuple[int, ...]]:
+    """The book's names to the shapes of this configuration."""
+    D, rows = config.emb_dim, classes or config.vocab_size
+    shapes: dict[str, tuple[int, ...]] = {
+        "tok_emb.weight": (config.vocab_size, D),
+        "pos_emb.weight": (config.context_length, D),
+        "final_norm.scale": (D,),
+        "final_norm.shift": (D,),
+        "out_head.weight": (rows, D),
+    }
+    if with_bias:
+        shapes["out_head.bias"] = (rows,)
+    square = [f"{part}.weight" for part in _QKV]
+    line = [f"{part}.bias" for part in _QKV if config.qkv_bias]
+    for i in range(config.n_layers):
+        block = {**dict.fromkeys(square, (D, D)), **dict.fromkeys(line, (D,))}
+        block |= {theirs: (D,) for _, theirs in _BLOCK}
+        block |= {
+            "att.out_proj.weight": (D, D),
+            "ff.layers.0.weight": (config.hidden_dim, D),
+            "ff.layers.0.bias": (config.hidden_dim,),
+            "ff.layers.2.weight": (D, config.hidden_dim),
+        }
+        shapes |= {f"trf_blocks.{i}.{name}": shape for name, shape in block.items()}
+    return shapes
+
+
+def _check_mask(mask: Tensor, context_length: int, source: str) -> None:
+    later = torch.ones(context_length, context_length, dtype=torch.bool).triu(diagonal=1)
+    if mask.shape != later.shape or not torch.equal(mask != 0, later):
+        raise ValueError(
+            f"{source} {tuple(mask.shape)} is not the causal mask of {context_length} positions; gptclf's attention is "
+            "always causal over the whole context"
+        )
