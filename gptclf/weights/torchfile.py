@@ -5,6 +5,7 @@ puts together tensors and plain containers and refuses everything else; nothing 
 """
 
 import re
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -88,23 +89,31 @@ def _load(path: Path) -> Any:
         if start.lstrip().startswith(magic):
             raise ValueError(f"{path} {what}")
     try:
-        # Files of before torch 1.6 are no zip archives and cannot be mapped.
-        return torch.load(path, map_location="cpu", weights_only=True, mmap=start.startswith(b"PK\x03\x04"))
+        return torch.load(path, map_location="cpu", weights_only=True, mmap=_can_be_mapped(path, start))
     except MemoryError:
         raise
     except Exception as error:  # a damaged or hostile pickle can make anything of its unpickler
+        # Raised from none: torch's own words advise to run the file.
         refused = _refused(str(error))
         if refused:
             raise ValueError(
                 f"{path} wants to run code when it is opened: {refused}. Nothing of it was run. It holds a whole "
                 "pickled model or other objects, not tensors alone. If you trust who made it, open it where it was "
                 'made and save its tensors there: torch.save(model.state_dict(), "weights.pth")'
-            ) from error
+            ) from None
         reason = str(error).strip().rpartition("WeightsUnpickler error:")[2].strip().partition("\n")[0]
         raise ValueError(
             f"{path} ({size:,} bytes) is not a whole file of torch.save ({type(error).__name__}: {reason[:200]}); "
             "it is cut off, damaged or of another kind. Fetch or save it again"
-        ) from error
+        ) from None
+
+
+def _can_be_mapped(path: Path, start: bytes) -> bool:
+    """Whether the tensors' bytes stand in the file: in a zip archive (since torch 1.6) that nobody packed again."""
+    if not start.startswith(b"PK\x03\x04"):
+        return False
+    with zipfile.ZipFile(path) as archive:
+        return all(record.compress_type == zipfile.ZIP_STORED for record in archive.infolist())
 
 
 def _refused(message: str) -> str:
