@@ -24,6 +24,9 @@ from gptclf.weights.formats import config_from_hugging_face, from_hugging_face, 
 from gptclf.weights.guess import guess_from_config, guess_from_files, guess_from_tensors
 from gptclf.weights.torchfile import read_torch_file
 
+# Of the bytes that stand where a damaged file's protocol was.
+pytestmark = pytest.mark.filterwarnings("ignore:Detected pickle protocol")
+
 IDS = torch.randint(257, (3, 17), generator=torch.Generator().manual_seed(5))
 TENSORS = {"a.weight": torch.arange(6.0).view(2, 3), "b": torch.ones(4, dtype=torch.float16)}
 SIZES = {"vocab_size": 257, "n_positions": 40, "n_embd": 24, "n_head": 3, "n_layer": 3, "n_inner": 56}
@@ -113,7 +116,7 @@ class TestTorchFiles:
         with zipfile.ZipFile(tmp_path / "packed.pth", "w", zipfile.ZIP_DEFLATED) as file:
             for name, content in records.items():
                 file.writestr(name, content)
-            file.writestr("archive/spare", bytes(1000))
+            file.writestr("model/spare", bytes(1000))
         assert_holds(tmp_path / "packed.pth", TENSORS)
 
     def test_writing_into_what_was_read_does_not_reach_the_file(self, tmp_path: Path) -> None:
@@ -207,6 +210,7 @@ class TestNothingIsRun:
                 read_torch_file(tmp_path / "model.pth")
         assert not (tmp_path / "ran").exists()
 
+    @pytest.mark.filterwarnings("ignore:.*torch.jit|.*TorchScript")
     def test_a_torchscript_program_is_refused(self, tmp_path: Path) -> None:
         torch.jit.save(torch.jit.trace(nn.Linear(2, 2), torch.ones(1, 2)), tmp_path / "model.pth")  # type: ignore[no-untyped-call]
         with pytest.raises(ValueError, match="wants to run code when it is opened: it is a TorchScript program"):
