@@ -29,12 +29,16 @@ def card(**values: Any) -> Card:
     return Card(**{"name": "spam", "classes": ["ham", "spam"], "exported": True, "parameters": 100, **values})
 
 
+def hub_data(text: str) -> Any:
+    return ModelCard(text, ignore_metadata_errors=False).data
+
+
 def front(text: str) -> dict[str, Any]:
     """The metadata, by PyYAML and by the hub's own reader, which must agree."""
     assert text.startswith("---\n")
     block = text[4:].partition("\n---\n")[0]
     values = dict(yaml.safe_load(block))
-    assert ModelCard(text, ignore_metadata_errors=False).data.to_dict() == values
+    assert hub_data(text).to_dict() == values
     return values
 
 
@@ -73,7 +77,7 @@ class TestMetadata:
         }
 
     def test_the_hubs_reader_finds_the_results(self) -> None:
-        data = ModelCard(model_card(card(metrics={"accuracy": 0.5}, measured_on="mine", base_model="gpt2"))).data
+        data = hub_data(model_card(card(metrics={"accuracy": 0.5}, measured_on="mine", base_model="gpt2")))
         results = data.eval_results
         assert [(r.dataset_name, r.metric_type, r.metric_value) for r in results] == [("mine", "accuracy", 0.5)]
         assert (data.model_name, data.base_model) == ("spam", "gpt2")
