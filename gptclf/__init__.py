@@ -24,7 +24,10 @@ from gptclf.training.estimate import Estimate, estimate
 from gptclf.training.history import History
 from gptclf.training.train import train, train_lm
 from gptclf.weights.loading import add_classifier_head, load_gpt2
-from gptclf.weights.saving import load_model, save_model
+from gptclf.weights.mirrors import download_openai_checkpoint
+from gptclf.weights.openai import load_gpt2_params_from_tf_ckpt
+from gptclf.weights.restoring import load_model
+from gptclf.weights.saving import save_model
 
 __all__ = [
     "GPT2",
@@ -45,6 +48,7 @@ __all__ = [
     "clear_features",
     "dataset_accuracy",
     "dataset_loss",
+    "download_openai_checkpoint",
     "estimate",
     "evaluate",
     "freeze",
@@ -52,6 +56,7 @@ __all__ = [
     "generate",
     "generate_ids",
     "load_gpt2",
+    "load_gpt2_params_from_tf_ckpt",
     "load_model",
     "perplexity",
     "predict",

@@ -428,6 +428,12 @@ def test_a_strong_etag_goes_with_the_request_for_the_rest(world: World) -> None:
     assert [request.headers.get("if-range") for request in world.hub.seen] == [None, None, f'"{world.hub.etag(BIG)}"']
 
 
+def test_a_sign_in_page_costs_nothing_of_what_is_there(world: World) -> None:
+    cut_then(Answer(200, {}, PAGE))(world)
+    hub_file(REPO, BIG)
+    assert world.gets() == [None, "bytes=1000-", "bytes=1000-"]
+
+
 def test_a_weak_etag_does_not(world: World) -> None:
     world.hub.cuts = [1000]
     hub_file(REPO, BIG)
@@ -498,10 +504,17 @@ def test_a_rest_that_does_not_fit_is_not_taken_though_no_hash_would_tell(
     assert (tmp_path / "file").read_bytes() == WEIGHTS
 
 
-def test_what_is_left_of_an_unknown_version_is_not_gone_on_with(mirror: Mirror, tmp_path: Path) -> None:
-    (tmp_path / "file.incomplete").write_bytes(OTHER[:1000])
+@pytest.mark.parametrize("length", [1000, len(WEIGHTS)])
+def test_what_is_left_of_an_unknown_version_is_not_gone_on_with(mirror: Mirror, tmp_path: Path, length: int) -> None:
+    (tmp_path / "file.incomplete").write_bytes(OTHER[:length])
     fetch(source(mirror, size=len(WEIGHTS)), tmp_path / "file")
     assert (tmp_path / "file").read_bytes() == WEIGHTS
+
+
+def test_a_file_that_is_not_the_one_looked_up_is_not_taken(mirror: Mirror, tmp_path: Path) -> None:
+    with pytest.raises(CutError, match="looked up"):
+        fetch(source(mirror, size=len(WEIGHTS), etag='"before"'), tmp_path / "file")
+    assert [path.name for path in tmp_path.iterdir() if path.name.startswith("file")] == []
 
 
 def test_a_check_that_fails_keeps_what_was_there(mirror: Mirror, tmp_path: Path) -> None:
@@ -671,6 +684,13 @@ def test_a_disk_that_misbehaves(world: World, fault: str, monkeypatch: pytest.Mo
     assert try_to_load_from_cache(REPO, BIG, cache_dir=world.cache) == str(world.pointer)
     world.check_cache()
     assert not list(world.cache.rglob("*.incomplete"))
+
+
+def test_a_directory_in_the_way_is_seen_before_the_download(world: World) -> None:
+    directory_for_blob(world)
+    with pytest.raises(IsADirectoryError):
+        hub_file(REPO, BIG)
+    assert world.gets() == []
 
 
 def test_a_file_in_a_read_only_cache_is_found_though_its_branch_is_not_noted_there(world: World) -> None:

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import randomised
+from conftest import byte_tokenizer, randomised
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
@@ -19,7 +19,6 @@ from gptclf import GPT2, GPT2Config, add_classifier_head, load_gpt2, perplexity,
 from gptclf.gpt2.heads import LMHead
 from gptclf.inference import language
 from gptclf.inference.language import windows_of
-from gptclf.weights.tokenizer import byte_tokenizer
 
 TOKENIZER = byte_tokenizer()
 CONTEXT = 24

@@ -378,7 +378,7 @@ class TestWhatANameMeans:
         (tmp_path / "nano").mkdir()
         monkeypatch.chdir(tmp_path)
         assert load_gpt2("nano").config == PRESETS["nano"]
-        assert "'nano' holds no config.json; the published model is meant" in caplog.text
+        assert "'nano' holds no weights; the published model is meant" in caplog.text
 
     def test_a_folder_of_another_name_is_loaded_in_silence(
         self, folder: Path, caplog: pytest.LogCaptureFixture
@@ -388,7 +388,7 @@ class TestWhatANameMeans:
 
     @pytest.mark.parametrize("name", ["gpt3", "./nowhere", "a/b/c", Path("some/where")], ids=str)
     def test_a_name_that_is_none_lists_what_there_is(self, name: str | Path) -> None:
-        with pytest.raises(FileNotFoundError, match=r"no folder and no known model.*gpt2-medium.*124M.*owner/name"):
+        with pytest.raises(FileNotFoundError, match=r"no folder or file and no known.*gpt2-medium.*124M.*owner/name"):
             load_gpt2(name)
 
     def test_an_empty_folder_names_the_file_it_needs(self, tmp_path: Path) -> None:
@@ -396,8 +396,8 @@ class TestWhatANameMeans:
             load_gpt2(tmp_path)
 
     def test_a_folder_without_weights_says_what_it_holds(self, folder: Path) -> None:
-        (folder / "model.safetensors").rename(folder / "pytorch_model.bin")
-        with pytest.raises(FileNotFoundError, match=r"neither model\.safetensors nor .*it holds .*pytorch_model\.bin"):
+        (folder / "model.safetensors").rename(folder / "weights.bin")
+        with pytest.raises(FileNotFoundError, match=r"neither model\.safetensors nor .*it holds .*weights\.bin"):
             load_gpt2(folder)
 
     def test_a_classifiers_folder_is_pointed_to_load_model(self, tmp_path: Path) -> None:
@@ -556,9 +556,9 @@ def test_attention_that_is_not_causal_is_refused(tmp_path: Path) -> None:
         load_gpt2(tmp_path)
 
 
-def test_a_tensorflow_checkpoint_is_recognised(tmp_path: Path) -> None:
+def test_a_part_of_a_tensorflow_checkpoint_is_recognised(tmp_path: Path) -> None:
     (tmp_path / "hparams.json").write_text("{}")
-    with pytest.raises(ValueError, match="TensorFlow"):
+    with pytest.raises(FileNotFoundError, match=r"no model\.ckpt\.index: OpenAI's TensorFlow checkpoint is not whole"):
         load_gpt2(tmp_path)
 
 

@@ -395,6 +395,7 @@ class TestTheFolder:
         save_model(models[second], tmp_path / "used")
         assert (tmp_path / "used" / "README.md").read_text() == "mine"
         (tmp_path / "used" / "README.md").unlink()
+        save_model(models[second], tmp_path / "used")
         save_model(models[second], tmp_path / "fresh")
         assert content(tmp_path / "used") == content(tmp_path / "fresh")
 
@@ -408,7 +409,10 @@ class TestTheFolder:
             save_model(small_gpt2, tmp_path / "file")
 
     def test_a_folder_that_is_not_there_is_said_to_be_none(self, tmp_path: Path) -> None:
-        with pytest.raises(FileNotFoundError, match="is not a folder; give the folder that save_model wrote"):
+        with pytest.raises(
+            FileNotFoundError,
+            match="not a folder, a file or a hub repository; give the folder that save_model",
+        ):
             load_model(tmp_path / "nowhere")
 
     @pytest.mark.parametrize("name", ["model.safetensors", "gptclf.safetensors", "gptclf.json"])

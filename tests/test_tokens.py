@@ -4,12 +4,13 @@ import numpy as np
 import pytest
 import tiktoken
 import torch
+from conftest import byte_tokenizer
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gptclf import TextDataset, text_to_token_ids, token_ids_to_text
 from gptclf.data import preparation
-from gptclf.weights.tokenizer import byte_tokenizer, make_encoding
+from gptclf.weights.tokenizer import make_encoding
 
 BYTES = byte_tokenizer()
 END = "<|endoftext|>"

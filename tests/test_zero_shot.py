@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import tiktoken
 import torch
+from conftest import byte_tokenizer
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import GPT2Config as TheirConfig
@@ -15,7 +16,7 @@ from transformers import GPT2LMHeadModel
 
 from gptclf import GPT2, add_classifier_head, load_gpt2, zero_shot
 from gptclf.gpt2.trunk import MLP
-from gptclf.weights.tokenizer import byte_tokenizer, make_encoding
+from gptclf.weights.tokenizer import make_encoding
 
 CONTEXT = 64
 TEXTS = ["you won a prize", "ok", "", "{label} {text} {0} {", "see you at six then", "é€😀", "ok", "x" * 20]
@@ -216,6 +217,16 @@ def test_any_long_text_fits_in_the_end(pair: tuple[GPT2, Any], text: str) -> Non
     gpt2, _ = pair
     answers = zero_shot(gpt2, [text], LABELS, TEMPLATE)
     assert np.isfinite(answers.scores).all()
+
+
+def test_a_character_is_kept_whole_or_not_at_all(pair: tuple[GPT2, Any]) -> None:
+    gpt2, _ = pair
+    words = {1: "y", 0: "n"}
+    # A prompt has room for the context's tokens but the label's last, and one byte of these three is left over.
+    room = CONTEXT + 1 - max(len(TOKENIZER.encode_ordinary(" " + word)) for word in words.values()) - len(":")
+    whole = "a" * ((room - 1) % 3) + "€" * ((room - 1) // 3)
+    expected = zero_shot(gpt2, [whole], words, "{text}:").scores
+    np.testing.assert_allclose(zero_shot(gpt2, [whole + "€" * 9], words, "{text}:").scores, expected, atol=2e-5)
 
 
 def test_a_template_that_leaves_no_room_is_refused(pair: tuple[GPT2, Any]) -> None:

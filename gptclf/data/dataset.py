@@ -12,8 +12,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from gptclf.data.labels import check_classes, check_labels, index_labels, infer_classes
-from gptclf.data.preparation import check_preparation, check_texts, check_tokenizer, encode, row_numbers
+from gptclf.data.preparation import check_preparation, check_texts, check_tokenizer, row_numbers
 from gptclf.data.sources import read_file, read_table
+from gptclf.data.tokens import encode
 
 if TYPE_CHECKING:
     import tiktoken

@@ -1,26 +1,17 @@
 """What texts must be before they become rows, and the settings that say how they do."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
 from gptclf.data.labels import plain
 
-if TYPE_CHECKING:
-    import tiktoken
-
 # Most characters handed to the tokenizer at once. Its regular expression keeps a stack of its own, which a run of some
 # 500,000 blanks overflows.
 PIECE = 250_000
 
 TRUNCATIONS = ("tail", "head", "middle")
-
-
-def encode(text: str, tokenizer: "tiktoken.Encoding") -> list[int]:
-    """Token ids of a text of any length; special tokens in it are ordinary characters."""
-    return [token for piece in pieces(text) for token in tokenizer.encode_ordinary(piece)]
 
 
 def pieces(text: str) -> list[str]:

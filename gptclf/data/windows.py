@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from gptclf.data.labels import plain
-from gptclf.data.preparation import check_text, check_texts, check_tokenizer, encode, row_numbers
+from gptclf.data.preparation import check_text, check_texts, check_tokenizer, row_numbers
+from gptclf.data.tokens import encode
 
 if TYPE_CHECKING:
     import tiktoken

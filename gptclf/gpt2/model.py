@@ -36,6 +36,7 @@ class GPT2(nn.Module):
         head: `LMHead` or `ClassifierHead`.
         classes: List of labels in column order of the logits, or None for a language model.
         tokenizer: The `tiktoken.Encoding`, found on first use.
+        base: Name of the published weights it started from, or None.
         max_length, truncation, pad_to: How texts were prepared in training; `predict` prepares them alike.
 
     Example:
@@ -62,6 +63,7 @@ class GPT2(nn.Module):
             if classes is None
             else ClassifierHead(config, classes, pooling=pooling, bias=head_bias)
         )
+        self.base: str | None = None
         self.max_length: int | None = None
         self.truncation = "tail"
         self.pad_to: int | None = None

@@ -36,7 +36,8 @@ class Decoder:
         self._embed = gpt2.trunk.embed
         self._blocks = [_CachedBlock(block, rows, capacity, lay_out) for block in gpt2.trunk.blocks]
         self._norm = gpt2.trunk.norm
-        self._vocabulary = _matrix(_output_weight(gpt2), lay_out)
+        assert isinstance(gpt2.head, LMHead)
+        self._vocabulary = _matrix(gpt2.head.weight, lay_out)
         self.length = 0
 
     def advance(self, ids: Tensor) -> Tensor:
@@ -80,11 +81,6 @@ class _CachedBlock:
         x = x + _product(mixed.transpose(1, 2).reshape(B, T, D), self.out, self.out_bias)
         inner = self.activation(_product(_normalised(self.norm2, x), self.up, self.up_bias))
         return x + _product(inner, self.down, self.down_bias)
-
-
-def _output_weight(gpt2: GPT2) -> Tensor:
-    assert isinstance(gpt2.head, LMHead)
-    return gpt2.trunk.embed.token.weight if gpt2.config.tied else gpt2.head.output.weight
 
 
 def _matrix(weight: Tensor, lay_out: bool) -> Tensor:

@@ -75,7 +75,7 @@ def token_log_probs(
         >>> gpt2 = load_gpt2("nano")
         >>> log_probs = token_log_probs(gpt2, "Every effort moves you")
         >>> log_probs.shape, bool((log_probs < 0).all())
-        ((22,), True)
+        ((6,), True)
     """
     check_language_model(gpt2)
     stride = _check_reading(gpt2, stride, precision)

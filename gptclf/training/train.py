@@ -6,7 +6,8 @@ from pathlib import Path
 from gptclf.data.dataset import TextDataset
 from gptclf.data.windows import TextWindows
 from gptclf.features.store import DISK_LIMIT
-from gptclf.gpt2.model import GPT2, check_gpt2
+from gptclf.gpt2.model import GPT2
+from gptclf.inference.checks import check_language_model
 from gptclf.inference.evaluate import labelled_rows
 from gptclf.inference.predict import check_classifier
 from gptclf.training.callbacks import Callback
@@ -190,9 +191,7 @@ def train_lm(
         >>> history.epochs[-1].train_loss < history.steps[0].loss
         True
     """
-    check_gpt2(model)
-    if model.classes is not None:
-        raise TypeError("this is a classifier; train_lm trains a language model, as load_gpt2 returns")
+    check_language_model(model)
     check_model(model)
     settings = Settings(
         epochs=epochs, batch_size=batch_size, lr=lr, weight_decay=weight_decay, decay=decay, schedule=schedule,

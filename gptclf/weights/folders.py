@@ -78,6 +78,13 @@ def _guess(folder: Path) -> str:
     return f". {guess}" if guess else ""
 
 
+def read_file(path: Path) -> dict[str, Tensor]:
+    """The tensors of one file, safetensors by its suffix, else one of `torch.save`."""
+    if path.suffix == ".safetensors":
+        return unwrap_names(read_safetensors(path)[0], source=str(path))
+    return read_torch_file(path)
+
+
 def read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     """Tensors (memory-mapped) and metadata of one file."""
     import safetensors

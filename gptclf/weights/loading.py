@@ -17,13 +17,14 @@ from gptclf.weights.book import is_book, read_book
 from gptclf.weights.folders import CONFIG, check_device, fill, fill_from_hugging_face, read_file, read_json
 from gptclf.weights.formats import config_from_hugging_face, from_hugging_face
 from gptclf.weights.openai import (
+    HPARAMS,
     config_from_settings,
     find_checkpoint,
     load_gpt2_params_from_tf_ckpt,
     read_settings,
     tensors_from_params,
 )
-from gptclf.weights.sources import REPOSITORIES, fetch, locate
+from gptclf.weights.sources import NANO, REPOSITORIES, fetch, locate
 from gptclf.weights.vocabulary import find_tokenizer
 
 if TYPE_CHECKING:
@@ -123,16 +124,18 @@ def load_gpt2(
     # Nothing trains before freeze says what shall: so nothing can change under the models that share these tensors.
     model.requires_grad_(False)
     model.to(target)
-    folder = tokenizer_folder(place)
+    if weights == "pretrained":
+        model.base = "nano" if place == NANO else repo
+    folder = _tokenizer_folder(place)
     model.tokenizer_source = functools.partial(find_tokenizer, folder, repo, revision, cache_dir, config.vocab_size)
     if tokenizer is not None:
         model.tokenizer = tokenizer
     return model
 
 
-def tokenizer_folder(place: Path | None) -> Path | None:
+def _tokenizer_folder(place: Path | None) -> Path | None:
     """Where the tokenizer's files lie if they are beside the weights."""
-    if place is None or place.is_dir() and (place / CONFIG).is_file():
+    if place is None or (place.is_dir() and (place / CONFIG).is_file()):
         return place
     if place.is_file():
         return place.parent
@@ -150,6 +153,11 @@ def _open(place: Path, settings: Settings | None, verify: bool, *, with_weights:
             return _from_tensors(config_from_settings(read_settings(prefix), source=str(prefix.parent)), {})
         hparams, params = load_gpt2_params_from_tf_ckpt(place, verify=verify)
         return _from_tensors(*tensors_from_params(params, hparams))
+    if (place / HPARAMS).is_file() and not (place / CONFIG).is_file():
+        raise FileNotFoundError(
+            f"{place} holds {HPARAMS} but no model.ckpt.index: OpenAI's TensorFlow checkpoint is not whole. "
+            "download_openai_checkpoint fetches what is missing"
+        )
     config = config_from_hugging_face(read_json(place / CONFIG), source=str(place / CONFIG))
     return config, lambda model: fill_from_hugging_face(model, place)
 
@@ -251,6 +259,7 @@ def add_classifier_head(
     clf.head.to(model.device)
     clf.remember_fresh_head()
     clf.share_tokenizer(model)
+    clf.base = model.base
     freeze(clf, trainable="last_block")
     fresh = ", ".join(f"{name} {tuple(p.shape)}" for name, p in clf.head.named_parameters(prefix="head"))
     logger.warning("new classifier head, drawn from seed %d: %s. Train it before use.", seed, fresh)

@@ -9,12 +9,13 @@ import functools
 import hashlib
 import json
 import logging
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from gptclf.gpt2.config import ALIASES, PRESETS, GPT2Config
 from gptclf.weights.http import CutError, Source, announced_size, raise_for_status, retry, send
 from gptclf.weights.hub_cache import cache_home, is_on, timeout_seconds
+from gptclf.weights.tensorbundle import open_bundle
 from gptclf.weights.transfer import DamagedError, fetch, verify
 from gptclf.weights.vocabulary import TIKTOKEN_FILES
 
@@ -35,27 +36,24 @@ def download_openai_checkpoint(
     folder: str | Path | None = None,
     *,
     addresses: Iterable[str] = ADDRESSES,
-    checks: Mapping[str, Callable[[Path], None]] | None = None,
 ) -> Path:
     """Download OpenAI's TensorFlow checkpoint of a size (book section 5.5); what is there and right is kept.
 
     Each file is compared with what the server announces (length, Content-MD5) and with what is known of it: the
-    tokenizer's hashes, the numbers in hparams.json, the bytes of the parameters. What was cut off is gone on with by
+    tokenizer's hashes, the numbers in hparams.json, the checksum of every tensor. What was cut off is gone on with by
     the next call. An address that fails or gives wrong bytes is passed over with a warning.
 
     Args:
         size: "124M", "355M", "774M" or "1558M", or the same as "gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl".
         folder: The files go into `<folder>/<size>`; None means gptclf/openai in the user's folder of caches.
         addresses: Where to ask, in this order; the files are at `<address>/<size>/<file>`.
-        checks: Further checks by file name, called with the file before it gets its name; each raises ValueError for
-            a wrong one.
 
     Returns:
         The folder that holds checkpoint, encoder.json, hparams.json, model.ckpt.data-00000-of-00001,
         model.ckpt.index, model.ckpt.meta and vocab.bpe.
 
     Raises:
-        ValueError: No such size, no address, or a check for a file that is none of these.
+        ValueError: No such size, or no address.
         FileNotFoundError: A file is missing and HF_HUB_OFFLINE forbids the network.
         ConnectionError: No address gave the right file; the message has each one's reason.
         OSError: The folder cannot be written, or the disk is full.
@@ -72,13 +70,10 @@ def download_openai_checkpoint(
     asked = [addresses] if isinstance(addresses, str) else list(addresses)
     if not asked:
         raise ValueError("addresses is empty; give at least one, or leave it out for OpenAI's and the book's")
-    unknown = sorted(set(checks or {}) - set(FILES))
-    if unknown:
-        raise ValueError(f"checks has {', '.join(map(repr, unknown))}; a checkpoint's files are {', '.join(FILES)}")
     size = published[preset]
     target = (cache_home() / "gptclf" / "openai" if folder is None else Path(folder)) / size
     for name in FILES:
-        source = _expected(name, size, target, (checks or {}).get(name))
+        source = _expected(name, size, target)
         if (target / name).is_file():
             try:
                 verify(source, target / name)
@@ -91,10 +86,23 @@ def download_openai_checkpoint(
                 f"Unset it to download. {source.advice}"
             )
         _fetch_from_any(asked, f"{size}/{name}", source, target / name)
+    _verify_tensors(target)
     return target
 
 
-def _expected(name: str, size: str, folder: Path, check: Callable[[Path], None] | None) -> Source:
+def _verify_tensors(folder: Path) -> None:
+    """Compare every tensor with its checksum in the index; what does not fit together is removed."""
+    try:
+        open_bundle(folder / "model.ckpt")
+    except ValueError as error:
+        for name in (_DATA, "model.ckpt.index"):
+            (folder / name).unlink(missing_ok=True)
+        raise DamagedError(
+            f"{error}. Both files were removed; call again to fetch them anew, or with other addresses="
+        ) from error
+
+
+def _expected(name: str, size: str, folder: Path) -> Source:
     """What is known of a file of a size, wherever it comes from; the address is still missing."""
     config = PRESETS[ALIASES[size]]
     own: dict[str, Callable[[Path], None]] = {
@@ -102,11 +110,6 @@ def _expected(name: str, size: str, folder: Path, check: Callable[[Path], None] 
         "checkpoint": _check_state,
         "model.ckpt.index": _check_table,
     }
-
-    def check_all(path: Path) -> None:
-        own.get(name, _check_no_page)(path)
-        if check is not None:
-            check(path)
 
     return Source(
         url="",
@@ -116,7 +119,7 @@ def _expected(name: str, size: str, folder: Path, check: Callable[[Path], None] 
         timeout=timeout_seconds("HF_HUB_DOWNLOAD_TIMEOUT"),
         size=4 * parameter_count(config) if name == _DATA else None,
         digest=TIKTOKEN_FILES.get(name),
-        check=check_all,
+        check=own.get(name, _check_no_page),
         progress=not is_on("HF_HUB_DISABLE_PROGRESS_BARS"),
     )
 

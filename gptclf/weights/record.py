@@ -18,6 +18,10 @@ logger = logging.getLogger(__name__)
 MARK = "gptclf_save"
 _FORMAT = 1
 
+# The record itself, and the parameters that Hugging Face's format holds in another form.
+OURS = "gptclf.json"
+ORIGINALS = "gptclf.safetensors"
+
 
 @dataclass(frozen=True)
 class Record:
@@ -55,6 +59,7 @@ def write_record(model: GPT2, *, mark: str, originals: list[str], exported: bool
         MARK: mark,
         "config": model.config.to_dict(),
         "head": None,
+        "base": model.base,
         "max_length": model.max_length,
         "truncation": model.truncation,
         "pad_to": model.pad_to,
@@ -101,6 +106,7 @@ def read_record(values: Mapping[str, Any], *, source: Path) -> Record:
             _get(values, "truncation", str),
             _get(values, "pad_to", int, type(None)),
         )
+        model.base = values.get("base") if isinstance(values.get("base"), str) else None
         names = {name for name, _ in model.named_parameters()}
         lists = {key: _get(values, key, list) for key in ("originals", "trainable")}
         for key, found in lists.items():

@@ -1,4 +1,4 @@
-"""Where the weights of a name lie: a local folder or file, the package's own, or a hub repository's files in the cache."""
+"""Where the weights of a name lie: a local folder or file, the package's own, or a hub repository's cached files."""
 
 import logging
 import re
@@ -8,6 +8,7 @@ from gptclf.gpt2.config import ALIASES, PRESETS
 from gptclf.weights.download import EntryNotFoundError, hub_file
 from gptclf.weights.folders import CONFIG, INDEX, TORCH_INDEX, TORCH_WEIGHTS, WEIGHTS, read_json, shard_names
 from gptclf.weights.formats import config_from_hugging_face
+from gptclf.weights.guess import guess_from_files
 from gptclf.weights.openai import find_checkpoint
 
 logger = logging.getLogger(__name__)
@@ -15,7 +16,9 @@ logger = logging.getLogger(__name__)
 REPOSITORIES = {name: f"openai-community/{name}" for name in PRESETS if name != "nano"}
 
 # Ships with the package, in Hugging Face's layout; its README.md is its model card.
-_NANO = Path(__file__).parents[1] / "nano"
+NANO = Path(__file__).parents[1] / "nano"
+# What a repository without a config.json may hold that says what it is.
+_TELLING_FILES = ("adapter_config.json", "modules.json")
 _HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
 
 
@@ -37,7 +40,7 @@ def locate(name: str | Path) -> Path | str:
             return place
         logger.warning("the local folder %r holds no weights; the published model is meant", str(name))
     if preset == "nano":
-        return _NANO
+        return NANO
     if preset in REPOSITORIES:
         return REPOSITORIES[preset]
     repo = hub_name(name)
@@ -57,7 +60,12 @@ def hub_name(name: str | Path) -> str | None:
 
 def fetch(repo: str, revision: str | None, cache_dir: str | Path | None, *, with_weights: bool = True) -> Path:
     """The cache folder that holds a repository's configuration and weights, downloaded where they are not."""
-    config = hub_file(repo, CONFIG, revision=revision, cache_dir=cache_dir)
+    try:
+        config = hub_file(repo, CONFIG, revision=revision, cache_dir=cache_dir)
+    except EntryNotFoundError as error:
+        telling = [name for name in _TELLING_FILES if fetch_optional(repo, name, revision, cache_dir) is not None]
+        guess = guess_from_files(telling)
+        raise EntryNotFoundError(f"{error}{' ' + guess if guess else ''}") from None
     # Looked at before half a gigabyte is fetched.
     config_from_hugging_face(read_json(config), source=f"{repo}/{CONFIG}")
     if with_weights:
