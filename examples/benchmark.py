@@ -19,7 +19,11 @@ import tempfile
 from pathlib import Path
 
 import torch
-from contests import PARTS, Bench
+from contests import PARTS as CLASSIFIER_PARTS
+from contests import Bench
+from text_contests import bench_checkpoint, bench_generate
+
+PARTS = {**CLASSIFIER_PARTS, "generate": bench_generate, "checkpoint": bench_checkpoint}
 
 
 def ratios(b: Bench) -> dict[str, float]:
@@ -39,6 +43,12 @@ def ratios(b: Bench) -> dict[str, float]:
         ),
         "predict: pipeline / gptclf": ("pipeline: predict the test set", "gptclf: predict the test set"),
         "predict: tuned bf16 loop / gptclf": ("tuned bf16 loop: predict the test set", "gptclf: predict the test set"),
+        "generate 200 tokens: transformers / gptclf": (
+            "transformers: generate 200 tokens", "gptclf: generate 200 tokens"
+        ),
+        "generate 200 tokens: without / with the cache": (
+            "gptclf: generate 200 tokens without the cache", "gptclf: generate 200 tokens"
+        ),
         "one suffix epoch: share of the book's": ("gptclf: one suffix epoch", "book: one epoch of steps"),
         "last 2 blocks: Trainer tuned at last_block / gptclf": (
             "Trainer tuned: recipe", "gptclf: recipe, last 2 blocks"
@@ -81,6 +91,7 @@ def main() -> None:
     usual = [name for name in PARTS if name not in ("whole-book", "xl")]
     parser.add_argument("--only", nargs="*", choices=PARTS, default=usual)
     parser.add_argument("--banking", type=Path, help="folder of Banking77's files, for the exactness figures")
+    parser.add_argument("--checkpoint", type=Path, help="folder with OpenAI's TensorFlow checkpoint")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--tiny", action="store_true", help="a toy model: shows that the script runs, nothing more")
     parser.add_argument("--out", type=Path, default=Path("runs/benchmark"))

@@ -35,7 +35,7 @@ from gptclf import (
 from gptclf.features.prefix import Cut, compute_slab, slabs
 from gptclf.gpt2.config import PRESETS
 
-TINY = GPT2Config(vocab_size=257, context_length=128, emb_dim=32, n_heads=2, n_layers=5)
+TINY = GPT2Config(vocab_size=4096, context_length=128, emb_dim=32, n_heads=2, n_layers=5)
 Named = tuple[list[str], list[str]]
 
 
@@ -50,6 +50,7 @@ class Bench:
     def __init__(self, args: argparse.Namespace, folder: Path) -> None:
         self.rounds, self.tiny, self.folder, self.out = args.rounds, args.tiny, folder, args.out
         self.banking: Path | None = args.banking
+        self.checkpoint: Path | None = args.checkpoint
         if args.data == "messages":
             texts, labels = make_messages(60 if args.tiny else 1494)
             ends = (int(0.7 * len(texts)), int(0.8 * len(texts)))
@@ -365,7 +366,7 @@ def bench_exactness(b: Bench) -> None:
 def bench_xl(b: Bench) -> None:
     """GPT-2 XL: full-size random weights in a folder, the recipe in a process whose memory is sampled."""
     folder = b.out / "xl"
-    config = GPT2Config(emb_dim=48, n_heads=3, n_layers=4, vocab_size=257) if b.tiny else PRESETS["gpt2-xl"]
+    config = GPT2Config(emb_dim=48, n_heads=3, n_layers=4, vocab_size=4096) if b.tiny else PRESETS["gpt2-xl"]
     if not folder.exists():
         xl = GPT2(config, seed=0)
         xl.tokenizer = b.gpt2.tokenizer

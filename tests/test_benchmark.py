@@ -32,7 +32,7 @@ def test_the_books_recipe_is_counted_as_its_loop_runs() -> None:
 def test_the_script_runs_on_a_toy_and_writes_ratios_notes_and_a_picture(tmp_path: Path) -> None:
     command = [
         sys.executable, str(EXAMPLES / "benchmark.py"), "--data", "messages", "--tiny", "--rounds", "1",
-        "--only", "folds", "predict", "prefix", "--out", str(tmp_path),
+        "--only", "folds", "predict", "prefix", "generate", "checkpoint", "--out", str(tmp_path),
     ]  # fmt: skip
     done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
     assert done.returncode == 0, done.stderr[-2000:]
@@ -41,6 +41,7 @@ def test_the_script_runs_on_a_toy_and_writes_ratios_notes_and_a_picture(tmp_path
     assert all(ratio > 0 for ratio in result["ratios"].values())
     assert result["seconds"]["gptclf: predict the test set"]["runs"]
     assert any(name.startswith("prefix in bfloat16") for name in result["notes"])
+    assert result["notes"]["greedy tokens: ours equal without the cache, and transformers'"] == [True, True]
     assert result["machine"]["torch"]
     assert (tmp_path / "ratios.png").stat().st_size > 1000
     assert "predict: pipeline / gptclf" in done.stdout
