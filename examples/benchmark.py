@@ -21,9 +21,9 @@ from pathlib import Path
 import torch
 from contests import PARTS as CLASSIFIER_PARTS
 from contests import Bench
-from text_contests import bench_checkpoint, bench_generate
+from text_contests import bench_checkpoint, bench_generate, bench_round_trip
 
-PARTS = {**CLASSIFIER_PARTS, "generate": bench_generate, "checkpoint": bench_checkpoint}
+PARTS = {**CLASSIFIER_PARTS, "generate": bench_generate, "checkpoint": bench_checkpoint, "round-trip": bench_round_trip}
 
 
 def ratios(b: Bench) -> dict[str, float]:
@@ -88,10 +88,11 @@ def main() -> None:
     parser.add_argument(
         "--data", default="sms", help="'sms' (UCI, downloaded), the SMS file, or 'messages' (generated)"
     )
-    usual = [name for name in PARTS if name not in ("whole-book", "xl")]
+    usual = [name for name in PARTS if name not in ("whole-book", "xl", "round-trip")]
     parser.add_argument("--only", nargs="*", choices=PARTS, default=usual)
     parser.add_argument("--banking", type=Path, help="folder of Banking77's files, for the exactness figures")
     parser.add_argument("--checkpoint", type=Path, help="folder with OpenAI's TensorFlow checkpoint")
+    parser.add_argument("--sizes", nargs="+", default=["gpt2", "gpt2-xl"], help="of the round trips")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--tiny", action="store_true", help="a toy model: shows that the script runs, nothing more")
     parser.add_argument("--out", type=Path, default=Path("runs/benchmark"))

@@ -51,6 +51,7 @@ class Bench:
         self.rounds, self.tiny, self.folder, self.out = args.rounds, args.tiny, folder, args.out
         self.banking: Path | None = args.banking
         self.checkpoint: Path | None = args.checkpoint
+        self.sizes: list[str] = args.sizes
         if args.data == "messages":
             texts, labels = make_messages(60 if args.tiny else 1494)
             ends = (int(0.7 * len(texts)), int(0.8 * len(texts)))

@@ -1,11 +1,12 @@
 """What `benchmark.py` measures of the language-model side: writing text, and opening OpenAI's checkpoints."""
 
+import shutil
 import time
 
 import torch
 from contests import Bench
 
-from gptclf import generate_ids, load_gpt2_params_from_tf_ckpt
+from gptclf import generate_ids, load_gpt2, load_gpt2_params_from_tf_ckpt, save_model
 
 
 def bench_generate(b: Bench) -> None:
@@ -42,6 +43,32 @@ def bench_generate(b: Bench) -> None:
     b.notes["greedy tokens: ours equal without the cache, and transformers'"] = [
         torch.equal(written["cache"], written[key]) for key in ("no cache", "theirs")
     ]
+
+
+def bench_round_trip(b: Bench) -> None:
+    """Random weights of `--sizes` through a folder into transformers and back: logits and bits."""
+    from transformers import GPT2LMHeadModel
+
+    ids = torch.randint(50257, (2, 24), generator=torch.Generator().manual_seed(0))
+    for size in b.sizes:
+        there, back = b.folder / f"{size} there", b.folder / f"{size} back"
+        ours = load_gpt2(size, weights="random", seed=0, tokenizer=b.gpt2.tokenizer)
+        with torch.inference_mode():
+            expected = ours(ids)
+            start = time.perf_counter()
+            save_model(ours, there)
+            b.seconds.setdefault(f"{size}: save_model", []).append(time.perf_counter() - start)
+            theirs = GPT2LMHeadModel.from_pretrained(there, dtype=torch.float32).eval()
+            found = theirs(ids).logits
+        theirs.save_pretrained(back)
+        del theirs
+        again = load_gpt2(back)
+        pairs = zip(ours.parameters(), again.parameters(), strict=True)
+        b.notes[f"{size}: largest difference of logits, largest logit, bits equal after the way there and back"] = [
+            float((found - expected).abs().max()), float(expected.abs().max()), all(torch.equal(x, y) for x, y in pairs)
+        ]  # fmt: skip
+        shutil.rmtree(there)
+        shutil.rmtree(back)
 
 
 def bench_checkpoint(b: Bench) -> None:
