@@ -4,8 +4,8 @@
     python examples/language_model.py book.txt --weights random --epochs 10       # nano's shape from nothing
     python examples/language_model.py book.txt --model gpt2 --trainable last_block
 
-The first nine tenths of the text train, the last tenth measures. It prints losses and perplexity before and after, a
-sample after each epoch, and leaves the model and a picture of the curves in the output folder.
+The first nine tenths of the text train, the last tenth measures. It prints the validation perplexity before and after,
+losses, and a sample after each epoch, and leaves the model and a picture of the curves in the output folder.
 """
 
 import argparse

@@ -77,10 +77,10 @@ class TestMetadata:
         }
 
     def test_the_hubs_reader_finds_the_results(self) -> None:
-        data = hub_data(model_card(card(metrics={"accuracy": 0.5}, measured_on="mine", base_model="gpt2")))
+        data = hub_data(model_card(card(metrics={"accuracy": 0.5}, measured_on="mine", base_model="a/gpt2")))
         results = data.eval_results
         assert [(r.dataset_name, r.metric_type, r.metric_value) for r in results] == [("mine", "accuracy", 0.5)]
-        assert (data.model_name, data.base_model) == ("spam", "gpt2")
+        assert (data.model_name, data.base_model) == ("spam", "a/gpt2")
 
     def test_a_model_that_only_we_can_load_says_so(self) -> None:
         assert front(model_card(card(exported=False)))["library_name"] == "gptclf"
@@ -91,7 +91,9 @@ class TestMetadata:
     def test_what_is_not_known_is_left_out(self) -> None:
         assert set(front(model_card(card()))) == {"library_name", "pipeline_tag", "tags"}
 
-    @pytest.mark.parametrize("name", ["/home/me/models/gpt2", "./gpt2", "a/b/c", "my model", "C:\\gpt2", "..", "../x"])
+    @pytest.mark.parametrize(
+        "name", ["nano", "/home/me/models/gpt2", "./gpt2", "a/b/c", "my model", "C:\\gpt2", "..", "../x"]
+    )
     def test_a_folder_is_no_base_model_on_the_hub(self, name: str) -> None:
         assert "base_model" not in front(model_card(card(base_model=name)))
 

@@ -100,15 +100,11 @@ class TestTorchFiles:
     def test_a_tensor_may_be_called_as_a_holder_is(self, tmp_path: Path) -> None:
         assert_holds(saved({"model": torch.ones(2)}, tmp_path), {"model": torch.ones(2)})
 
-    def test_it_is_mapped_and_not_read(self, tmp_path: Path) -> None:
-        maps = Path("/proc/self/maps")
-        if not maps.exists():
-            pytest.skip("needs /proc/self/maps to see what is mapped")
+    def test_the_file_may_be_written_over(self, tmp_path: Path) -> None:
         path = saved({"a": torch.ones(100_000)}, tmp_path)
         found = read_torch_file(path)["a"]
-        lines = [line for line in maps.read_text().splitlines() if line.endswith(str(path))]
-        ranges = [tuple(int(end, 16) for end in line.split()[0].split("-")) for line in lines]
-        assert any(start <= found.data_ptr() < end for start, end in ranges)
+        torch.save({"a": torch.zeros(3)}, path)  # in place: a mapped file would be cut off under the tensor
+        assert float(found.sum()) == 100_000
 
     def test_an_archive_that_was_packed_again_is_unpacked(self, tmp_path: Path) -> None:
         with zipfile.ZipFile(saved(TENSORS, tmp_path)) as whole:

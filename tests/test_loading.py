@@ -378,7 +378,7 @@ class TestWhatANameMeans:
         (tmp_path / "nano").mkdir()
         monkeypatch.chdir(tmp_path)
         assert load_gpt2("nano").config == PRESETS["nano"]
-        assert "'nano' holds no weights; the published model is meant" in caplog.text
+        assert "'nano' holds no weights of nano; the published model is meant" in caplog.text
 
     def test_a_folder_of_another_name_is_loaded_in_silence(
         self, folder: Path, caplog: pytest.LogCaptureFixture

@@ -11,13 +11,17 @@ import pytest
 import torch
 from conftest import byte_gpt2, byte_tokenizer, randomised
 from hub_server import Hub, serving
+from safetensors.torch import load_file
 from torch import Tensor
 from transformers import GPT2Config as TheirConfig
 from transformers import GPT2ForSequenceClassification
 
 from gptclf import (
     GPT2,
+    Callback,
     GPT2Config,
+    TextDataset,
+    TextWindows,
     add_classifier_head,
     freeze,
     load_gpt2,
@@ -25,10 +29,13 @@ from gptclf import (
     load_model,
     predict_proba,
     save_model,
+    train,
+    train_lm,
     trainable_report,
 )
 from gptclf.weights.book import to_book
-from gptclf.weights.tokenizer import tokenizer_files
+from gptclf.weights.download import hub_file
+from gptclf.weights.tokenizer import read_tokenizer, tokenizer_files
 
 TF = Path(__file__).parent / "data" / "tf_gpt2"
 BOOK = {
@@ -227,8 +234,6 @@ class TestHub:
         folder = save_model(model, tmp_path / "ours")
         tensors = load_gpt2(folder)
         put(hub, folder)
-        from safetensors.torch import load_file
-
         torch.save(load_file(folder / "model.safetensors"), folder / "pytorch_model.bin")
         (folder / "model.safetensors").unlink()
         put(hub, folder)
@@ -280,3 +285,200 @@ class TestWhereItCameFrom:
         (tmp_path / "README.md").write_text("mine")
         save_model(clf, tmp_path)
         assert (tmp_path / "README.md").read_text() == "mine"
+
+
+def some_windows(model: GPT2) -> TextWindows:
+    text = "the quick brown fox jumps over the lazy dog; pack my box with five dozen jugs. " * 6
+    return TextWindows(text, tokenizer=model.tokenizer, length=16)
+
+
+class TestWhoseTensorsTheyAre:
+    def test_training_a_loaded_model_changes_neither_params_nor_another_model_of_them(self) -> None:
+        settings, params = load_gpt2_params_from_tf_ckpt(TF / "whole")
+        before = params["wte"].copy()
+        first, second = (load_gpt2(params=params, settings=settings, tokenizer=byte_tokenizer()) for _ in range(2))
+        kept = {name: tensor.clone() for name, tensor in parameters(second).items()}
+        freeze(first, trainable="all")
+        train_lm(first, some_windows(first), lr=1e-2, progress=False)
+        np.testing.assert_array_equal(params["wte"], before)
+        assert all(torch.equal(tensor, kept[name]) for name, tensor in parameters(second).items())
+
+    def test_what_trains_lies_in_memory_as_fresh_weights_do(self) -> None:
+        model = load_gpt2("nano")
+        freeze(model, trainable="all")
+        assert all(parameter.is_contiguous() for parameter in model.parameters())
+
+    @pytest.mark.parametrize("kind", ["language model", "classifier"])
+    def test_a_loaded_model_resumes_bit_for_bit(self, kind: str, tmp_path: Path) -> None:
+        save_model(byte_gpt2() if kind == "language model" else self.classifier(), tmp_path / "saved")
+
+        def start() -> GPT2:
+            model = (load_gpt2 if kind == "language model" else load_model)(tmp_path / "saved")
+            freeze(model, trainable="all")
+            return model
+
+        def run(model: GPT2, **options: Any) -> None:
+            fixed: dict[str, Any] = {"epochs": 3, "batch_size": 4, "lr": 1e-2, "progress": False}
+            if kind == "language model":
+                train_lm(model, some_windows(model), **fixed, **options)
+            else:
+                data = TextDataset(["win", "hi", "free", "ok"] * 3, ["s", "h", "s", "h"] * 3, tokenizer=model.tokenizer)
+                train(model, data, **fixed, **options)
+
+        whole, resumed = start(), start()
+        run(whole)
+        with pytest.raises(KeyboardInterrupt):
+            run(start(), checkpoint_dir=tmp_path / "state", callbacks=[StopAfterOne()])
+        run(resumed, checkpoint_dir=tmp_path / "state", resume=True)
+        assert_same(resumed, whole)
+
+    def classifier(self) -> GPT2:
+        return add_classifier_head(byte_gpt2(), classes=["h", "s"], seed=1)
+
+
+class StopAfterOne(Callback):
+    def on_step(self, model: GPT2, step: Any) -> None:
+        if step.epoch == 2:
+            raise KeyboardInterrupt
+
+
+class TestContradictions:
+    @pytest.mark.parametrize(
+        ("arguments", "message"),
+        [
+            ({"name": GPT2Config(n_heads=2), "weights": "random", "settings": BOOK}, "a GPT2Config says everything"),
+            ({"name": "nano", "revision": "main"}, "revision='main' is of a hub repository"),
+        ],
+    )
+    def test_arguments_that_would_be_passed_over(self, arguments: dict[str, Any], message: str) -> None:
+        with pytest.raises(ValueError, match=message):
+            load_gpt2(**arguments)
+
+    def test_settings_that_params_cannot_have(self) -> None:
+        _, params = load_gpt2_params_from_tf_ckpt(TF / "whole")
+        config = load_gpt2(TF / "whole").config
+        assert load_gpt2(params=params, settings=config.replace(drop_rate=0.1)).config.drop_rate == 0.1
+        assert load_gpt2(params=params, settings=config.replace(activation="gelu")).config.activation == "gelu"
+        for wrong in ({"qkv_bias": False}, {"tied": False}):
+            with pytest.raises(ValueError, match="OpenAI's parameters have biases for query, key and value"):
+                load_gpt2(params=params, settings=config.replace(**wrong))
+
+    def test_settings_against_the_configuration_beside_a_file(self, tmp_path: Path) -> None:
+        model = byte_gpt2()
+        save_model(model, tmp_path)
+        path = tmp_path / "model.safetensors"
+        assert_same(load_gpt2(path, settings=model.config), model)
+        with pytest.raises(ValueError, match=r"settings= and .*config\.json say different things"):
+            load_gpt2(path, settings=model.config.replace(n_heads=2))
+
+    def test_the_books_folder_of_sizes_gives_the_size_that_is_asked_for(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        for size in ("124M", "355M"):
+            shutil.copytree(TF / "whole", tmp_path / "gpt2" / size)
+        monkeypatch.chdir(tmp_path)
+        with caplog.at_level(logging.WARNING, logger="gptclf"):
+            assert load_gpt2("gpt2").config.n_layers == 11
+        assert "'gpt2/124M' is a local folder here" in caplog.text.replace("\\\\", "/")
+        shutil.rmtree(tmp_path / "gpt2" / "124M")
+        with pytest.raises(FileNotFoundError, match="HF_HUB_OFFLINE"):  # the published one is meant
+            load_gpt2("gpt2")
+
+    def test_a_model_of_ours_alone_is_pointed_to_load_model(self, tmp_path: Path) -> None:
+        save_model(add_classifier_head(byte_gpt2(), num_classes=2, pooling="mean", seed=1), tmp_path)
+        with pytest.raises(ValueError, match="in gptclf's own layout alone; load it with load_model"):
+            load_gpt2(tmp_path)
+
+    @pytest.mark.parametrize("name", ["models/missing.pth", "124M/model.ckpt"])
+    def test_a_file_that_is_not_there_is_not_asked_of_a_hub(self, name: str) -> None:
+        with pytest.raises(FileNotFoundError, match="is no folder or file"):
+            load_gpt2(name)
+        with pytest.raises(FileNotFoundError, match="is not a folder, a file or a hub repository"):
+            load_model(name)
+
+    @pytest.mark.parametrize("folder", ["", None, 3])
+    def test_what_is_no_path(self, folder: Any) -> None:
+        with pytest.raises(TypeError, match="folder is"):
+            load_model(folder)
+        with pytest.raises(TypeError, match="folder is"):
+            save_model(byte_gpt2(), folder)
+
+
+class TestOtherPeoplesFiles:
+    @pytest.mark.parametrize("name", ["vocab.json", "tokenizer.json", "vocab.bpe", "model.ckpt.index", "config.json"])
+    def test_a_save_neither_mixes_with_them_nor_deletes_them(self, name: str, tmp_path: Path) -> None:
+        (tmp_path / name).write_text("theirs")
+        for model in (byte_gpt2(), byte_gpt2(tokenizer=None)):
+            with pytest.raises(FileExistsError, match="that gptclf did not write"):
+                save_model(model, tmp_path)
+        assert (tmp_path / name).read_text() == "theirs"
+        assert len(list(tmp_path.iterdir())) == 1
+
+    def test_a_folder_in_the_cards_place_stays(self, tmp_path: Path) -> None:
+        (tmp_path / "README.md").mkdir()
+        save_model(byte_gpt2(), tmp_path)
+        assert (tmp_path / "README.md").is_dir()
+
+    @pytest.mark.parametrize(
+        "said", [{"datasets": "imdb"}, {"metrics": {"accuracy": None}}, {"metrics": {"a": "0.9"}}, {"data": 5}]
+    )
+    def test_a_card_is_told_things_of_the_right_kind_before_anything_is_written(
+        self, said: dict[str, Any], tmp_path: Path
+    ) -> None:
+        with pytest.raises(TypeError, match=next(iter(said))):
+            save_model(byte_gpt2(), tmp_path / "new", **said)
+        assert not (tmp_path / "new").exists()
+
+    def test_the_card_names_the_policy(self, tmp_path: Path) -> None:
+        clf = add_classifier_head(byte_gpt2(), num_classes=2, seed=1)
+        for policy in ("head", "last_block", "last_two_blocks", "all"):
+            freeze(clf, trainable=policy)
+            assert f"(policy `{policy}`)" in (save_model(clf, tmp_path) / "README.md").read_text()
+        freeze(clf, trainable=["norm"])
+        assert "(policy" not in (save_model(clf, tmp_path) / "README.md").read_text()
+
+
+class TestHubTokenizersAndCaches:
+    def test_a_tokenizer_json_alone_is_found(self, hub: Hub, tmp_path: Path) -> None:
+        folder = save_model(byte_gpt2(), tmp_path / "ours")
+        for name in ("vocab.json", "merges.txt"):
+            (folder / name).unlink()
+        put(hub, folder)
+        assert load_gpt2("somebody/new").tokenizer.n_vocab == 257
+
+    def test_a_vocabulary_that_is_not_gpt2s_never_gets_its_tokenizer(self, hub: Hub, tmp_path: Path) -> None:
+        config = GPT2Config(vocab_size=50300, context_length=8, emb_dim=2, n_heads=1, n_layers=1)
+        folder = save_model(load_gpt2(config, weights="random", seed=1, tokenizer=byte_tokenizer()), tmp_path / "ours")
+        for name in ("vocab.json", "merges.txt", "tokenizer.json"):
+            (folder / name).unlink()
+        put(hub, folder)
+        with pytest.raises(FileNotFoundError, match=r"merges\.txt"):
+            _ = load_gpt2("somebody/other").tokenizer
+
+    def test_another_way_of_splitting_is_refused(self, tmp_path: Path) -> None:
+        text = tokenizer_files(byte_tokenizer(), 8)["tokenizer.json"]
+        for old, new in (('"add_prefix_space": false', '"add_prefix_space": true'), ('"ByteLevel"', '"Whitespace"')):
+            (tmp_path / "tokenizer.json").write_text(text.replace(old, new))
+            with pytest.raises(ValueError, match="GPT-2's is plain ByteLevel"):
+                read_tokenizer(tmp_path)
+
+    @pytest.mark.parametrize("offline", [True, False])
+    def test_what_is_in_the_cache_is_asked_of_nobody(
+        self, hub: Hub, offline: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        their_classifier(tmp_path / "theirs")
+        put(hub, tmp_path / "theirs")
+        weights = load_file(tmp_path / "theirs" / "model.safetensors")
+        torch.save(weights, tmp_path / "pytorch_model.bin")
+        hub.files["pytorch_model.bin"] = (tmp_path / "pytorch_model.bin").read_bytes()
+        del hub.files["model.safetensors"]
+        for name in (
+            "config.json",
+            "pytorch_model.bin",
+        ):  # as transformers leaves it: what it did not ask for is unknown
+            hub_file("somebody/reviews", name)
+        asked = len(hub.seen)
+        if offline:
+            monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+        assert load_model("somebody/reviews").classes == ["LABEL_0", "LABEL_1", "LABEL_2"]
+        assert len(hub.seen) == asked

@@ -70,7 +70,8 @@ class GPT2(nn.Module):
         # What a fresh head was drawn as; see head_is_new.
         self._fresh_head: Tensor | None = None
         self._warned_of_new_head = False
-        # Names of parameters whose storage another model also uses: copied before they may train (stages.py).
+        # Names of parameters whose storage is not this model's alone (another model's, a file's, a caller's arrays):
+        # copied before they may train (stages.py).
         self.shared_parameters: set[str] = set()
         # Also when the model, or its trunk, is loaded as a part of something else.
         self.register_load_state_dict_pre_hook(self._own_all)  # type: ignore[no-untyped-call]
@@ -165,7 +166,7 @@ class GPT2(nn.Module):
         self._tokenizer, self.tokenizer_source = other._tokenizer, other.tokenizer_source
 
     def own_parameters(self, names: set[str]) -> None:
-        """Replace those of the named parameters that another model also uses by copies of this model's own."""
+        """Replace those of the named parameters that are not this model's alone by copies of its own."""
         for name in names & self.shared_parameters:
             old = self.get_parameter(name)
             # Contiguous: a loaded matrix is a transposed view, which the optimizer would walk against the grain.
@@ -186,7 +187,7 @@ class GPT2(nn.Module):
         for name in self.shared_parameters:
             if self.get_parameter(name).requires_grad:
                 raise ValueError(
-                    f"{name} is set to train, but another model uses the same tensor and would change with it; say "
+                    f"{name} is set to train, but its tensor is also another model's, or a file's; say "
                     "what trains with freeze(model, trainable=...), before the optimizer is made"
                 )
 

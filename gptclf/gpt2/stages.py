@@ -135,6 +135,13 @@ def freeze(model: GPT2, *, trainable: Trainable = "last_block") -> None:
     logger.info("%s", trainable_report(model))
 
 
+def policy_of(model: GPT2) -> str | None:
+    """The policy by which a model trains what it does, or None where it is none of those with a name."""
+    trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
+    named = [policy for policy, blocks in _POLICY_BLOCKS.items() if blocks <= model.config.n_layers]
+    return next((name for name in ("head", *named, "all") if trained and _chosen(model, name) == trained), None)
+
+
 def _chosen(model: GPT2, trainable: Trainable) -> set[str]:
     names = [name for name, _ in model.named_parameters()]
     if isinstance(trainable, bool) or not isinstance(trainable, str | int | list | tuple):

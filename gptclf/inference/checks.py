@@ -1,5 +1,6 @@
 """What a language model is, and what token ids it takes, for the functions that are given them."""
 
+import torch
 from torch import Tensor, nn
 
 from gptclf.data.tokens import Ids, ids_as_tensor
@@ -18,6 +19,13 @@ def check_language_model(gpt2: GPT2) -> None:
             f"this is a classifier ({len(gpt2.classes)} classes); its vocabulary head is gone. Give the language model "
             "it was made from, as load_gpt2 returns it"
         )
+
+
+def check_float32(gpt2: GPT2) -> None:
+    """Raise where a model's weights are of another type than what scores are computed in."""
+    other = {parameter.dtype for parameter in gpt2.parameters()} - {torch.float32}
+    if other:
+        raise ValueError(f"the model's weights are {other.pop()}; scores are computed with float32 ones: model.float()")
 
 
 def is_plain(gpt2: GPT2) -> bool:

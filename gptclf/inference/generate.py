@@ -11,6 +11,9 @@ from gptclf.inference.decoding import Decoder
 from gptclf.inference.sampling import Sampler, whole
 from gptclf.metrics import check_finite
 
+# Tokens that there is room for at first.
+_ROOM = 4096
+
 
 def generate(
     gpt2: GPT2,
@@ -123,7 +126,8 @@ def generate_ids(
         raise ValueError("ids holds no tokens; begin with at least one, such as the end of text")
     context = gpt2.config.context_length
     capacity = min(T + max_new_tokens, context)
-    grown = torch.empty(B, T + max_new_tokens, dtype=torch.int64, device=gpt2.device)
+    # Grown as it is needed: who asks for a million tokens mostly means "until the text ends".
+    grown = torch.empty(B, T + min(max_new_tokens, _ROOM), dtype=torch.int64, device=gpt2.device)
     grown[:, :T] = rows
     done = torch.zeros(B, dtype=torch.bool, device=gpt2.device)
     end = T
@@ -140,6 +144,8 @@ def generate_ids(
             check_finite(logits, gpt2)
             if n_vocab < size:
                 logits = logits[:, :n_vocab]
+            if end == grown.shape[1]:
+                grown = torch.cat([grown, torch.empty_like(grown)], dim=1)
             grown[:, end] = chosen = sampler.choose(logits)
             if end_id is not None:
                 grown[done, end] = end_id

@@ -19,7 +19,7 @@ from gptclf.features.prefix import SLAB_TOKENS, slabs
 from gptclf.gpt2.model import GPT2
 from gptclf.gpt2.packed import advance, embed, runs_of
 from gptclf.gpt2.precision import answering, arithmetic, product_dtype, resolve_precision
-from gptclf.inference.checks import check_language_model, is_plain, rows_of_ids
+from gptclf.inference.checks import check_float32, check_language_model, is_plain, rows_of_ids
 from gptclf.inference.sampling import whole
 from gptclf.metrics import check_finite
 
@@ -221,6 +221,7 @@ def _started(gpt2: GPT2, ids: NDArray[np.int64], start: bool) -> NDArray[np.int6
 def _check_reading(gpt2: GPT2, stride: int | None, precision: str) -> int:
     """The stride that None stands for, checked."""
     resolve_precision(precision, gpt2)
+    check_float32(gpt2)
     context = gpt2.config.context_length
     if stride is None:
         return max(1, context // 2)

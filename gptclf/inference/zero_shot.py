@@ -16,7 +16,7 @@ from gptclf.data.tokens import encode
 from gptclf.gpt2.model import GPT2
 from gptclf.gpt2.precision import answering, arithmetic, resolve_precision
 from gptclf.gpt2.trunk import Block
-from gptclf.inference.checks import check_language_model, is_plain
+from gptclf.inference.checks import check_float32, check_language_model, is_plain
 from gptclf.inference.language import Window, candidate_log_probs, window_log_probs
 from gptclf.metrics import check_finite
 
@@ -89,6 +89,7 @@ def zero_shot(
     """
     check_language_model(gpt2)
     resolve_precision(precision, gpt2)
+    check_float32(gpt2)
     classes, words = _words_of(labels)
     before, after, blank = _split_template(template)
     texts = check_texts(texts)
@@ -97,6 +98,8 @@ def zero_shot(
             raise TypeError(f"calibrate is a {type(calibrate).__name__}; it must be a text without content, or None")
         texts = [*texts, calibrate]
     names = [encode(blank + word, gpt2.tokenizer) for word in words]
+    if len(set(map(tuple, names))) < len(names):
+        raise ValueError(f"two labels have the same tokens: {words!r}; nothing could tell them apart")
     prompts = _prompts(gpt2, texts, before, after, gpt2.config.context_length - max(map(len, names)) + 1)
     score = _shared_scores if is_plain(gpt2) else _separate_scores
     scores = score(gpt2, prompts, names, precision)

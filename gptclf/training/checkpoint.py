@@ -135,9 +135,14 @@ def load_checkpoint(
     with torch.no_grad():
         for name, parameter in trained.items():
             parameter.copy_(tensors[f"model.{name}"])
-            # Copies: what is read is a view on the file.
+            # Copies, as what is read is a view on the file, and laid out as the optimizer laid them out: its fused
+            # step walks memory, whatever the strides say.
+            saved = {key: tensors[f"optimizer.{key}.{name}"] for key in _MOMENTS}
             optimizer.state[parameter] = {
-                key: tensors[f"optimizer.{key}.{name}"].clone().to(parameter.device) for key in _MOMENTS
+                key: torch.empty_like(
+                    value if key == "step" else parameter, dtype=value.dtype, device=parameter.device
+                ).copy_(value)
+                for key, value in saved.items()
             }
     torch.set_rng_state(tensors["random.cpu"].clone())
     if "random.cuda" in tensors:

@@ -14,7 +14,7 @@ from typing import Any
 # The line by which a card is known as ours and may be written anew.
 MARK = "<!-- Written by gptclf at each save. Delete this line to keep the card as it is. -->"
 
-_HUB_NAME = re.compile(r"[\w-][\w.-]*(/[\w-][\w.-]*)?", re.ASCII)
+_HUB_NAME = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*", re.ASCII)
 # A card is for people: beyond these the files beside it have the whole list.
 _LONGEST_LIST = 200
 

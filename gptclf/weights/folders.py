@@ -102,9 +102,13 @@ def read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
 
 
 def fill(model: GPT2, tensors: dict[str, Tensor]) -> None:
-    """Put tensors (our names) into a model built on the meta device, without copying."""
+    """Put tensors (our names) into a model built on the meta device, without copying.
+
+    They are the file's, or whoever's they were: the model copies each before it may train.
+    """
     for name, tensor in tensors.items():
-        set_parameter(model, name, tensor).requires_grad_()
+        set_parameter(model, name, tensor)
+    model.shared_parameters |= set(tensors)
 
 
 def fill_from_hugging_face(model: GPT2, folder: Path, *, without: tuple[str, ...] = ()) -> None:

@@ -73,7 +73,7 @@ def unwrap_names(tensors: Mapping[str, Tensor], *, source: str) -> dict[str, Ten
     result: dict[str, Tensor] = {}
     for name, tensor in tensors.items():
         parts = [part for part in name.split(".") if part not in _WRAPPERS]
-        while parts[0] == "module" and len(parts) > 1:
+        while len(parts) > 1 and parts[0] == "module":
             del parts[0]
         plain = ".".join(parts)
         if plain in result:

@@ -95,6 +95,10 @@ def guess_from_tensors(names: Collection[str]) -> str:
         >>> guess_from_tensors(["model.layers.0.self_attn.q_proj.weight"])
         "The names look like Llama's, Mistral's or Qwen's; gptclf loads GPT-2"
     """
+    if any(name.startswith("trunk.blocks.") for name in names):
+        return (
+            "The names are those of gptclf's own state dict: load_state_dict it into such a GPT2; save_model keeps one"
+        )
     for pattern, what in _TENSORS:
         if any(re.search(pattern, name) for name in names):
             return f"This is {_LORA}" if what is _LORA else f"The names look like {what}'s; gptclf loads GPT-2"

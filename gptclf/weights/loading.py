@@ -24,6 +24,7 @@ from gptclf.weights.openai import (
     read_settings,
     tensors_from_params,
 )
+from gptclf.weights.record import OURS
 from gptclf.weights.sources import NANO, REPOSITORIES, fetch, locate
 from gptclf.weights.vocabulary import find_tokenizer
 
@@ -95,14 +96,18 @@ def load_gpt2(
     if params is not None:
         if settings is None or name != "gpt2" or weights == "random":
             raise ValueError("params= goes with settings=, and with neither a name nor weights='random'")
-        config, filling = _from_tensors(*tensors_from_params(params, _hparams(settings)))
+        config, filling = _from_tensors(*tensors_from_params(params, _config(settings)))
     elif isinstance(name, GPT2Config):
+        if settings is not None:
+            raise ValueError("settings= goes with params= or a file; a GPT2Config says everything itself")
         config = name
         if weights == "pretrained":
             raise ValueError("a GPT2Config has no pretrained weights; give weights='random', or a name or a folder")
     else:
         found = locate(name)
         place, repo = (found, None) if isinstance(found, Path) else (None, found)
+        if revision is not None and repo is None:
+            raise ValueError(f"revision={revision!r} is of a hub repository; {str(name)!r} is {place}")
         if settings is not None and (place is None or not place.is_file()):
             raise ValueError(f"settings= says what a file's tensors do not; {str(name)!r} brings its own configuration")
         if repo in REPOSITORIES.values() and weights == "random":
@@ -158,6 +163,8 @@ def _open(place: Path, settings: Settings | None, verify: bool, *, with_weights:
             f"{place} holds {HPARAMS} but no model.ckpt.index: OpenAI's TensorFlow checkpoint is not whole. "
             "download_openai_checkpoint fetches what is missing"
         )
+    if (place / OURS).is_file() and not (place / CONFIG).is_file():
+        raise ValueError(f"{place} holds a model in gptclf's own layout alone; load it with load_model")
     config = config_from_hugging_face(read_json(place / CONFIG), source=str(place / CONFIG))
     return config, lambda model: fill_from_hugging_face(model, place)
 
@@ -169,10 +176,13 @@ def _open_file(path: Path, settings: Settings | None) -> tuple[GPT2Config, Fill]
         if classes is not None:
             raise ValueError(f"{path} holds a classifier of {classes} classes; load it with load_model")
         return _from_tensors(config, ours)
-    if settings is not None:
+    beside = path.with_name(CONFIG)
+    if settings is None or beside.is_file():  # only the file was named, but it lies in a folder of Hugging Face's
+        config = config_from_hugging_face(read_json(beside), source=str(beside))
+        if settings is not None and _config(settings).replace(drop_rate=config.drop_rate) != config:
+            raise ValueError(f"settings= and {beside} say different things; leave settings out, or move the file")
+    else:
         config = _config(settings)
-    else:  # only the file was named, but it may lie in a folder of Hugging Face's
-        config = config_from_hugging_face(read_json(path.with_name(CONFIG)), source=str(path.with_name(CONFIG)))
 
     def filling(model: GPT2) -> None:
         shapes = {name: tuple(p.shape) for name, p in model.named_parameters()}
@@ -197,17 +207,6 @@ def _config(settings: Settings) -> GPT2Config:
     if not isinstance(settings, Mapping):
         raise TypeError(f"settings is a {type(settings).__name__}; give a dictionary or a GPT2Config")
     return config_from_settings(settings) if "n_embd" in settings else GPT2Config.from_dict(settings)
-
-
-def _hparams(settings: Settings) -> dict[str, Any]:
-    """OpenAI's settings of a configuration."""
-    if isinstance(settings, Mapping) and "n_embd" in settings:
-        return dict(settings)
-    config = _config(settings)
-    return {
-        "n_vocab": config.vocab_size, "n_ctx": config.context_length, "n_embd": config.emb_dim,
-        "n_head": config.n_heads, "n_layer": config.n_layers,
-    }  # fmt: skip
 
 
 def add_classifier_head(

@@ -15,6 +15,8 @@ from pathlib import Path
 from gptclf.gpt2.config import ALIASES, PRESETS, GPT2Config
 from gptclf.weights.http import CutError, Source, announced_size, raise_for_status, retry, send
 from gptclf.weights.hub_cache import cache_home, is_on, timeout_seconds
+from gptclf.weights.openai import config_from_settings
+from gptclf.weights.table import MAGIC
 from gptclf.weights.tensorbundle import open_bundle
 from gptclf.weights.transfer import DamagedError, fetch, verify
 from gptclf.weights.vocabulary import TIKTOKEN_FILES
@@ -67,7 +69,11 @@ def download_openai_checkpoint(
     published = {name: alias for alias, name in ALIASES.items()}
     if preset not in published:
         raise ValueError(f"size is {size!r}; OpenAI published {', '.join(ALIASES)}")
+    if not isinstance(addresses, Iterable):
+        raise TypeError(f"addresses is {addresses!r}; give a list of addresses")
     asked = [addresses] if isinstance(addresses, str) else list(addresses)
+    if not all(isinstance(address, str) for address in asked):
+        raise TypeError(f"addresses is {asked!r}; each must be a str")
     if not asked:
         raise ValueError("addresses is empty; give at least one, or leave it out for OpenAI's and the book's")
     size = published[preset]
@@ -137,19 +143,13 @@ def parameter_count(config: GPT2Config) -> int:
 
 
 def _check_hparams(path: Path, config: GPT2Config) -> None:
-    expected = {
-        "n_vocab": config.vocab_size,
-        "n_ctx": config.context_length,
-        "n_embd": config.emb_dim,
-        "n_head": config.n_heads,
-        "n_layer": config.n_layers,
-    }
     try:
         found = json.loads(path.read_bytes())
-    except ValueError as error:
-        raise ValueError(f"it is no JSON ({error})") from error
-    if not isinstance(found, dict) or any(found.get(name) != value for name, value in expected.items()):
-        raise ValueError(f"its numbers are {str(found)[:200]}, where this size has {expected}")
+        right = config_from_settings(found) == config
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"it does not describe this size ({error})") from error
+    if not right:
+        raise ValueError(f"its numbers are {str(found)[:200]}, which are another size's")
 
 
 def _check_state(path: Path) -> None:
@@ -159,7 +159,7 @@ def _check_state(path: Path) -> None:
 
 def _check_table(path: Path) -> None:
     """Look for the number that ends a table of TensorFlow's (tensorflow/core/lib/io/format.h), so a cut one is seen."""
-    if not path.read_bytes().endswith((0xDB4775248B80FB57).to_bytes(8, "little")):
+    if not path.read_bytes().endswith(MAGIC.to_bytes(8, "little")):
         raise ValueError("it does not end as an index of a TensorFlow checkpoint does")
 
 

@@ -42,7 +42,8 @@ def find_checkpoint(folder: Path) -> Path | None:
     """The prefix of OpenAI's checkpoint in a folder, in `<size>/` below it or in `<size>/<size>/`; None if none is.
 
     Args:
-        folder: Sizes are 124M, 355M, 774M and 1558M; where several lie below it, one that bears its own name is taken.
+        folder: Where to look. Sizes are 124M, 355M, 774M and 1558M; where several lie below it, the one that the
+            folder itself is named for is taken.
 
     Raises:
         ValueError: There are several checkpoints; the message lists them.
@@ -160,12 +161,14 @@ def config_from_settings(settings: Mapping[str, Any], *, source: str = "settings
         raise ValueError(f"{source} describes no GPT-2 ({names}): {error}") from error
 
 
-def tensors_from_params(params: Mapping[str, Any], settings: Mapping[str, Any]) -> tuple[GPT2Config, dict[str, Tensor]]:
+def tensors_from_params(
+    params: Mapping[str, Any], settings: Mapping[str, Any] | GPT2Config
+) -> tuple[GPT2Config, dict[str, Tensor]]:
     """A configuration and tensors under our names.
 
     Args:
         params: What `load_gpt2_params_from_tf_ckpt` or the book's reader returns; matrices (in, out) or (1, in, out).
-        settings: `n_vocab`, `n_ctx`, `n_embd`, `n_head` and `n_layer`.
+        settings: `n_vocab`, `n_ctx`, `n_embd`, `n_head` and `n_layer`, or a configuration, which can say more.
 
     Returns:
         Float32 tensors in our layout. They share memory with the arrays that are float32, contiguous and writable.
@@ -175,7 +178,12 @@ def tensors_from_params(params: Mapping[str, Any], settings: Mapping[str, Any]) 
     """
     if not isinstance(params, Mapping):
         raise TypeError(f"params is a {type(params).__name__}; it must be a dictionary with 'blocks', 'wte', ...")
-    config = config_from_settings(settings)
+    config = settings if isinstance(settings, GPT2Config) else config_from_settings(settings)
+    if not (config.qkv_bias and config.tied):
+        raise ValueError(
+            f"settings say qkv_bias {config.qkv_bias} and tied {config.tied}; OpenAI's parameters have biases for "
+            "query, key and value, and no output matrix beside wte. Give settings that agree"
+        )
     found = {_joined(place): leaf for place, leaf in _leaves(params)}
     arrays = _matching(found, found.__getitem__, config, _joined, source="params")
     tensors = {}

@@ -1,17 +1,17 @@
 """`load_model`: what `save_model`, `transformers` or the book's code saved, from a folder, a file or the hub."""
 
 import functools
-from collections.abc import Collection, Iterable
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from gptclf.data.labels import check_classes
-from gptclf.gpt2.model import GPT2, set_parameter
-from gptclf.gpt2.stages import freeze, trainable_report
+from gptclf.gpt2.model import GPT2
+from gptclf.gpt2.stages import freeze
 from gptclf.weights.book import is_book, read_book
-from gptclf.weights.download import hub_file
+from gptclf.weights.download import cached_file, hub_file
 from gptclf.weights.folders import (
     CONFIG,
     WEIGHTS,
@@ -26,7 +26,7 @@ from gptclf.weights.folders import (
 from gptclf.weights.formats import config_from_hugging_face
 from gptclf.weights.loading import Settings, book_settings
 from gptclf.weights.record import MARK, ORIGINALS, OURS, read_record
-from gptclf.weights.sources import fetch, fetch_optional, hub_name
+from gptclf.weights.sources import fetch, fetch_optional, hub_name, is_cached
 from gptclf.weights.vocabulary import find_tokenizer
 
 
@@ -58,6 +58,8 @@ def load_model(
         FileNotFoundError: No such folder, or a file of it is missing.
         ValueError: A file is damaged, files of two saves are mixed, or the folder holds something else.
     """
+    if not isinstance(folder, str | Path) or not str(folder):
+        raise TypeError(f"folder is {folder!r}; give a path, or a hub repository")
     target = check_device(device)
     source, repo = Path(folder), None
     if not source.exists():
@@ -82,7 +84,9 @@ def load_model(
 
 def _fetch_model(repo: str, revision: str | None, cache_dir: str | Path | None) -> Path:
     """The cache folder that holds a repository's classifier, ours or one that transformers saved."""
-    ours = fetch_optional(repo, OURS, revision, cache_dir)
+    ours = cached_file(repo, OURS, revision=revision, cache_dir=cache_dir)
+    if ours is None and not is_cached(repo, revision, cache_dir):
+        ours = fetch_optional(repo, OURS, revision, cache_dir)
     if ours is None:
         return fetch(repo, revision, cache_dir)
     record = read_record(read_json(ours), source=ours)
@@ -104,7 +108,7 @@ def _load_book(path: Path, classes: Iterable[Any] | None, settings: Settings | N
     model = GPT2(config, classes=labels, head_bias="head.output.bias" in ours, device="meta")
     fill(model, ours)
     freeze(model, trainable="last_block")
-    _straighten(model, trainable_report(model).names)
+    _straighten(model)
     return model
 
 
@@ -128,9 +132,10 @@ def _load_ours(source: Path) -> GPT2:
         if wrong:
             raise ValueError(f"{source / ORIGINALS} does not fit {OURS}: {', '.join(wrong)}")
         fill(model, {name: originals[name] for name in names})
-    _straighten(model, record.trainable)
+    model.own_parameters(record.trainable)
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(name in record.trainable)
+    _straighten(model)
     return model
 
 
@@ -145,23 +150,21 @@ def _load_theirs(source: Path) -> GPT2:
     if score is None:
         raise ValueError(f"{source} holds no classifier (no score.weight); load a language model with load_gpt2")
     labels = values.get("id2label") or {str(i): f"LABEL_{i}" for i in range(len(score))}
-    if sorted(labels, key=int) != [str(i) for i in range(len(score))]:
-        raise ValueError(f"{source}: id2label names {sorted(labels)}, but score.weight has {len(score)} rows")
+    if not isinstance(labels, dict) or set(labels) != {str(i) for i in range(len(score))}:
+        raise ValueError(f"{source}: id2label is {labels!r}, but score.weight has {len(score)} rows: 0 to that less 1")
     names = [labels[str(i)] for i in range(len(score))]
     model = GPT2(config, classes=names, head_bias=False, device="meta")
     fill_from_hugging_face(model, source)
     freeze(model, trainable="last_block")
-    _straighten(model, trainable_report(model).names)
+    _straighten(model)
     return model
 
 
-def _straighten(model: GPT2, names: Collection[str]) -> None:
-    """Copy transposed views on the file into the layout that fresh weights have: those named, and the last block's.
+def _straighten(model: GPT2) -> None:
+    """Copy the last block's transposed views on the file into the layout that fresh weights have.
 
-    The optimizer walks a view against the grain, and products of a few rows, as the last block makes at the position
-    the head looks at, round otherwise: a reloaded model would answer in other last bits than the one that was saved.
+    Products of a few rows, as that block makes at the position the head looks at, round otherwise in another layout:
+    a reloaded model would answer in other last bits than the one that was saved.
     """
     last = f"trunk.blocks.{model.config.n_layers - 1}."
-    for name, parameter in list(model.named_parameters()):
-        if (name in names or name.startswith(last)) and not parameter.is_contiguous():
-            set_parameter(model, name, parameter.detach().contiguous()).requires_grad_(parameter.requires_grad)
+    model.own_parameters({name for name, _ in model.named_parameters() if name.startswith(last)})

@@ -18,8 +18,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from gptclf.data.labels import plain
 from gptclf.gpt2.heads import ClassifierHead
 from gptclf.gpt2.model import GPT2, check_gpt2
+from gptclf.gpt2.stages import policy_of
 from gptclf.weights.atomic import Writer, tensor_writer, text_writer, write_all
 from gptclf.weights.card import Card, is_our_card, model_card
 from gptclf.weights.folders import CONFIG, INDEX, TORCH_INDEX, TORCH_WEIGHTS, WEIGHTS
@@ -30,6 +32,12 @@ from gptclf.weights.tokenizer import tokenizer_files
 logger = logging.getLogger(__name__)
 
 CARD = "README.md"
+
+# Files of a model that somebody else made: ours would mix with them or hide them.
+_MODEL_FILES = (
+    CONFIG, WEIGHTS, INDEX, TORCH_WEIGHTS, TORCH_INDEX, "vocab.json", "merges.txt", "tokenizer.json", "vocab.bpe",
+    "encoder.json", "hparams.json", "model.ckpt.index",
+)  # fmt: skip
 _FOLDED = ("head.output.bias", "trunk.norm.bias")
 _TOKENIZER = ("vocab.json", "merges.txt", "tokenizer.json", "tokenizer_config.json")
 
@@ -71,10 +79,19 @@ def save_model(
         ['ham', 'spam']
     """
     check_gpt2(model)
+    if isinstance(datasets, str):
+        raise TypeError(f"datasets is the string {datasets!r}; give a list of names")
+    if data is not None and not isinstance(data, str):
+        raise TypeError(f"data is a {type(data).__name__}; describe in a str what the model learned from")
+    for name, value in (metrics or {}).items():
+        if not isinstance(plain(value), int | float):
+            raise TypeError(f"metrics[{name!r}] is {value!r}; give numbers by name")
+    if not isinstance(folder, str | Path) or not str(folder):
+        raise TypeError(f"folder is {folder!r}; give the path of a folder, there or to be made")
     target = Path(folder)
     if target.is_file():
         raise FileExistsError(f"{target} is a file; give a folder")
-    foreign = [name for name in (CONFIG, WEIGHTS, INDEX, TORCH_WEIGHTS, TORCH_INDEX) if (target / name).exists()]
+    foreign = [name for name in _MODEL_FILES if (target / name).exists()]
     if foreign and not (target / OURS).exists():
         raise FileExistsError(
             f"{target} holds {', '.join(foreign)} that gptclf did not write; "
@@ -102,16 +119,18 @@ def save_model(
         )  # fmt: skip
         writers[CARD] = text_writer(model_card(card))
     writers[OURS] = text_writer(_to_json(record))
+    was_ours = (target / OURS).exists()
     target.mkdir(parents=True, exist_ok=True)
     write_all(target, writers)
     # What an earlier save of ours left and this one does not have would be read as part of it.
-    for name in {CONFIG, WEIGHTS, ORIGINALS, *_TOKENIZER} - set(writers):
-        (target / name).unlink(missing_ok=True)
+    if was_ours:
+        for name in {CONFIG, WEIGHTS, ORIGINALS, *_TOKENIZER} - set(writers):
+            (target / name).unlink(missing_ok=True)
     return target
 
 
 def _may_write_card(path: Path) -> bool:
-    return not path.exists() or is_our_card(path.read_text(encoding="utf-8", errors="replace"))
+    return not path.exists() or (path.is_file() and is_our_card(path.read_text(encoding="utf-8", errors="replace")))
 
 
 def _card(model: GPT2, **said: Any) -> Card:
@@ -129,6 +148,7 @@ def _card(model: GPT2, **said: Any) -> Card:
         max_length=model.max_length,
         truncation=model.truncation,
         pad_to=model.pad_to,
+        policy=policy_of(model),
         base_model=model.base,
         **said,
     )

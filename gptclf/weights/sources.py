@@ -5,11 +5,10 @@ import re
 from pathlib import Path
 
 from gptclf.gpt2.config import ALIASES, PRESETS
-from gptclf.weights.download import EntryNotFoundError, hub_file
+from gptclf.weights.download import EntryNotFoundError, cached_file, hub_file
 from gptclf.weights.folders import CONFIG, INDEX, TORCH_INDEX, TORCH_WEIGHTS, WEIGHTS, read_json, shard_names
 from gptclf.weights.formats import config_from_hugging_face
 from gptclf.weights.guess import guess_from_files
-from gptclf.weights.openai import find_checkpoint
 
 logger = logging.getLogger(__name__)
 
@@ -17,8 +16,13 @@ REPOSITORIES = {name: f"openai-community/{name}" for name in PRESETS if name != 
 
 # Ships with the package, in Hugging Face's layout; its README.md is its model card.
 NANO = Path(__file__).parents[1] / "nano"
+# A file with all weights, and the index of several: safetensors, PyTorch's.
+_WEIGHTS = ((WEIGHTS, INDEX), (TORCH_WEIGHTS, TORCH_INDEX))
+
 # What a repository without a config.json may hold that says what it is.
 _TELLING_FILES = ("adapter_config.json", "modules.json")
+# Endings of files, which no repository has.
+_FILES = (".pth", ".pt", ".bin", ".safetensors", ".ckpt", ".index")
 _HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
 
 
@@ -35,10 +39,15 @@ def locate(name: str | Path) -> Path | str:
     if preset not in PRESETS and place.exists():
         return place
     if place.is_dir():
-        if (place / CONFIG).is_file() or find_checkpoint(place) is not None:
-            logger.warning("%r is a local folder here; it is loaded, not the published model of that name", str(name))
-            return place
-        logger.warning("the local folder %r holds no weights; the published model is meant", str(name))
+        size = next((alias for alias, known in ALIASES.items() if known == preset), preset)
+        # The book's folder `gpt2` holds sizes, of which only the one asked for is meant.
+        for folder in (place, place / size, place / size / size):
+            if (folder / CONFIG).is_file() or (folder / "model.ckpt.index").is_file():
+                logger.warning(
+                    "%r is a local folder here; it is loaded, not the published model of that name", str(folder)
+                )
+                return folder
+        logger.warning("the local folder %r holds no weights of %s; the published model is meant", str(name), preset)
     if preset == "nano":
         return NANO
     if preset in REPOSITORIES:
@@ -54,8 +63,13 @@ def locate(name: str | Path) -> Path | str:
 
 def hub_name(name: str | Path) -> str | None:
     """The hub repository that a name is, or None."""
-    is_one = isinstance(name, str) and _HUB_NAME.fullmatch(name) and not name.startswith(".")
-    return str(name) if is_one else None
+    if not isinstance(name, str) or not _HUB_NAME.fullmatch(name) or name.startswith("."):
+        return None
+    if name.endswith(_FILES):
+        return None
+    if Path(name).parent.is_dir():  # perhaps a path that was mistyped
+        logger.warning("there is no local folder %r; it is looked for on the hub", name)
+    return name
 
 
 def fetch(repo: str, revision: str | None, cache_dir: str | Path | None, *, with_weights: bool = True) -> Path:
@@ -75,17 +89,28 @@ def fetch(repo: str, revision: str | None, cache_dir: str | Path | None, *, with
 
 
 def fetch_optional(repo: str, filename: str, revision: str | None, cache_dir: str | Path | None) -> Path | None:
-    """A file of a repository, or None where the repository has none of that name."""
+    """A file of a repository, or None where there is none: on the hub, or in the cache where no network is allowed."""
     try:
         return hub_file(repo, filename, revision=revision, cache_dir=cache_dir)
-    except EntryNotFoundError:
+    except FileNotFoundError:
         return None
 
 
+def is_cached(repo: str, revision: str | None, cache_dir: str | Path | None) -> bool:
+    """Whether the cache has a repository's configuration and weights, so that nobody need be asked."""
+    names = [name for pair in _WEIGHTS for name in pair]
+    found = [name for name in (CONFIG, *names) if cached_file(repo, name, revision=revision, cache_dir=cache_dir)]
+    return CONFIG in found and len(found) > 1
+
+
 def _fetch_weights(repo: str, commit: str, cache_dir: str | Path | None) -> None:
-    """One file or shards, safetensors before PyTorch's."""
+    """One file or shards, safetensors before PyTorch's, and what is in the cache before what is not."""
     missing: FileNotFoundError | None = None
-    for whole, index in ((WEIGHTS, INDEX), (TORCH_WEIGHTS, TORCH_INDEX)):
+
+    def is_here(names: tuple[str, str]) -> bool:
+        return any(cached_file(repo, name, revision=commit, cache_dir=cache_dir) for name in names)
+
+    for whole, index in sorted(_WEIGHTS, key=is_here, reverse=True):
         try:
             hub_file(repo, whole, revision=commit, cache_dir=cache_dir)
             return

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from gptclf.weights.crc32c import crc32c
 
 _FOOTER = 48
-_MAGIC = 0xDB4775248B80FB57
+MAGIC = 0xDB4775248B80FB57
 _TRAILER = 5  # after a block: its kind of compression, then a checksum over both
 
 
@@ -27,7 +27,7 @@ def read_table(data: bytes, *, largest: int) -> Iterator[tuple[bytes, bytes]]:
     if len(data) < _FOOTER:
         raise ValueError(f"it has {len(data)} bytes, fewer than the {_FOOTER} of its footer")
     footer = data[-_FOOTER:]
-    if int.from_bytes(footer[-8:], "little") != _MAGIC:
+    if int.from_bytes(footer[-8:], "little") != MAGIC:
         raise ValueError("it does not end in the mark of a table")
     meta, at = _handle(footer[:-8], 0)
     index, at = _handle(footer[:-8], at)

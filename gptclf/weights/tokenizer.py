@@ -47,7 +47,7 @@ def read_tokenizer(folder: Path) -> "tiktoken.Encoding | None":
         ids = next((folder / name for name in _IDS_FILES if (folder / name).is_file()), None)
         return build_tokenizer(merges, ids)
     whole = folder / "tokenizer.json"
-    return _build_from_whole(whole) if whole.is_file() else None
+    return build_from_whole(whole) if whole.is_file() else None
 
 
 def build_tokenizer(merges_file: Path, ids_file: Path | None = None) -> "tiktoken.Encoding":
@@ -71,8 +71,23 @@ def build_tokenizer(merges_file: Path, ids_file: Path | None = None) -> "tiktoke
     return make_encoding(ranks)
 
 
-def _build_from_whole(path: Path) -> "tiktoken.Encoding":
-    model = _read_object(path).get("model")
+def build_from_whole(path: Path) -> "tiktoken.Encoding":
+    """An encoding from a `tokenizer.json`.
+
+    Raises:
+        ValueError: It is damaged, or splits or changes texts otherwise than GPT-2's tokenizer.
+    """
+    whole = _read_object(path)
+    splitter = whole.get("pre_tokenizer")
+    normalizer = whole.get("normalizer")
+    plain = {"type": "ByteLevel", "add_prefix_space": False, "use_regex": True}
+    usual = isinstance(splitter, dict) and all(splitter.get(key, value) == value for key, value in plain.items())
+    if not usual or normalizer is not None:
+        raise ValueError(
+            f"{path} has the pre-tokenizer {splitter!r} and the normalizer {normalizer!r}; GPT-2's is plain ByteLevel "
+            "without a prefix space, and gptclf has no other. Pass tokenizer= to load_gpt2"
+        )
+    model = whole.get("model")
     if not isinstance(model, dict) or not isinstance(model.get("merges"), list):
         raise ValueError(f"{path} holds no merges; GPT-2's tokenizer is byte-level BPE")
     merges = {

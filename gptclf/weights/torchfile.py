@@ -5,7 +5,6 @@ puts together tensors and plain containers and refuses everything else; nothing 
 """
 
 import re
-import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -31,7 +30,9 @@ _STARTS = (
 
 
 def read_torch_file(path: Path) -> dict[str, Tensor]:
-    """The tensors of a model in a file of `torch.save`, on the CPU, memory-mapped where its format allows.
+    """The tensors of a model in a file of `torch.save`, on the CPU, read as a whole.
+
+    Not memory-mapped: `torch.save` writes over a file in place, and a mapped one would fall to pieces under the model.
 
     They may stand bare (a state dict) or under "model_state_dict", "state_dict" or "model" beside an optimizer's
     state. Prefixes of wrappers ("_orig_mod." of torch.compile, "module." of DataParallel) are taken off.
@@ -89,7 +90,7 @@ def _load(path: Path) -> Any:
         if start.lstrip().startswith(magic):
             raise ValueError(f"{path} {what}")
     try:
-        return torch.load(path, map_location="cpu", weights_only=True, mmap=_can_be_mapped(path, start))
+        return torch.load(path, map_location="cpu", weights_only=True)
     except MemoryError:
         raise
     except Exception as error:  # a damaged or hostile pickle can make anything of its unpickler
@@ -106,14 +107,6 @@ def _load(path: Path) -> Any:
             f"{path} ({size:,} bytes) is not a whole file of torch.save ({type(error).__name__}: {reason[:200]}); "
             "it is cut off, damaged or of another kind. Fetch or save it again"
         ) from None
-
-
-def _can_be_mapped(path: Path, start: bytes) -> bool:
-    """Whether the tensors' bytes stand in the file: in a zip archive (since torch 1.6) that nobody packed again."""
-    if not start.startswith(b"PK\x03\x04"):
-        return False
-    with zipfile.ZipFile(path) as archive:
-        return all(record.compress_type == zipfile.ZIP_STORED for record in archive.infolist())
 
 
 def _refused(message: str) -> str:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from gptclf.gpt2.config import PRESETS
 from gptclf.weights.download import cached_file, hub_file
-from gptclf.weights.tokenizer import build_tokenizer, read_tokenizer
+from gptclf.weights.tokenizer import build_from_whole, build_tokenizer, read_tokenizer
 
 if TYPE_CHECKING:
     import tiktoken
@@ -44,12 +44,13 @@ def find_tokenizer(
         try:
             return _from_hub(repo, revision, cache_dir)
         except FileNotFoundError:
-            if vocab_size < PRESETS["gpt2"].vocab_size:
+            if vocab_size != PRESETS["gpt2"].vocab_size:
                 raise
     if vocab_size < PRESETS["gpt2"].vocab_size:
         where = "the weights' folder" if folder is None else str(folder)
         raise FileNotFoundError(
-            f"no tokenizer for a vocabulary of {vocab_size} tokens: {where} has no merges.txt or vocab.bpe, and it is "
+            f"no tokenizer for a vocabulary of {vocab_size} tokens: {where} has no merges.txt, vocab.bpe or "
+            "tokenizer.json, and it is "
             "not GPT-2's vocabulary (50257). Put the files there, or pass tokenizer= to load_gpt2"
         )
     merges = cached_file(_GPT2, "merges.txt", cache_dir=cache_dir)
@@ -59,7 +60,13 @@ def find_tokenizer(
 
 
 def _from_hub(repo: str, revision: str | None, cache_dir: str | Path | None) -> "tiktoken.Encoding":
-    merges = hub_file(repo, "merges.txt", revision=revision, cache_dir=cache_dir)
+    try:
+        merges = hub_file(repo, "merges.txt", revision=revision, cache_dir=cache_dir)
+    except FileNotFoundError as error:
+        try:  # what transformers 5 writes has the merges inside
+            return build_from_whole(hub_file(repo, "tokenizer.json", revision=revision, cache_dir=cache_dir))
+        except FileNotFoundError:
+            raise error from None
     return build_tokenizer(merges, hub_file(repo, "vocab.json", revision=revision, cache_dir=cache_dir))
 
 
