@@ -25,6 +25,7 @@ from gptclf import GPT2, TextDataset, add_classifier_head, evaluate, freeze, loa
 RATES: dict[str, tuple[float, ...]] = {
     "head": (1e-2, 3e-2), "last_block": (1e-3, 3e-3), "all": (5e-4, 2e-3),
 }  # fmt: skip
+WEIGHTS = ("pre-trained", "random")
 EPOCHS = {"sms": 10, "banking77": 5}
 BATCH = {"sms": 16, "banking77": 32}
 Parts = tuple[TextDataset, TextDataset, TextDataset]
@@ -37,6 +38,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--model", default="nano", help="the pre-trained model")
     parser.add_argument("--only", choices=list(EPOCHS), help="one data set")
     parser.add_argument("--policies", nargs="+", default=list(RATES), choices=list(RATES))
+    parser.add_argument("--weights", nargs="+", default=list(WEIGHTS), choices=WEIGHTS)
     parser.add_argument("--pooling", default="last", choices=["last", "mean", "max"])
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--threads", type=int, default=1)
@@ -92,7 +94,7 @@ def main() -> None:
     for data in [args.only] if args.only else list(EPOCHS):
         parts = read(data, args.data, pretrained.tokenizer)
         for policy in args.policies:
-            for weights in ("pre-trained", "random"):
+            for weights in args.weights:
                 recipe = Recipe(data, parts, policy, args.pooling)
                 tried = {lr: recipe.run(start(pretrained, weights, 0), lr, 0) for lr in RATES[policy]}
                 validated = {lr: evaluate(clf, parts[1]).accuracy for lr, clf in tried.items()}
