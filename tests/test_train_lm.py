@@ -277,6 +277,10 @@ class TestRefused:
         other = TextWindows(TEXT, tokenizer=load_gpt2("nano").tokenizer, length=16)
         with pytest.raises(ValueError, match="tokenizer"):
             train_lm(language_model(), other)
+        nano = load_gpt2("nano")
+        freeze(nano, trainable="all")
+        with pytest.raises(ValueError, match=r"another tokenizer \(257 tokens\) than the model's \(4096\)"):
+            train_lm(nano, windows())
 
     @pytest.mark.parametrize(
         ("options", "message"),

@@ -5,6 +5,7 @@ Which parameters train is `stages.py`'s business, where weights come from is `we
 
 import warnings
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
@@ -150,6 +151,9 @@ class GPT2(nn.Module):
 
     def check_same_tokenizer(self, encoding: Any) -> None:
         """Raise where texts were encoded with another tokenizer than this model's, as far as that was found yet."""
+        if encoding.n_vocab != self.config.vocab_size:  # a padded vocabulary, or another's tokens: worth finding out
+            with suppress(OSError, ValueError):
+                _ = self.tokenizer
         ours = self._tokenizer
         if ours is None or ours is encoding:
             return
