@@ -134,9 +134,9 @@ def main() -> None:
         accuracy = evaluate(clf, unseen, precision=args.precision).accuracy
         print(f"test without the {len(seen)} messages that stand in training: accuracy {100 * accuracy:.2f} %")
 
-    what = "messages from examples/messages.py" if args.data == "messages" else "the SMS Spam Collection"
+    source = "made by examples/messages.py" if args.data == "messages" else "from the SMS Spam Collection"
     folder = save_model(
-        clf, args.out / "model", data=f"{len(train_set):,} messages of {what}.",
+        clf, args.out / "model", data=f"{len(train_set):,} messages {source}.",
         metrics={"accuracy": result.accuracy, "f1": result.macro_f1}, measured_on=f"{len(test_set):,} further messages",
     )  # fmt: skip
     again = load_model(folder)
