@@ -51,7 +51,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--stride", type=int, help="tokens from one window to the next; the length if not given")
     parser.add_argument("--epochs", type=int, default=3)
     parser.add_argument("--batch-size", type=int, default=2)
-    parser.add_argument("--lr", type=float, default=4e-4)
+    parser.add_argument("--lr", type=float, help="4e-4 for random weights, as in the book; 1e-4 to learn on")
     parser.add_argument("--prompt", default="Every effort moves you")
     parser.add_argument("--seed", type=int, default=123)
     parser.add_argument("--out", type=Path, default=Path("runs/language-model"))
@@ -76,8 +76,9 @@ def main() -> None:
     )
     print(f"train {train_set}\nvalidation {val_set}")
     print(f"validation perplexity before: {perplexity(model, parts[1]):.2f}")
+    lr = args.lr if args.lr is not None else (4e-4 if args.weights == "random" else 1e-4)
     history = train_lm(
-        model, train_set, val_set, epochs=args.epochs, batch_size=args.batch_size, lr=args.lr, seed=args.seed,
+        model, train_set, val_set, epochs=args.epochs, batch_size=args.batch_size, lr=lr, seed=args.seed,
         clip=1.0, eval_batches=None, callbacks=[Sample(args.prompt)],
     )  # fmt: skip
     last = history.epochs[-1]
