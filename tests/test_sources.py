@@ -1,5 +1,6 @@
 """`load_gpt2` and `load_model` on every source: OpenAI's folders and params, the book's files, hub repositories."""
 
+import copy
 import logging
 import shutil
 from collections.abc import Iterator
@@ -20,6 +21,7 @@ from gptclf import (
     GPT2,
     Callback,
     GPT2Config,
+    History,
     TextDataset,
     TextWindows,
     add_classifier_head,
@@ -33,6 +35,7 @@ from gptclf import (
     train_lm,
     trainable_report,
 )
+from gptclf.gpt2.trunk import Block
 from gptclf.weights.book import to_book
 from gptclf.weights.download import hub_file
 from gptclf.weights.tokenizer import read_tokenizer, tokenizer_files
@@ -482,3 +485,64 @@ class TestHubTokenizersAndCaches:
             monkeypatch.setenv("HF_HUB_OFFLINE", "1")
         assert load_model("somebody/reviews").classes == ["LABEL_0", "LABEL_1", "LABEL_2"]
         assert len(hub.seen) == asked
+
+
+class TestChangedModels:
+    def test_a_model_whose_modules_were_moved_or_wrapped_still_owns_before_it_trains(self) -> None:
+        source = load_gpt2("nano")
+        clf = add_classifier_head(source, num_classes=2, seed=1)
+        kept = parameters(source)["trunk.blocks.0.mlp.up.weight"].clone()
+        clf.trunk.blocks = clf.trunk.blocks[:2]
+        block = clf.trunk.blocks[0]
+        assert isinstance(block, Block)
+        block.mlp.up = torch.nn.Sequential(block.mlp.up)  # type: ignore[assignment]
+        assert "trunk.blocks.0.mlp.up.0.weight" in clf.shared_parameters
+        ids = torch.tensor([[1, 2, 3]])
+        clf(ids)
+        clf.requires_grad_(True)
+        with pytest.raises(ValueError, match="is also another model's, or a file's"):
+            clf(ids)
+        freeze(clf, trainable="all")
+        clf(ids).sum().backward()
+        torch.optim.SGD(clf.parameters(), lr=1.0).step()
+        assert torch.equal(parameters(source)["trunk.blocks.0.mlp.up.weight"], kept)
+        clf.load_state_dict(clf.state_dict())
+
+    def test_a_deep_copy_is_its_own(self) -> None:
+        copied = copy.deepcopy(load_gpt2("nano"))
+        assert not copied.shared_parameters
+        copied.requires_grad_(True)
+        copied(torch.tensor([[1, 2, 3]])).sum().backward()
+
+    def test_what_could_not_be_loaded_is_not_saved_over_what_can(self, tmp_path: Path) -> None:
+        model = byte_gpt2()
+        save_model(model, tmp_path)
+        model.trunk.blocks = model.trunk.blocks[:2]
+        with pytest.raises(ValueError, match=r"not the one that its configuration describes: trunk\.blocks\.2"):
+            save_model(model, tmp_path)
+        assert load_gpt2(tmp_path).config.n_layers == 3
+
+    def test_the_tokenizer_is_there_when_the_folder_is_gone(self, tmp_path: Path) -> None:
+        save_model(add_classifier_head(byte_gpt2(), num_classes=2, seed=1), tmp_path / "model")
+        clf = load_model(tmp_path / "model")
+        shutil.rmtree(tmp_path / "model")
+        assert clf.tokenizer.n_vocab == 257
+
+    def test_a_record_of_another_save_is_noticed_though_the_weights_are_equal(self, tmp_path: Path) -> None:
+        for name, labels in (("first", ["ham", "spam"]), ("second", ["spam", "ham"])):
+            save_model(add_classifier_head(byte_gpt2(), classes=labels, seed=1), tmp_path / name)
+        shutil.copy(tmp_path / "second" / "gptclf.json", tmp_path / "first")
+        with pytest.raises(ValueError, match="different saves"):
+            load_model(tmp_path / "first")
+
+    def test_a_resumed_runs_clock_goes_on(self, tmp_path: Path) -> None:
+        def run(**options: Any) -> History:
+            model = byte_gpt2()
+            freeze(model, trainable="all")
+            return train_lm(model, some_windows(model), epochs=3, progress=False, checkpoint_dir=tmp_path, **options)
+
+        with pytest.raises(KeyboardInterrupt):
+            run(callbacks=[StopAfterOne()])
+        seconds = [scores.seconds for scores in run(resume=True).epochs]
+        assert seconds == sorted(seconds)
+        assert run(resume=True).seconds == pytest.approx(seconds[-1])

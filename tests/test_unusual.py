@@ -85,7 +85,6 @@ def test_a_module_of_another_kind_in_the_frozen_part_is_never_answered_from_what
     caplog: pytest.LogCaptureFixture,
 ) -> None:
     clf = classifier()
-    clf.own_parameters(set(clf.shared_parameters))  # while their names are what they were
     block: Any = clf.trunk.blocks[0]
     block.mlp.down = Scaled(block.mlp.down, 1.0)
     first_loss(clf)

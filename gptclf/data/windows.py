@@ -133,7 +133,7 @@ class TextWindows:
 
     def padded(self, indices: Sequence[int] | NDArray[np.int64]) -> Tensor:
         """Windows at `indices` as one tensor (B, T), int64."""
-        starts = self.offsets[np.asarray(indices)]
+        starts = self.offsets[np.asarray(indices, dtype=np.int64)]
         return torch.from_numpy(self.ids[starts[:, None] + np.arange(self.length)].astype(np.int64))
 
     def packed(self, indices: Sequence[int] | NDArray[np.int64]) -> Tensor:

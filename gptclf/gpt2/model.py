@@ -4,7 +4,7 @@ Which parameters train is `stages.py`'s business, where weights come from is `we
 """
 
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from typing import Any
 
@@ -71,9 +71,10 @@ class GPT2(nn.Module):
         # What a fresh head was drawn as; see head_is_new.
         self._fresh_head: Tensor | None = None
         self._warned_of_new_head = False
-        # Names of parameters whose storage is not this model's alone (another model's, a file's, a caller's arrays):
-        # copied before they may train (stages.py).
-        self.shared_parameters: set[str] = set()
+        # Parameters whose storage is not this model's alone (another model's, a file's, a caller's arrays): copied
+        # before they may train (stages.py).
+        # By identity: a module that is moved or wrapped keeps them under another name. A deep copy has none.
+        self._shared: dict[int, nn.Parameter] = {}
         # Also when the model, or its trunk, is loaded as a part of something else.
         self.register_load_state_dict_pre_hook(self._own_all)  # type: ignore[no-untyped-call]
         self.trunk.register_load_state_dict_pre_hook(self._own_all)  # type: ignore[no-untyped-call]
@@ -169,6 +170,20 @@ class GPT2(nn.Module):
         """Use the tokenizer of `other`, found or still to be found."""
         self._tokenizer, self.tokenizer_source = other._tokenizer, other.tokenizer_source
 
+    @property
+    def shared_parameters(self) -> set[str]:
+        """Names of the parameters whose storage is not this model's alone."""
+        return {name for name, parameter in self.named_parameters() if self._is_shared(parameter)}
+
+    def note_shared(self, names: Iterable[str]) -> None:
+        """Note that the storage of these parameters is not this model's alone."""
+        for name in names:
+            parameter = self.get_parameter(name)
+            self._shared[id(parameter)] = parameter
+
+    def _is_shared(self, parameter: nn.Parameter) -> bool:
+        return self._shared.get(id(parameter)) is parameter
+
     def own_parameters(self, names: set[str]) -> None:
         """Replace those of the named parameters that are not this model's alone by copies of its own."""
         for name in names & self.shared_parameters:
@@ -176,7 +191,7 @@ class GPT2(nn.Module):
             # Contiguous: a loaded matrix is a transposed view, which the optimizer would walk against the grain.
             copy = old.detach().clone(memory_format=torch.contiguous_format)
             set_parameter(self, name, copy).requires_grad_(old.requires_grad)
-            self.shared_parameters.discard(name)
+            self._shared.pop(id(old), None)
 
     def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
         """As `torch.nn.Module` does it, into tensors of this model's own: another model's never change."""
@@ -185,11 +200,11 @@ class GPT2(nn.Module):
         return super().load_state_dict(state_dict, strict=strict, assign=assign)
 
     def _own_all(self, *_: Any) -> None:
-        self.own_parameters(set(self.shared_parameters))
+        self.own_parameters(self.shared_parameters)
 
     def _refuse_shared_gradients(self) -> None:
-        for name in self.shared_parameters:
-            if self.get_parameter(name).requires_grad:
+        for name, parameter in self.named_parameters():
+            if parameter.requires_grad and self._is_shared(parameter):
                 raise ValueError(
                     f"{name} is set to train, but its tensor is also another model's, or a file's; say "
                     "what trains with freeze(model, trainable=...), before the optimizer is made"

@@ -190,14 +190,16 @@ def share(source: GPT2, target: GPT2) -> None:
     Both remember which parameters are shared, and a shared one is copied before it may train. What the source may
     already be training is copied at once: its owner may go on in a loop of their own.
     """
+    shared: list[str] = []
     for name, parameter in source.trunk.named_parameters(prefix="trunk"):
         tensor = parameter.detach()
         if parameter.requires_grad:
             tensor = tensor.clone(memory_format=torch.contiguous_format)
         else:
-            source.shared_parameters.add(name)
-            target.shared_parameters.add(name)
+            shared.append(name)
         set_parameter(target, name, tensor)
+    source.note_shared(shared)
+    target.note_shared(shared)
 
 
 def own_trainable(model: GPT2) -> None:

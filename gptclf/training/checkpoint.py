@@ -18,6 +18,7 @@ from torch.optim import Optimizer
 
 from gptclf.data.batches import TokenRows
 from gptclf.data.labels import plain
+from gptclf.data.windows import TextWindows
 from gptclf.gpt2.heads import ClassifierHead
 from gptclf.gpt2.model import GPT2
 from gptclf.training.callbacks import Callback
@@ -63,6 +64,9 @@ def with_state(callbacks: Sequence[Callback]) -> list[Callback]:
 def _digest_of_rows(model: GPT2, dataset: TokenRows) -> str:
     digest = hashlib.sha256(dataset.ids.tobytes())
     digest.update(dataset.offsets.tobytes())
+    if isinstance(dataset, TextWindows):  # whose targets are its own tokens, many times over
+        digest.update(str(dataset.length).encode())
+        return digest.hexdigest()
     digest.update(dataset.targets(model.classes or []).tobytes())
     return digest.hexdigest()
 
@@ -137,12 +141,12 @@ def load_checkpoint(
             parameter.copy_(tensors[f"model.{name}"])
             # Copies, as what is read is a view on the file, and laid out as the optimizer laid them out: its fused
             # step walks memory, whatever the strides say.
-            saved = {key: tensors[f"optimizer.{key}.{name}"] for key in _MOMENTS}
+            moments = {key: tensors[f"optimizer.{key}.{name}"] for key in _MOMENTS}
             optimizer.state[parameter] = {
                 key: torch.empty_like(
                     value if key == "step" else parameter, dtype=value.dtype, device=parameter.device
                 ).copy_(value)
-                for key, value in saved.items()
+                for key, value in moments.items()
             }
     torch.set_rng_state(tensors["random.cpu"].clone())
     if "random.cuda" in tensors:

@@ -108,7 +108,7 @@ def fill(model: GPT2, tensors: dict[str, Tensor]) -> None:
     """
     for name, tensor in tensors.items():
         set_parameter(model, name, tensor)
-    model.shared_parameters |= set(tensors)
+    model.note_shared(tensors)
 
 
 def fill_from_hugging_face(model: GPT2, folder: Path, *, without: tuple[str, ...] = ()) -> None:

@@ -158,7 +158,8 @@ def to_hugging_face(parameters: Mapping[str, Tensor], config: GPT2Config) -> dic
     result = {}
     for ours, (theirs, flip) in trunk_names(config.n_layers).items():
         # Their layout always has this bias; zeros are the same computation.
-        tensor = parameters[ours].detach() if ours in parameters else torch.zeros(3 * config.emb_dim)
+        absent = ours.endswith("qkv.bias") and not config.qkv_bias
+        tensor = torch.zeros(3 * config.emb_dim) if absent else parameters[ours].detach()
         result["transformer." + theirs] = (tensor.t() if flip else tensor).cpu().contiguous()
     return result
 

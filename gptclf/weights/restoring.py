@@ -2,6 +2,7 @@
 
 import functools
 from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +28,7 @@ from gptclf.weights.formats import config_from_hugging_face
 from gptclf.weights.loading import Settings, book_settings
 from gptclf.weights.record import MARK, ORIGINALS, OURS, read_record
 from gptclf.weights.sources import fetch, fetch_optional, hub_name, is_cached
+from gptclf.weights.tokenizer import read_tokenizer
 from gptclf.weights.vocabulary import find_tokenizer
 
 
@@ -62,6 +64,8 @@ def load_model(
         raise TypeError(f"folder is {folder!r}; give a path, or a hub repository")
     target = check_device(device)
     source, repo = Path(folder), None
+    if source.exists() and revision is not None:
+        raise ValueError(f"revision={revision!r} is of a hub repository; {source} is local")
     if not source.exists():
         repo = hub_name(folder)
         if repo is None:
@@ -79,6 +83,10 @@ def load_model(
     beside = source.parent if source.is_file() else source
     find = functools.partial(find_tokenizer, beside, repo, revision, cache_dir, model.config.vocab_size)
     model.tokenizer_source = find
+    with suppress(ValueError):  # a damaged one is an error once it is used
+        tokenizer = read_tokenizer(beside)
+        if tokenizer is not None:  # now: the folder may be gone later, or hold another model
+            model.tokenizer = tokenizer
     return model
 
 

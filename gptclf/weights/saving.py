@@ -99,7 +99,8 @@ def save_model(
         )
     # Master weights are float32; a model that its owner cast is saved as what it can be loaded as.
     parameters = {name: parameter.detach().float() for name, parameter in model.named_parameters()}
-    mark = _digest(parameters)
+    _check_whole(model, parameters)
+    mark = _digest(parameters, model)
     vocabulary = _tokenizer_files(model)
     theirs, originals, reason = _divide(model, parameters)
     if reason:
@@ -216,9 +217,25 @@ def _tokenizer_files(model: GPT2) -> dict[str, str]:
         return {}
 
 
-def _digest(parameters: Mapping[str, Tensor]) -> str:
+def _check_whole(model: GPT2, parameters: Mapping[str, Tensor]) -> None:
+    """Raise where modules were taken out, put in or wrapped: a folder of such a model could not be loaded."""
+    head = model.head
+    bias = isinstance(head, ClassifierHead) and getattr(head.output, "bias", None) is not None
+    whole = GPT2(model.config, classes=model.classes, head_bias=bias, device="meta")
+    expected = {name: p.shape for name, p in whole.named_parameters()}
+    found = {name: p.shape for name, p in parameters.items()}
+    wrong = [name for name in {**expected, **found} if expected.get(name) != found.get(name)]
+    if wrong:
+        raise ValueError(
+            f"the model is not the one that its configuration describes: {', '.join(wrong[:4])}"
+            f"{', ...' if len(wrong) > 4 else ''} are missing, new or of another shape. save_model keeps whole GPT-2s: "
+            "merge what was wrapped, and set model.config to what is left"
+        )
+
+
+def _digest(parameters: Mapping[str, Tensor], model: GPT2) -> str:
     """A mark of the content: equal models save equal files."""
-    digest = hashlib.sha256()
+    digest = hashlib.sha256(repr((model.classes, model.max_length, model.truncation, model.pad_to)).encode())
     for name, tensor in parameters.items():
         digest.update(name.encode())
         digest.update(tensor.cpu().contiguous().numpy().view("uint8").data)

@@ -9,6 +9,7 @@ from gptclf.weights.download import EntryNotFoundError, cached_file, hub_file
 from gptclf.weights.folders import CONFIG, INDEX, TORCH_INDEX, TORCH_WEIGHTS, WEIGHTS, read_json, shard_names
 from gptclf.weights.formats import config_from_hugging_face
 from gptclf.weights.guess import guess_from_files
+from gptclf.weights.record import OURS
 
 logger = logging.getLogger(__name__)
 
@@ -42,7 +43,7 @@ def locate(name: str | Path) -> Path | str:
         size = next((alias for alias, known in ALIASES.items() if known == preset), preset)
         # The book's folder `gpt2` holds sizes, of which only the one asked for is meant.
         for folder in (place, place / size, place / size / size):
-            if (folder / CONFIG).is_file() or (folder / "model.ckpt.index").is_file():
+            if any((folder / name).is_file() for name in (CONFIG, OURS, "model.ckpt.index")):
                 logger.warning(
                     "%r is a local folder here; it is loaded, not the published model of that name", str(folder)
                 )
