@@ -51,7 +51,6 @@ class TestMetadata:
                 metrics={"accuracy": 0.96, "loss": 1e-5},
                 measured_on="SMS Spam, test set",
                 license="mit",
-                tags=["spam", "gpt2"],
             )
         )
         assert front(text) == {
@@ -61,7 +60,7 @@ class TestMetadata:
             "base_model": "openai-community/gpt2",
             "datasets": ["ucirvine/sms_spam"],
             "metrics": ["accuracy", "loss"],
-            "tags": ["gptclf", "gpt2", "spam"],
+            "tags": ["gptclf", "gpt2"],
             "model-index": [
                 {
                     "name": "spam",
@@ -108,14 +107,13 @@ class TestMetadata:
 
     @given(texts=st.lists(TEXTS, min_size=6, max_size=6))
     def test_every_text_is_parsed_as_it_was(self, texts: list[str]) -> None:
-        name, tag, dataset, metric, where, license = texts
+        name, policy, dataset, metric, where, license = texts
         text = model_card(
-            card(name=name, classes=texts, tags=[tag], datasets=[dataset], metrics={metric: 1.0}, measured_on=where,
-                 license=license, data=where, base_model=name, limits=[tag], policy=tag, trained={metric: 3})
+            card(name=name, classes=texts, datasets=[dataset], metrics={metric: 1.0}, measured_on=where,
+                 license=license, data=where, base_model=name, policy=policy, trained={metric: 3})
         )  # fmt: skip
         text.encode("utf-8")
         values = yaml.safe_load(text[4:].partition("\n---\n")[0])
-        assert values["tags"] == list(dict.fromkeys(["gptclf", "gpt2", tag]))
         assert values["datasets"] == [dataset]
         assert values["metrics"] == [metric]
         assert values.get("license", "") == license
@@ -177,23 +175,23 @@ class TestWhatItSays:
         assert "answers differ" in model_card(card(pad_to=120))
         assert "answers differ" not in model_card(card(pad_to=120, exported=False))
 
-    def test_data_metrics_and_limits_are_the_users_words(self) -> None:
-        text = model_card(
-            card(
-                data="**1,494** messages.", limits=["Not for poems."], metrics={"accuracy": 0.9567}, measured_on="test"
-            )
-        )
+    def test_data_and_metrics_are_the_users_words(self) -> None:
+        text = model_card(card(data="**1,494** messages.", metrics={"accuracy": 0.9567}, measured_on="test"))
         assert "## Data\n\n**1,494** messages.\n" in text
-        assert text.endswith("\n\nNot for poems.\n")
         assert "Measured on test.\n\n| metric | value |\n| --- | ---: |\n| `accuracy` | 0.9567 |" in text
         assert "was not recorded" in model_card(card())
+
+    def test_what_openai_trained_on_is_said_of_openais_weights_alone(self) -> None:
+        assert "before 2018" in model_card(card(base_model="openai-community/gpt2"))
+        for base in ("nano", None, "somebody/gpt2"):
+            assert "before 2018" not in model_card(card(base_model=base))
 
     def test_its_title_is_one_line(self) -> None:
         assert "\n# a b\n" in model_card(card(name="a\n\nb"))
 
 
 def test_equal_values_give_equal_cards() -> None:
-    values = {"metrics": {"b": 1.0, "a": 2.0}, "measured_on": "x", "trained": {"w": 1}, "tags": ["t"]}
+    values = {"metrics": {"b": 1.0, "a": 2.0}, "measured_on": "x", "trained": {"w": 1}}
     assert model_card(card(**values)) == model_card(dataclasses.replace(card(**values)))
 
 

@@ -13,6 +13,7 @@ from conftest import byte_gpt2
 from safetensors.torch import save_file
 
 from gptclf import GPT2, History, TextDataset, add_classifier_head, freeze, predict, train
+from gptclf.gpt2.model import set_parameter
 from gptclf.training.callbacks import Callback, KeepBest
 from gptclf.training.history import Scores
 from gptclf.weights.folders import read_safetensors
@@ -265,3 +266,20 @@ def test_a_head_that_stays_what_it_was_drawn_as_counts_as_trained(tmp_path: Path
     run(resumed, checkpoint_dir=tmp_path, resume=True)
     assert not clf.head_is_new
     assert not resumed.head_is_new
+
+
+def test_moments_are_laid_out_as_their_parameters_are(tmp_path: Path) -> None:
+    # The fused step walks memory: moments in another layout than the weight's would be added to other weights.
+    def transposed() -> GPT2:
+        clf = classifier("all")
+        for name, parameter in list(clf.named_parameters()):
+            if parameter.dim() == 2:
+                set_parameter(clf, name, parameter.detach().t().contiguous().t()).requires_grad_()
+        return clf
+
+    whole, resumed = transposed(), transposed()
+    run(whole)
+    with pytest.raises(KeyboardInterrupt):
+        run(transposed(), checkpoint_dir=tmp_path, callbacks=[Stop(2)])
+    run(resumed, checkpoint_dir=tmp_path, resume=True)
+    assert_equal_models(resumed, whole)

@@ -344,7 +344,7 @@ def test_what_is_missing_unexpected_and_misshapen_is_listed() -> None:
     params["b"] = torch.zeros(4)
     params["blocks"][0]["mlp"]["c_fc"]["w"] = params["blocks"][0]["mlp"]["c_fc"]["w"].T
     params["blocks"][0]["mlp"]["c_fc"]["b"] = np.zeros(16, int)
-    with pytest.raises(ValueError, match="params does not hold the GPT-2 of its settings") as caught:
+    with pytest.raises(ValueError, match="params does not hold this GPT-2") as caught:
         tensors_from_params(params, settings)
     for part in (
         "2 missing: g, blocks/3/ln_1/g", "5 unexpected: ", "blocks/10/attn/c_attn/bias", "g/0", "4 misshapen: ",

@@ -41,8 +41,6 @@ class Card:
         metrics: Name to value, in order, as measured by the user.
         measured_on: The data set of the metrics; needed for the hub's table of results.
         license: A licence's identifier, such as "mit"; None leaves it out.
-        tags: More tags than our own.
-        limits: More limits than those of any GPT-2 classifier (Markdown, one paragraph each).
     """
 
     name: str
@@ -62,8 +60,6 @@ class Card:
     metrics: Mapping[str, float] = field(default_factory=dict)
     measured_on: str | None = None
     license: str | None = None
-    tags: Sequence[str] = ()
-    limits: Sequence[str] = ()
 
 
 def is_our_card(text: str) -> bool:
@@ -108,7 +104,7 @@ def _metadata(card: Card) -> dict[str, Any]:
         "base_model": card.base_model if card.base_model and _HUB_NAME.fullmatch(card.base_model) else None,
         "datasets": list(card.datasets),
         "metrics": list(card.metrics),
-        "tags": list(dict.fromkeys(["gptclf", "gpt2", *card.tags])),
+        "tags": ["gptclf", "gpt2"],
     }
     if card.metrics and card.measured_on:
         values["model-index"] = [
@@ -224,16 +220,15 @@ def _usage(card: Card) -> str:
 
 
 def _limits(card: Card) -> str:
-    known = [
-        "GPT-2 learned from English web pages of before 2018 and carries their biases; what it was not trained on it "
-        "may get wrong with confidence.",
-    ]
+    known = ["It carries the biases of what it has read; what it was not trained on it may get wrong with confidence."]
+    if (card.base_model or "").startswith("openai-community/"):
+        known = ["OpenAI's GPT-2 learned from English web pages of before 2018. " + known[0]]
     if card.classes is not None:
         known.append(
             "It always answers with one of its classes, also for a text that belongs to none. Its probabilities "
             "are not calibrated unless you have checked."
         )
-    return "## Limits\n\n" + "\n\n".join([*known, *map(_text, card.limits)])
+    return "## Limits\n\n" + "\n\n".join(known)
 
 
 def _yaml(value: Any, indent: str = "") -> str:

@@ -156,7 +156,7 @@ def _open(place: Path, settings: Settings | None, verify: bool, *, with_weights:
     if prefix is not None:
         if not with_weights:
             return _from_tensors(config_from_settings(read_settings(prefix), source=str(prefix.parent)), {})
-        hparams, params = load_gpt2_params_from_tf_ckpt(place, verify=verify)
+        hparams, params = load_gpt2_params_from_tf_ckpt(prefix.parent, verify=verify)
         return _from_tensors(*tensors_from_params(params, hparams))
     if (place / HPARAMS).is_file() and not (place / CONFIG).is_file():
         raise FileNotFoundError(

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from gptclf.gpt2.config import ALIASES, PRESETS, GPT2Config
 from gptclf.weights.folders import read_json
-from gptclf.weights.formats import trunk_names
+from gptclf.weights.formats import check_tensors, trunk_names
 from gptclf.weights.tensorbundle import open_bundle
 
 HPARAMS = "hparams.json"
@@ -276,31 +276,24 @@ def _matching(
             f"{source} holds {len(present)} arrays, too few for the {config.n_layers} blocks of its settings"
         )
     wanted = {name_of(parameter.place): parameter for parameter in _parameters(config).values()}
-    problems: dict[str, list[str]] = {
-        "missing": [name for name in wanted if name not in present],
-        "unexpected": [name for name in names if name not in wanted],
-        "misshapen": [],
-    }
-    arrays = {}
+    misshapen, arrays = [], {}
     for name, parameter in wanted.items():
         if name not in present:
             continue
         array = get(name)
         if not isinstance(array, np.ndarray):
-            problems["misshapen"].append(f"{name} is a {type(array).__name__}, not a numpy array")
+            misshapen.append(f"{name} is a {type(array).__name__}, not a numpy array")
         elif array.dtype.kind != "f" or _squeezed(array.shape) != _squeezed(parameter.shape):
-            problems["misshapen"].append(
-                f"{name} is {array.dtype} {array.shape}, the settings want floats {parameter.shape}"
-            )
+            misshapen.append(f"{name} is {array.dtype} {array.shape}, the settings want floats {parameter.shape}")
         else:
             arrays[parameter.place] = array.reshape(parameter.shape).astype(np.float32, copy=False)
-    if any(problems.values()):
-        parts = [
-            f"{len(found)} {kind}: {', '.join(found[:6])}{', ...' if len(found) > 6 else ''}"
-            for kind, found in problems.items()
-            if found
-        ]
-        raise ValueError(f"{source} does not hold the GPT-2 of its settings: {'; '.join(parts)}")
+    check_tensors(
+        source,
+        present,
+        missing=[name for name in wanted if name not in present],
+        unexpected=[name for name in names if name not in wanted],
+        misshapen=misshapen,
+    )
     return arrays
 
 
