@@ -36,27 +36,33 @@ def ratios(b: Bench) -> dict[str, float]:
         "recipe, float32: Trainer tuned / gptclf": ("Trainer tuned: recipe, float32", "gptclf: recipe, float32"),
         "recipe again: book / gptclf": ("book: recipe (from steps)", "gptclf: recipe again, other lr"),
         "all layers, one epoch: book / gptclf": (
-            "book: all layers, one epoch (from steps)", "gptclf: all layers, one epoch"
+            "book: all layers, one epoch (from steps)",
+            "gptclf: all layers, one epoch",
         ),
         "all layers, one epoch: Trainer tuned / gptclf": (
-            "Trainer tuned: all layers, one epoch", "gptclf: all layers, one epoch"
+            "Trainer tuned: all layers, one epoch",
+            "gptclf: all layers, one epoch",
         ),
         "predict: pipeline / gptclf": ("pipeline: predict the test set", "gptclf: predict the test set"),
         "predict: tuned bf16 loop / gptclf": ("tuned bf16 loop: predict the test set", "gptclf: predict the test set"),
         "generate 200 tokens: transformers / gptclf": (
-            "transformers: generate 200 tokens", "gptclf: generate 200 tokens"
+            "transformers: generate 200 tokens",
+            "gptclf: generate 200 tokens",
         ),
         "generate 200 tokens: without / with the cache": (
-            "gptclf: generate 200 tokens without the cache", "gptclf: generate 200 tokens"
+            "gptclf: generate 200 tokens without the cache",
+            "gptclf: generate 200 tokens",
         ),
         "one suffix epoch: share of the book's": ("gptclf: one suffix epoch", "book: one epoch of steps"),
         "last 2 blocks: Trainer tuned at last_block / gptclf": (
-            "Trainer tuned: recipe", "gptclf: recipe, last 2 blocks"
+            "Trainer tuned: recipe",
+            "gptclf: recipe, last 2 blocks",
         ),
         "last 4 blocks: Trainer tuned at last_block / gptclf": (
-            "Trainer tuned: recipe", "gptclf: recipe, last 4 blocks"
+            "Trainer tuned: recipe",
+            "gptclf: recipe, last 4 blocks",
         ),
-    }  # fmt: skip
+    }
     found = {name: b.median(peer) / b.median(ours) for name, (peer, ours) in pairs.items()}
     return {name: ratio for name, ratio in found.items() if ratio == ratio}
 
@@ -110,11 +116,13 @@ def main() -> None:
                 "seconds": {name: {"median": b.median(name), "runs": runs} for name, runs in b.seconds.items()},
                 "notes": b.notes,
                 "machine": {
-                    "processor": platform.processor() or platform.machine(), "threads": torch.get_num_threads(),
-                    "capability": torch.backends.cpu.get_cpu_capability(), "torch": torch.__version__,
+                    "processor": platform.processor() or platform.machine(),
+                    "threads": torch.get_num_threads(),
+                    "capability": torch.backends.cpu.get_cpu_capability(),
+                    "torch": torch.__version__,
                     "python": platform.python_version(),
                 },
-            }  # fmt: skip
+            }
             (args.out / "results.json").write_text(json.dumps(result, indent=2) + "\n")
     width = max(map(len, [*found, "x"]))
     for name, ratio in found.items():

@@ -32,7 +32,7 @@ from gptclf import (
     save_model,
     train,
 )
-from gptclf.features.prefix import Cut, compute_slab, slabs
+from gptclf.features.frozen_prefix import Cut, compute_slab, slabs
 from gptclf.gpt2.config import PRESETS
 
 TINY = GPT2Config(vocab_size=4096, context_length=128, emb_dim=32, n_heads=2, n_layers=5)
@@ -96,7 +96,7 @@ class Bench:
         train_set, val_set, test_set = self.sets(clf)
         train(
             clf, train_set, val_set, epochs=5, lr=lr, precision=precision, eval_every=50, eval_batches=5, progress=False
-        )  # fmt: skip
+        )
         for part in (train_set, val_set, test_set):
             result = evaluate(clf, part, precision=precision)
         taken = time.perf_counter() - start
@@ -140,9 +140,7 @@ def bench_recipe(b: Bench) -> None:
 
     def tuned(precision: str) -> Callable[[], float]:
         def run() -> float:
-            return epochs * peers.trainer_epoch(
-                b.folder, rows, trainable="last_block", tuned=True, precision=precision
-            )  # fmt: skip
+            return epochs * peers.trainer_epoch(b.folder, rows, trainable="last_block", tuned=True, precision=precision)
 
         return run
 
@@ -155,20 +153,25 @@ def bench_recipe(b: Bench) -> None:
         start = ends[0]
         return (ends[-1] - start) / 2
 
-    b.take_turns({
-        "gptclf: recipe": cold(b.recipe),
-        "gptclf: recipe again, other lr": lambda: b.recipe(lr=1e-4),
-        "gptclf: one suffix epoch": suffix_epoch,
-        "gptclf: recipe, float32": cold(lambda: b.recipe(precision="float32")),
-        "book: recipe (from steps)": book_seconds,
-        "Trainer tuned: recipe": tuned("bfloat16"),
-        "Trainer tuned: recipe, float32": tuned("float32"),
-    })  # fmt: skip
-    b.take_turns({
-        "Trainer default: recipe": lambda: epochs * peers.trainer_epoch(
-            b.folder, rows, trainable="last_block", tuned=False, precision="float32"
-        )
-    }, rounds=1)  # fmt: skip
+    b.take_turns(
+        {
+            "gptclf: recipe": cold(b.recipe),
+            "gptclf: recipe again, other lr": lambda: b.recipe(lr=1e-4),
+            "gptclf: one suffix epoch": suffix_epoch,
+            "gptclf: recipe, float32": cold(lambda: b.recipe(precision="float32")),
+            "book: recipe (from steps)": book_seconds,
+            "Trainer tuned: recipe": tuned("bfloat16"),
+            "Trainer tuned: recipe, float32": tuned("float32"),
+        }
+    )
+    b.take_turns(
+        {
+            "Trainer default: recipe": lambda: (
+                epochs * peers.trainer_epoch(b.folder, rows, trainable="last_block", tuned=False, precision="float32")
+            )
+        },
+        rounds=1,
+    )
     b.notes["TF-IDF + logistic regression: seconds, test accuracy"] = peers.tfidf(b.parts[0], b.parts[2])
 
 
@@ -207,15 +210,18 @@ def bench_deep(b: Bench) -> None:
         train_set = b.sets(clf)[0]
         return train(clf, train_set, epochs=1, eval_batches=1, progress=False).seconds
 
-    b.take_turns({
-        "gptclf: all layers, one epoch": ours,
-        "book: all layers, one epoch (from steps)": lambda: n * statistics.median(
-            book.step_seconds(rows[i * 8 : i * 8 + 8]) for i in range(3)
-        ),
-        "Trainer tuned: all layers, one epoch": lambda: peers.trainer_epoch(
-            b.folder, rows, trainable="all", tuned=True, precision="bfloat16"
-        ),
-    }, rounds=min(2, b.rounds))  # fmt: skip
+    b.take_turns(
+        {
+            "gptclf: all layers, one epoch": ours,
+            "book: all layers, one epoch (from steps)": lambda: (
+                n * statistics.median(book.step_seconds(rows[i * 8 : i * 8 + 8]) for i in range(3))
+            ),
+            "Trainer tuned: all layers, one epoch": lambda: peers.trainer_epoch(
+                b.folder, rows, trainable="all", tuned=True, precision="bfloat16"
+            ),
+        },
+        rounds=min(2, b.rounds),
+    )
     for blocks in (2, 4):
         run = cold(functools.partial(b.recipe, trainable=blocks))
         b.take_turns({f"gptclf: recipe, last {blocks} blocks": run}, rounds=1)
@@ -233,8 +239,13 @@ def bench_folds(b: Bench) -> None:
             clf = b.classifier()
             held_out = np.arange(len(data)) % 5 == fold
             began = time.perf_counter()
-            train(clf, data.subset(np.flatnonzero(~held_out)), data.subset(np.flatnonzero(held_out)), lr=lr,
-                  progress=False)  # fmt: skip
+            train(
+                clf,
+                data.subset(np.flatnonzero(~held_out)),
+                data.subset(np.flatnonzero(held_out)),
+                lr=lr,
+                progress=False,
+            )
             seconds.append(time.perf_counter() - began)
     b.seconds["gptclf: 15 trainings of cross-validation"] = [time.perf_counter() - start]
     b.notes["cross-validation: first training, median of the others (s)"] = [seconds[0], statistics.median(seconds[1:])]
@@ -257,13 +268,15 @@ def bench_predict(b: Bench) -> None:
         return seconds
 
     predict(clf, texts[:2])
-    b.take_turns({
-        "gptclf: predict the test set": timed(lambda: predict(clf, texts)),
-        "gptclf: predict the test set, float32": timed(lambda: predict(clf, texts, precision="float32")),
-        "gptclf: predict one text": timed(lambda: [predict(clf, texts[i : i + 1]) for i in range(10)]),
-        "pipeline: predict the test set": timed(pipeline),
-        "tuned bf16 loop: predict the test set": timed(loop),
-    })  # fmt: skip
+    b.take_turns(
+        {
+            "gptclf: predict the test set": timed(lambda: predict(clf, texts)),
+            "gptclf: predict the test set, float32": timed(lambda: predict(clf, texts, precision="float32")),
+            "gptclf: predict one text": timed(lambda: [predict(clf, texts[i : i + 1]) for i in range(10)]),
+            "pipeline: predict the test set": timed(pipeline),
+            "tuned bf16 loop: predict the test set": timed(loop),
+        }
+    )
     for name in [name for name in b.seconds if "predict the test set" in name]:
         b.notes[f"{name}: texts per second"] = len(texts) / b.median(name)
 
@@ -342,8 +355,15 @@ def bench_exactness(b: Bench) -> None:
             found = []
             for precision in ("bfloat16", "float32"):
                 clf = add_classifier_head(b.gpt2, classes=sorted(set(shown[1])), seed=seed)
-                train(clf, b.encoded(clf, *shown), epochs=epochs, seed=seed, precision=precision, eval_batches=1,
-                      progress=False)  # fmt: skip
+                train(
+                    clf,
+                    b.encoded(clf, *shown),
+                    epochs=epochs,
+                    seed=seed,
+                    precision=precision,
+                    eval_batches=1,
+                    progress=False,
+                )
                 found.append(evaluate(clf, b.encoded(clf, *new), precision=precision))
             accuracies.append([result.accuracy for result in found])
             same = zip(found[0].predictions, found[1].predictions, strict=True)
@@ -356,8 +376,9 @@ def bench_exactness(b: Bench) -> None:
         for reuse in (True, False):
             clf = b.classifier()
             some = b.encoded(clf, b.parts[0][0][:n], b.parts[0][1][:n])
-            history = train(clf, some, epochs=epochs, precision="float32", reuse_frozen=reuse, eval_batches=1,
-                            progress=False)  # fmt: skip
+            history = train(
+                clf, some, epochs=epochs, precision="float32", reuse_frozen=reuse, eval_batches=1, progress=False
+            )
             losses.append([step.loss for step in history.steps])
         b.notes[f"float32, reuse on and off, {epochs} epochs of {n} texts: largest difference of losses"] = float(
             np.abs(np.array(losses[0]) - np.array(losses[1])).max()
@@ -377,7 +398,13 @@ def bench_xl(b: Bench) -> None:
 
 
 PARTS = {
-    "recipe": bench_recipe, "folds": bench_folds, "deep": bench_deep, "predict": bench_predict,
-    "prefix": bench_prefix, "processes": bench_processes, "exactness": bench_exactness, "xl": bench_xl,
+    "recipe": bench_recipe,
+    "folds": bench_folds,
+    "deep": bench_deep,
+    "predict": bench_predict,
+    "prefix": bench_prefix,
+    "processes": bench_processes,
+    "exactness": bench_exactness,
+    "xl": bench_xl,
     "whole-book": bench_whole_book,
-}  # fmt: skip
+}

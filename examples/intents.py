@@ -57,10 +57,18 @@ def main() -> None:
     print(f"train {train_set}\nvalidation {val_set}\ntest {test_set}")
 
     history = train(
-        clf, train_set, val_set,
-        epochs=args.epochs, batch_size=args.batch_size, lr=args.lr, schedule="cosine", warmup_steps=100, clip=1.0,
-        seed=args.seed, eval_batches=30,
-    )  # fmt: skip
+        clf,
+        train_set,
+        val_set,
+        epochs=args.epochs,
+        batch_size=args.batch_size,
+        lr=args.lr,
+        schedule="cosine",
+        warmup_steps=100,
+        clip=1.0,
+        seed=args.seed,
+        eval_batches=30,
+    )
     print(f"trained {len(history.steps):,} steps in {history.seconds:.0f} s")
     folder = save_model(clf, args.out / "model")
 

@@ -16,9 +16,13 @@ from typing import Any
 
 # Name and how often it is repeated.
 PROBES = [
-    ("start-up", 5), ("memory, gptclf", 1), ("memory, Trainer", 1),
-    ("growth, 1k texts", 1), ("growth, 4k texts", 1), ("growth, 16k texts", 1),
-]  # fmt: skip
+    ("start-up", 5),
+    ("memory, gptclf", 1),
+    ("memory, Trainer", 1),
+    ("growth, 1k texts", 1),
+    ("growth, 4k texts", 1),
+    ("growth, 16k texts", 1),
+]
 
 
 class AnonymousMemory(threading.Thread):
@@ -100,9 +104,13 @@ def xl_recipe(folder: Path, width: int) -> dict[str, float]:
         accuracy = evaluate(clf, part).accuracy
     first = history.evaluations[0].seconds
     return {
-        "seconds": time.perf_counter() - start, "seconds to step 50": first, "seconds of training": history.seconds,
-        "test accuracy": accuracy, "anonymous (MB)": watch.peak / 1e6, "resident (MB)": watch.resident / 1e6,
-    }  # fmt: skip
+        "seconds": time.perf_counter() - start,
+        "seconds to step 50": first,
+        "seconds of training": history.seconds,
+        "test accuracy": accuracy,
+        "anonymous (MB)": watch.peak / 1e6,
+        "resident (MB)": watch.resident / 1e6,
+    }
 
 
 def memory_trainer(folder: Path, width: int) -> dict[str, float]:

@@ -78,9 +78,17 @@ def main() -> None:
     print(f"validation perplexity before: {perplexity(model, parts[1]):.2f}")
     lr = args.lr if args.lr is not None else (4e-4 if args.weights == "random" else 1e-4)
     history = train_lm(
-        model, train_set, val_set, epochs=args.epochs, batch_size=args.batch_size, lr=lr, seed=args.seed,
-        clip=1.0, eval_batches=None, callbacks=[Sample(args.prompt)],
-    )  # fmt: skip
+        model,
+        train_set,
+        val_set,
+        epochs=args.epochs,
+        batch_size=args.batch_size,
+        lr=lr,
+        seed=args.seed,
+        clip=1.0,
+        eval_batches=None,
+        callbacks=[Sample(args.prompt)],
+    )
     last = history.epochs[-1]
     assert last.val_loss is not None
     print(f"train loss {last.train_loss:.3f}, validation loss {last.val_loss:.3f} nats per token")

@@ -34,10 +34,17 @@ class Book:
 
         torch.manual_seed(123)
         c = gpt2.config
-        self.model = GPTModel({
-            "vocab_size": c.vocab_size, "context_length": c.context_length, "emb_dim": c.emb_dim, "n_heads": c.n_heads,
-            "n_layers": c.n_layers, "drop_rate": 0.0, "qkv_bias": True,
-        })  # fmt: skip
+        self.model = GPTModel(
+            {
+                "vocab_size": c.vocab_size,
+                "context_length": c.context_length,
+                "emb_dim": c.emb_dim,
+                "n_heads": c.n_heads,
+                "n_layers": c.n_layers,
+                "drop_rate": 0.0,
+                "qkv_bias": True,
+            }
+        )
         _fill_book(self.model, gpt2)
         for parameter in self.model.parameters():
             parameter.requires_grad_(trainable == "all")
@@ -149,19 +156,31 @@ def trainer_epoch(folder: Path, rows: Rows, *, trainable: str, tuned: bool, prec
     choices: dict[str, Any] = {}
     if tuned:
         choices = {
-            "bf16": precision == "bfloat16", "train_sampling_strategy": "group_by_length", "save_strategy": "no",
-            "lr_scheduler_type": "constant", "max_grad_norm": 0.0,
-        }  # fmt: skip
+            "bf16": precision == "bfloat16",
+            "train_sampling_strategy": "group_by_length",
+            "save_strategy": "no",
+            "lr_scheduler_type": "constant",
+            "max_grad_norm": 0.0,
+        }
     with tempfile.TemporaryDirectory() as out:
         trainer = Trainer(
             model=hugging_face(folder, trainable=trainable),
             args=TrainingArguments(
-                out, num_train_epochs=1, max_steps=steps, per_device_train_batch_size=8, learning_rate=5e-5,
-                weight_decay=0.1, use_cpu=True, report_to=[], disable_tqdm=True, seed=123, **choices,
+                out,
+                num_train_epochs=1,
+                max_steps=steps,
+                per_device_train_batch_size=8,
+                learning_rate=5e-5,
+                weight_decay=0.1,
+                use_cpu=True,
+                report_to=[],
+                disable_tqdm=True,
+                seed=123,
+                **choices,
             ),
             train_dataset=data,
             data_collator=DataCollatorWithPadding(tokenizer),
-        )  # fmt: skip
+        )
         start = time.perf_counter()
         trainer.train()
         return time.perf_counter() - start

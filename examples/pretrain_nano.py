@@ -21,7 +21,7 @@ from safetensors.torch import load_file, save_file
 
 from gptclf import GPT2, GPT2Config, TextWindows, freeze, load_gpt2, save_model, train_lm
 from gptclf.inference.evaluate import loss_and_accuracy
-from gptclf.weights.tokenizer import build_tokenizer
+from gptclf.tokenizer.bpe import build_tokenizer
 
 # What fits into 6 MB in float16: a third of the weights are the vocabulary's.
 NANO = GPT2Config(vocab_size=4096, context_length=512, emb_dim=192, n_heads=6, n_layers=4)
@@ -108,10 +108,21 @@ def main() -> None:
         unseen = unseen.subset(np.random.default_rng(args.seed).permutation(len(unseen)))
         print(f"training on {windows}, held out {unseen}", flush=True)
         history = train_lm(
-            model, windows, unseen, epochs=1, batch_size=batch_size, lr=args.lr, schedule=schedule,
-            warmup_steps=min(200, len(windows) // batch_size // 10), decay="matrices", clip=1.0,
-            precision=args.precision, eval_every=500, eval_batches=40, seed=args.seed,
-        )  # fmt: skip
+            model,
+            windows,
+            unseen,
+            epochs=1,
+            batch_size=batch_size,
+            lr=args.lr,
+            schedule=schedule,
+            warmup_steps=min(200, len(windows) // batch_size // 10),
+            decay="matrices",
+            clip=1.0,
+            precision=args.precision,
+            eval_every=500,
+            eval_batches=40,
+            seed=args.seed,
+        )
         history.plot(args.out / f"curves-{length}.png")
         loss, _ = loss_and_accuracy(model, unseen, num_batches=None, batch_size=8, precision="float32")
         print(

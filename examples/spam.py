@@ -48,13 +48,27 @@ class Recipe(NamedTuple):
 
 
 BOOK = Recipe(
-    "last_block", lr=5e-5, epochs=5, batch_size=8, schedule="constant", warmup_steps=0, clip=None,
-    eval_every=50, eval_batches=5,
-)  # fmt: skip
+    "last_block",
+    lr=5e-5,
+    epochs=5,
+    batch_size=8,
+    schedule="constant",
+    warmup_steps=0,
+    clip=None,
+    eval_every=50,
+    eval_batches=5,
+)
 NANO = Recipe(
-    "last_two_blocks", lr=1e-3, epochs=4, batch_size=16, schedule="cosine", warmup_steps=100, clip=1.0,
-    eval_every=None, eval_batches=None,
-)  # fmt: skip
+    "last_two_blocks",
+    lr=1e-3,
+    epochs=4,
+    batch_size=16,
+    schedule="cosine",
+    warmup_steps=100,
+    clip=1.0,
+    eval_every=None,
+    eval_batches=None,
+)
 NEW_MESSAGES = [
     "You won! Claim your free cinema tickets now, text PRIZE to 81144",
     "running ten minutes late, order me a coffee?",
@@ -116,12 +130,22 @@ def main() -> None:
     print(f"train {train_set}\nvalidation {val_set}\ntest {test_set}")
 
     history = train(
-        clf, train_set, val_set,
-        epochs=recipe.epochs, batch_size=recipe.batch_size, lr=recipe.lr,
-        schedule=recipe.schedule, warmup_steps=recipe.warmup_steps, clip=recipe.clip,
-        weight_decay=0.1, seed=args.seed, drop_last=args.drop_last, precision=args.precision,
-        eval_every=recipe.eval_every, eval_batches=recipe.eval_batches,
-    )  # fmt: skip
+        clf,
+        train_set,
+        val_set,
+        epochs=recipe.epochs,
+        batch_size=recipe.batch_size,
+        lr=recipe.lr,
+        schedule=recipe.schedule,
+        warmup_steps=recipe.warmup_steps,
+        clip=recipe.clip,
+        weight_decay=0.1,
+        seed=args.seed,
+        drop_last=args.drop_last,
+        precision=args.precision,
+        eval_every=recipe.eval_every,
+        eval_batches=recipe.eval_batches,
+    )
     print(f"trained {len(history.steps):,} steps in {history.seconds:.0f} s")
 
     for name, part in (("train", train_set), ("validation", val_set)):
@@ -136,9 +160,12 @@ def main() -> None:
 
     source = "made by examples/messages.py" if args.data == "messages" else "from the SMS Spam Collection"
     folder = save_model(
-        clf, args.out / "model", data=f"{len(train_set):,} messages {source}.",
-        metrics={"accuracy": result.accuracy, "f1": result.macro_f1}, measured_on=f"{len(test_set):,} further messages",
-    )  # fmt: skip
+        clf,
+        args.out / "model",
+        data=f"{len(train_set):,} messages {source}.",
+        metrics={"accuracy": result.accuracy, "f1": result.macro_f1},
+        measured_on=f"{len(test_set):,} further messages",
+    )
     again = load_model(folder)
     for text, row in zip(NEW_MESSAGES, predict_proba(again, NEW_MESSAGES), strict=True):
         label = again.classes[row.argmax()] if again.classes else ""

@@ -29,9 +29,13 @@ def bench_generate(b: Bench) -> None:
         start = time.perf_counter()
         with torch.inference_mode():
             written["theirs"] = theirs.generate(
-                prompt, attention_mask=torch.ones_like(prompt), do_sample=False, min_new_tokens=steps,
-                max_new_tokens=steps, pad_token_id=0,
-            )  # fmt: skip
+                prompt,
+                attention_mask=torch.ones_like(prompt),
+                do_sample=False,
+                min_new_tokens=steps,
+                max_new_tokens=steps,
+                pad_token_id=0,
+            )
         return time.perf_counter() - start
 
     contenders = {
@@ -65,8 +69,10 @@ def bench_round_trip(b: Bench) -> None:
         again = load_gpt2(back)
         pairs = zip(ours.parameters(), again.parameters(), strict=True)
         b.notes[f"{size}: largest difference of logits, largest logit, bits equal after the way there and back"] = [
-            float((found - expected).abs().max()), float(expected.abs().max()), all(torch.equal(x, y) for x, y in pairs)
-        ]  # fmt: skip
+            float((found - expected).abs().max()),
+            float(expected.abs().max()),
+            all(torch.equal(x, y) for x, y in pairs),
+        ]
         shutil.rmtree(there)
         shutil.rmtree(back)
 
@@ -83,7 +89,9 @@ def bench_checkpoint(b: Bench) -> None:
         load_gpt2_params_from_tf_ckpt(folder, verify=verify)
         return time.perf_counter() - start
 
-    b.take_turns({
-        "TensorFlow checkpoint, every checksum verified": lambda: opened(True),
-        "TensorFlow checkpoint, verify=False": lambda: opened(False),
-    })  # fmt: skip
+    b.take_turns(
+        {
+            "TensorFlow checkpoint, every checksum verified": lambda: opened(True),
+            "TensorFlow checkpoint, verify=False": lambda: opened(False),
+        }
+    )

@@ -23,8 +23,10 @@ from sources import Texts, book_split, read_banking77
 from gptclf import GPT2, TextDataset, add_classifier_head, evaluate, freeze, load_gpt2, split, train
 
 RATES: dict[str, tuple[float, ...]] = {
-    "head": (1e-2, 3e-2), "last_block": (1e-3, 3e-3), "all": (5e-4, 2e-3),
-}  # fmt: skip
+    "head": (1e-2, 3e-2),
+    "last_block": (1e-3, 3e-3),
+    "all": (5e-4, 2e-3),
+}
 WEIGHTS = ("pre-trained", "random")
 EPOCHS = {"sms": 10, "banking77": 5}
 BATCH = {"sms": 16, "banking77": 32}
@@ -77,9 +79,19 @@ class Recipe(NamedTuple):
         clf = add_classifier_head(gpt2, classes=self.parts[0].classes, pooling=self.pooling, seed=seed)
         freeze(clf, trainable=self.policy)
         train(
-            clf, self.parts[0], epochs=EPOCHS[self.data], batch_size=BATCH[self.data], lr=lr, schedule="linear",
-            warmup_steps=50, clip=1.0, decay="matrices", seed=seed, eval_batches=1, progress=False,
-        )  # fmt: skip
+            clf,
+            self.parts[0],
+            epochs=EPOCHS[self.data],
+            batch_size=BATCH[self.data],
+            lr=lr,
+            schedule="linear",
+            warmup_steps=50,
+            clip=1.0,
+            decay="matrices",
+            seed=seed,
+            eval_batches=1,
+            progress=False,
+        )
         return clf
 
 

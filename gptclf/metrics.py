@@ -11,9 +11,9 @@ from torch.nn import functional as F
 from gptclf.data.batches import Batch
 from gptclf.gpt2.gradients import Linear
 from gptclf.gpt2.heads import LMHead
+from gptclf.gpt2.next_token_loss import next_token_loss
 from gptclf.gpt2.stages import Classifier
 from gptclf.gpt2.trunk import is_watched
-from gptclf.gpt2.vocabulary import next_token_loss
 
 
 def loss_sum(model: Classifier, batch: Batch) -> Tensor:

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from gptclf import GPT2, GPT2Config, clear_features, load_gpt2
-from gptclf.weights.tokenizer import byte_characters, make_encoding
+from gptclf.tokenizer.bpe import byte_characters, make_encoding
 
 # Nothing in the tests may reach a network: caches are empty and the hub is switched off unless a test says otherwise.
 OFFLINE = {"HF_HUB_OFFLINE": "1", "HF_DATASETS_OFFLINE": "1", "DISABLE_TELEMETRY": "1"}

@@ -32,7 +32,7 @@ from gptclf import (
     save_model,
     train,
 )
-from gptclf.weights.tokenizer import END_OF_TEXT, build_tokenizer
+from gptclf.tokenizer.bpe import END_OF_TEXT, build_tokenizer
 
 BYTES = byte_tokenizer()
 
@@ -95,9 +95,10 @@ class TestTexts:
         np.testing.assert_allclose(first, second, atol=1e-6)
 
     @pytest.mark.parametrize(
-        "text", ["a" * 1_000_000, " " * 1_000_000, " " * 999_999 + "a", "!" * 1_000_000, "ab 12\n" * 170_000],
+        "text",
+        ["a" * 1_000_000, " " * 1_000_000, " " * 999_999 + "a", "!" * 1_000_000, "ab 12\n" * 170_000],
         ids=["letters", "blanks", "blanks before a letter", "signs", "words"],
-    )  # fmt: skip
+    )
     def test_a_megabyte_is_read_in_seconds_and_cut_to_the_context(
         self, text: str, clf: GPT2, caplog: pytest.LogCaptureFixture
     ) -> None:

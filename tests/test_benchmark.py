@@ -31,9 +31,22 @@ def test_the_books_recipe_is_counted_as_its_loop_runs() -> None:
 @pytest.mark.slow
 def test_the_script_runs_on_a_toy_and_writes_ratios_notes_and_a_picture(tmp_path: Path) -> None:
     command = [
-        sys.executable, str(EXAMPLES / "benchmark.py"), "--data", "messages", "--tiny", "--rounds", "1",
-        "--only", "folds", "predict", "prefix", "generate", "checkpoint", "--out", str(tmp_path),
-    ]  # fmt: skip
+        sys.executable,
+        str(EXAMPLES / "benchmark.py"),
+        "--data",
+        "messages",
+        "--tiny",
+        "--rounds",
+        "1",
+        "--only",
+        "folds",
+        "predict",
+        "prefix",
+        "generate",
+        "checkpoint",
+        "--out",
+        str(tmp_path),
+    ]
     done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
     assert done.returncode == 0, done.stderr[-2000:]
     result = json.loads((tmp_path / "results.json").read_text())

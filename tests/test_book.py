@@ -11,19 +11,29 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from gptclf import GPT2, GPT2Config
+from gptclf.files.torch_file import read_torch_file
 from gptclf.weights.book import is_book, read_book, to_book
 from gptclf.weights.folders import fill
-from gptclf.weights.torchfile import read_torch_file
 
 IDS = torch.randint(257, (3, 17), generator=torch.Generator().manual_seed(5))
 SMALL = {
-    "vocab_size": 257, "context_length": 40, "emb_dim": 24, "n_heads": 3, "n_layers": 3, "drop_rate": 0.0,
+    "vocab_size": 257,
+    "context_length": 40,
+    "emb_dim": 24,
+    "n_heads": 3,
+    "n_layers": 3,
+    "drop_rate": 0.0,
     "qkv_bias": False,
-}  # fmt: skip
+}
 BOOK_124M = {
-    "vocab_size": 50257, "context_length": 256, "emb_dim": 768, "n_heads": 12, "n_layers": 12, "drop_rate": 0.1,
+    "vocab_size": 50257,
+    "context_length": 256,
+    "emb_dim": 768,
+    "n_heads": 12,
+    "n_layers": 12,
+    "drop_rate": 0.1,
     "qkv_bias": False,
-}  # fmt: skip
+}
 
 Settings = dict[str, Any]
 

@@ -14,10 +14,48 @@ yaml = pytest.importorskip("yaml")
 
 # Every character, lone surrogates too, and pieces that mean something to YAML or Markdown.
 TRICKY = [
-    "no", "1.0", "a: b", "- x", "'", '"', "\\", "#", "\n---\n", "---", "{", "%", "&a", "*a", "!x", "|", ">", "`", "``",
-    "\x85", "\u2028", "\ufeff", "\x00", "\x7f", "\ud800", "👍", "東京", "~", "null", " x ", "", "\t", "\r\n", "\\n",
-    "@", "<b>", "2026-01-01", "1e-05", "=", "0x10", "1:30",
-]  # fmt: skip
+    "no",
+    "1.0",
+    "a: b",
+    "- x",
+    "'",
+    '"',
+    "\\",
+    "#",
+    "\n---\n",
+    "---",
+    "{",
+    "%",
+    "&a",
+    "*a",
+    "!x",
+    "|",
+    ">",
+    "`",
+    "``",
+    "\x85",
+    "\u2028",
+    "\ufeff",
+    "\x00",
+    "\x7f",
+    "\ud800",
+    "👍",
+    "東京",
+    "~",
+    "null",
+    " x ",
+    "",
+    "\t",
+    "\r\n",
+    "\\n",
+    "@",
+    "<b>",
+    "2026-01-01",
+    "1e-05",
+    "=",
+    "0x10",
+    "1:30",
+]
 TEXTS = st.one_of(
     st.sampled_from(TRICKY),
     st.text(st.characters(exclude_categories=())),
@@ -109,9 +147,19 @@ class TestMetadata:
     def test_every_text_is_parsed_as_it_was(self, texts: list[str]) -> None:
         name, policy, dataset, metric, where, license = texts
         text = model_card(
-            card(name=name, classes=texts, datasets=[dataset], metrics={metric: 1.0}, measured_on=where,
-                 license=license, data=where, base_model=name, policy=policy, trained={metric: 3})
-        )  # fmt: skip
+            card(
+                name=name,
+                classes=texts,
+                datasets=[dataset],
+                metrics={metric: 1.0},
+                measured_on=where,
+                license=license,
+                data=where,
+                base_model=name,
+                policy=policy,
+                trained={metric: 3},
+            )
+        )
         text.encode("utf-8")
         values = yaml.safe_load(text[4:].partition("\n---\n")[0])
         assert values["datasets"] == [dataset]
@@ -127,8 +175,14 @@ class TestWhatItSays:
         text = model_card(card(classes=["ham", "a|b", "x\n---\ny", "`", "", " z", "\ud800"]))
         lines = text[text.index("## Labels") :].splitlines()[4:11]
         assert lines == [
-            "0. `ham`", "1. `a|b`", '2. `"x\\n---\\ny"`', "3. `` ` ``", '4. `""`', '5. `" z"`', '6. `"\\ud800"`',
-        ]  # fmt: skip
+            "0. `ham`",
+            "1. `a|b`",
+            '2. `"x\\n---\\ny"`',
+            "3. `` ` ``",
+            '4. `""`',
+            '5. `" z"`',
+            '6. `"\\ud800"`',
+        ]
 
     def test_labels_of_one_text_are_told_apart(self) -> None:
         text = model_card(card(classes=[1, "1", ("a", 2)]))

@@ -21,9 +21,16 @@ from gptclf.weights.folders import read_safetensors
 TEXTS = ["win a prize", "see you", "call now", "ok then", "free entry", "at six?", "what"]
 LABELS = ["spam", "ham", "spam", "ham", "spam", "ham", "ham"]
 SETTINGS: dict[str, Any] = {
-    "epochs": 4, "batch_size": 2, "lr": 1e-2, "schedule": "cosine", "warmup_steps": 3, "accumulate": 2, "clip": 1.0,
-    "eval_every": 1, "progress": False,
-}  # fmt: skip
+    "epochs": 4,
+    "batch_size": 2,
+    "lr": 1e-2,
+    "schedule": "cosine",
+    "warmup_steps": 3,
+    "accumulate": 2,
+    "clip": 1.0,
+    "eval_every": 1,
+    "progress": False,
+}
 
 
 class Stop(Callback):
@@ -191,8 +198,11 @@ def test_another_model_is_not_resumed(name: str, value: Any, tmp_path: Path) -> 
     pooling = value if name == "pooling" else "last"
     gpt2 = byte_gpt2(dropout=value if name == "dropout" else 0.0)
     with pytest.raises(ValueError, match="model was"):
-        run(add_classifier_head(gpt2, classes=["ham", "spam"], pooling=pooling, seed=3), checkpoint_dir=tmp_path,
-            resume=True)  # fmt: skip
+        run(
+            add_classifier_head(gpt2, classes=["ham", "spam"], pooling=pooling, seed=3),
+            checkpoint_dir=tmp_path,
+            resume=True,
+        )
 
 
 def test_a_callback_that_keeps_something_must_be_there_again(tmp_path: Path) -> None:

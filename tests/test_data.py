@@ -559,7 +559,7 @@ def test_long_texts_are_cut_for_the_tokenizer_where_no_token_changes(
     unit: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from gptclf.data import preparation
-    from gptclf.weights.tokenizer import byte_characters, make_encoding
+    from gptclf.tokenizer.bpe import byte_characters, make_encoding
 
     ranks = {bytes([byte]): i for i, byte in enumerate(byte_characters())}
     for token in (b" 1", b"12", b" w", b".  ", b"  ", b"or", b"\na", b" b"):

@@ -17,8 +17,8 @@ import pytest
 import requests
 from hub_server import COMMIT, Answer, Hub, serving
 
-from gptclf.weights import http, transfer
-from gptclf.weights.download import EntryNotFoundError, cached_file, hub_file
+from gptclf.hub import http, transfer
+from gptclf.hub.download import EntryNotFoundError, cached_file, hub_file
 
 REPO = "owner/name"
 FOLDER = "models--owner--name"
@@ -722,7 +722,7 @@ def test_progress_can_be_silenced(
 def test_import_brings_neither_requests_nor_huggingface_hub() -> None:
     # torch itself imports tqdm where it is installed.
     code = (
-        "import sys, torch; before = set(sys.modules); import gptclf.weights.download;"
+        "import sys, torch; before = set(sys.modules); import gptclf.hub.download;"
         "print({'requests', 'huggingface_hub', 'tqdm'} & (set(sys.modules) - before))"
     )
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -312,7 +312,7 @@ def test_the_frozen_part_says_how_far_it_is(
 ) -> None:
     ticks = itertools.count(0, 6)
     monkeypatch.setattr("gptclf.progress.time.perf_counter", lambda: float(next(ticks)))
-    monkeypatch.setattr("gptclf.features.prefix.SLAB_TOKENS", 60)
+    monkeypatch.setattr("gptclf.features.frozen_prefix.SLAB_TOKENS", 60)
     train(classifier(), labelled(), epochs=1)
     said = [line for line in lines_of(capsys) if line.startswith("frozen part: ") and line.endswith(" left")]
     assert len(said) >= 3

@@ -97,9 +97,18 @@ def test_nano_can_be_made_from_a_folder_of_texts(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_what_pretraining_is_worth_is_a_table_row_for_each(tmp_path: Path, shared_data: Path) -> None:
     said = run(
-        "transfer.py", "--data", str(shared_data), "--only", "sms", "--policies", "head", "--seeds", "1",
-        "--out", str(tmp_path),
-    )  # fmt: skip
+        "transfer.py",
+        "--data",
+        str(shared_data),
+        "--only",
+        "sms",
+        "--policies",
+        "head",
+        "--seeds",
+        "1",
+        "--out",
+        str(tmp_path),
+    )
     rows = [line for line in said.splitlines() if line.startswith("| sms | head |")]
     assert len(rows) == 2
     results = json.loads((tmp_path / "sms-last.json").read_text())

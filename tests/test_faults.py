@@ -21,11 +21,11 @@ from hub_server import COMMIT, Answer, Change, Hub, Mirror, running, serving
 from huggingface_hub import hf_hub_download, try_to_load_from_cache
 
 import gptclf
-from gptclf.weights import http, partial, transfer
-from gptclf.weights.download import EntryNotFoundError, cached_file, hub_file
-from gptclf.weights.http import BusyError, CutError, Source
-from gptclf.weights.partial import claimed
-from gptclf.weights.transfer import DamagedError, fetch
+from gptclf.hub import http, partial, transfer
+from gptclf.hub.download import EntryNotFoundError, cached_file, hub_file
+from gptclf.hub.http import BusyError, CutError, Source
+from gptclf.hub.partial import claimed
+from gptclf.hub.transfer import DamagedError, fetch
 
 REPO = "owner/name"
 FOLDER = "models--owner--name"
@@ -725,8 +725,8 @@ def test_what_an_older_huggingface_hub_has_begun_is_gone_on_with(world: World) -
 CHILD = """
 import sys, types
 package = types.ModuleType("gptclf"); package.__path__ = [sys.argv[1]]; sys.modules["gptclf"] = package
-from gptclf.weights import transfer
-from gptclf.weights.download import hub_file
+from gptclf.hub import transfer
+from gptclf.hub.download import hub_file
 transfer.CHUNK_BYTES = 10_000
 print(hub_file("owner/name", "model.safetensors"))
 """

@@ -30,8 +30,8 @@ from gptclf import (
     save_model,
     train,
 )
-from gptclf.features import prefix
-from gptclf.features.prefix import Cut, compute_missing, missing_rows, reusable_cut
+from gptclf.features import frozen_prefix as prefix
+from gptclf.features.frozen_prefix import Cut, compute_missing, missing_rows, reusable_cut
 from gptclf.features.reuse import kept, reused
 from gptclf.features.rows import FeatureSet
 from gptclf.features.store import FeatureStore, text_key

@@ -19,10 +19,10 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from gptclf import GPT2, GPT2Config, load_gpt2, load_model
+from gptclf.files.torch_file import read_torch_file
 from gptclf.weights.folders import fill, fill_from_hugging_face, read_weights
-from gptclf.weights.formats import config_from_hugging_face, from_hugging_face, unwrap_names
 from gptclf.weights.guess import guess_from_config, guess_from_files, guess_from_tensors
-from gptclf.weights.torchfile import read_torch_file
+from gptclf.weights.hugging_face import config_from_hugging_face, from_hugging_face, unwrap_names
 
 # Of the bytes that stand where a damaged file's protocol was.
 pytestmark = pytest.mark.filterwarnings("ignore:Detected pickle protocol")
@@ -77,10 +77,16 @@ class TestTorchFiles:
     def test_a_model_beside_what_trained_it_is_found(self, holder: str, tmp_path: Path) -> None:
         optimizer = {"state": {0: {"step": torch.tensor(1.0), "exp_avg": torch.ones(3)}}, "param_groups": [{"lr": 1}]}
         content = {
-            "epoch": 3, "optimizer_state_dict": optimizer, holder: TENSORS, "lr_scheduler": {"t": torch.ones(1)},
-            "train_losses": torch.ones(3), "rng_state": torch.zeros(5, dtype=torch.uint8), "args": {"x": [1]},
-            "note": "mine", "best_val_loss": None,
-        }  # fmt: skip
+            "epoch": 3,
+            "optimizer_state_dict": optimizer,
+            holder: TENSORS,
+            "lr_scheduler": {"t": torch.ones(1)},
+            "train_losses": torch.ones(3),
+            "rng_state": torch.zeros(5, dtype=torch.uint8),
+            "args": {"x": [1]},
+            "note": "mine",
+            "best_val_loss": None,
+        }
         assert_holds(saved(content, tmp_path), TENSORS)
 
     def test_tensors_of_an_unknown_kind_beside_it_are_not_dropped_in_silence(self, tmp_path: Path) -> None:

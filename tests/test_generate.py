@@ -15,22 +15,35 @@ from transformers import GPT2LMHeadModel, TemperatureLogitsWarper, TopKLogitsWar
 
 from gptclf import GPT2, GPT2Config, add_classifier_head, generate, generate_ids, load_gpt2
 from gptclf.gpt2.trunk import Block
-from gptclf.inference.decoding import Decoder
-from gptclf.inference.sampling import Sampler
+from gptclf.language.decoding import Decoder
+from gptclf.language.sampling import Sampler
 
 # Between them every choice that changes the computation; two contexts are long enough for matrices to be laid out anew.
 SMALL: dict[str, dict[str, Any]] = {
     "plain": {"vocab_size": 257, "n_positions": 48, "n_embd": 24, "n_head": 3, "n_layer": 3, "n_inner": 56},
     "untied, relu, unscaled": {
-        "vocab_size": 131, "n_positions": 20, "n_embd": 30, "n_head": 5, "n_layer": 2, "n_inner": 17,
-        "activation_function": "relu", "scale_attn_weights": False, "tie_word_embeddings": False,
+        "vocab_size": 131,
+        "n_positions": 20,
+        "n_embd": 30,
+        "n_head": 5,
+        "n_layer": 2,
+        "n_inner": 17,
+        "activation_function": "relu",
+        "scale_attn_weights": False,
+        "tie_word_embeddings": False,
     },
     "untied, exact gelu, scaled by layer": {
-        "vocab_size": 101, "n_positions": 45, "n_embd": 36, "n_head": 4, "n_layer": 3,
-        "activation_function": "gelu", "scale_attn_by_inverse_layer_idx": True, "tie_word_embeddings": False,
+        "vocab_size": 101,
+        "n_positions": 45,
+        "n_embd": 36,
+        "n_head": 4,
+        "n_layer": 3,
+        "activation_function": "gelu",
+        "scale_attn_by_inverse_layer_idx": True,
+        "tie_word_embeddings": False,
         "layer_norm_epsilon": 1e-3,
     },
-}  # fmt: skip
+}
 
 TOKENIZER = byte_tokenizer()
 END = "<|endoftext|>"
@@ -359,15 +372,26 @@ def test_the_given_ids_are_not_changed_and_no_row_is_no_row(small_gpt2: GPT2) ->
 @pytest.mark.parametrize(
     ("settings", "error"),
     [
-        ({"temperature": -0.1}, ValueError), ({"temperature": math.nan}, ValueError),
-        ({"temperature": math.inf}, ValueError), ({"temperature": "1"}, TypeError), ({"temperature": True}, TypeError),
-        ({"temperature": None}, TypeError), ({"top_k": 0}, ValueError), ({"top_k": 2.0}, TypeError),
-        ({"top_k": True}, TypeError), ({"top_p": 0.0}, ValueError), ({"top_p": 1.5}, ValueError),
-        ({"top_p": math.nan}, ValueError), ({"top_p": "0.9"}, TypeError), ({"seed": -1}, ValueError),
-        ({"seed": 1.5}, TypeError), ({"max_new_tokens": -1}, ValueError), ({"max_new_tokens": 2.5}, TypeError),
+        ({"temperature": -0.1}, ValueError),
+        ({"temperature": math.nan}, ValueError),
+        ({"temperature": math.inf}, ValueError),
+        ({"temperature": "1"}, TypeError),
+        ({"temperature": True}, TypeError),
+        ({"temperature": None}, TypeError),
+        ({"top_k": 0}, ValueError),
+        ({"top_k": 2.0}, TypeError),
+        ({"top_k": True}, TypeError),
+        ({"top_p": 0.0}, ValueError),
+        ({"top_p": 1.5}, ValueError),
+        ({"top_p": math.nan}, ValueError),
+        ({"top_p": "0.9"}, TypeError),
+        ({"seed": -1}, ValueError),
+        ({"seed": 1.5}, TypeError),
+        ({"max_new_tokens": -1}, ValueError),
+        ({"max_new_tokens": 2.5}, TypeError),
         ({"max_new_tokens": None}, TypeError),
     ],
-)  # fmt: skip
+)
 def test_wrong_settings_are_named(small_gpt2: GPT2, settings: dict[str, Any], error: type[Exception]) -> None:
     small_gpt2.tokenizer = TOKENIZER
     (name,) = settings

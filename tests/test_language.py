@@ -17,8 +17,8 @@ from transformers import GPT2LMHeadModel
 
 from gptclf import GPT2, GPT2Config, add_classifier_head, load_gpt2, perplexity, token_log_probs
 from gptclf.gpt2.heads import LMHead
-from gptclf.inference import language
-from gptclf.inference.language import windows_of
+from gptclf.language import scoring as language
+from gptclf.language.scoring import windows_of
 
 TOKENIZER = byte_tokenizer()
 CONTEXT = 24
@@ -30,9 +30,19 @@ CORPUS = [SHORT, "ok", "", LONG, "x", "a" * 100, "see you", "ok"]
 def pair(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[GPT2, Any]:
     """Our model and theirs with the same weights, which came through a folder."""
     config = TheirConfig(
-        vocab_size=257, n_positions=CONTEXT, n_embd=20, n_head=4, n_layer=2, n_inner=33, resid_pdrop=0.0,
-        embd_pdrop=0.0, attn_pdrop=0.0, bos_token_id=256, eos_token_id=256, tie_word_embeddings=request.param,
-    )  # fmt: skip
+        vocab_size=257,
+        n_positions=CONTEXT,
+        n_embd=20,
+        n_head=4,
+        n_layer=2,
+        n_inner=33,
+        resid_pdrop=0.0,
+        embd_pdrop=0.0,
+        attn_pdrop=0.0,
+        bos_token_id=256,
+        eos_token_id=256,
+        tie_word_embeddings=request.param,
+    )
     torch.manual_seed(3)
     theirs = GPT2LMHeadModel(config).eval()
     with torch.no_grad():

@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 from gptclf import GPT2, GPT2Config, add_classifier_head, load_gpt2
 from gptclf.gpt2.config import ALIASES, PRESETS
 from gptclf.weights.folders import check_device
-from gptclf.weights.formats import from_hugging_face, to_hugging_face, trunk_names
+from gptclf.weights.hugging_face import from_hugging_face, to_hugging_face, trunk_names
 
 IDS = torch.randint(257, (3, 17), generator=torch.Generator().manual_seed(5))
 
@@ -24,9 +24,16 @@ IDS = torch.randint(257, (3, 17), generator=torch.Generator().manual_seed(5))
 def their_config(**changes: Any) -> Any:
     """transformers' configuration of `odd_config`'s shape, in which no two sizes are equal."""
     values = {
-        "vocab_size": 257, "n_positions": 40, "n_embd": 24, "n_head": 3, "n_layer": 3, "n_inner": 56,
-        "bos_token_id": 256, "eos_token_id": 256, "pad_token_id": 256,
-    }  # fmt: skip
+        "vocab_size": 257,
+        "n_positions": 40,
+        "n_embd": 24,
+        "n_head": 3,
+        "n_layer": 3,
+        "n_inner": 56,
+        "bos_token_id": 256,
+        "eos_token_id": 256,
+        "pad_token_id": 256,
+    }
     return transformers.GPT2Config(**{**values, **changes})
 
 
@@ -273,8 +280,11 @@ class TestNameTable:
 
     def test_the_short_names_are_the_published_sizes(self) -> None:
         assert [PRESETS[name].n_layers for name in map(ALIASES.__getitem__, ("124M", "355M", "774M", "1558M"))] == [
-            12, 24, 36, 48,
-        ]  # fmt: skip
+            12,
+            24,
+            36,
+            48,
+        ]
 
 
 @pytest.fixture

@@ -18,8 +18,9 @@ import pytest
 from hub_server import Answer, Mirror, running
 
 from gptclf.gpt2.config import PRESETS, GPT2Config
-from gptclf.weights import mirrors, transfer
-from gptclf.weights.mirrors import ADDRESSES, FILES, download_openai_checkpoint, parameter_count
+from gptclf.hub import transfer
+from gptclf.weights import openai_download as mirrors
+from gptclf.weights.openai_download import ADDRESSES, FILES, download_openai_checkpoint, parameter_count
 
 SMALL = GPT2Config(vocab_size=57, context_length=10, emb_dim=6, n_heads=2, n_layers=3)
 DATA = "model.ckpt.data-00000-of-00001"

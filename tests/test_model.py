@@ -18,9 +18,14 @@ from gptclf.gpt2.heads import POOLINGS, pool
 
 # The book's configuration dictionaries (chapters 4 and 6).
 BOOK = {
-    "vocab_size": 50257, "context_length": 1024, "emb_dim": 768, "n_heads": 12, "n_layers": 12, "drop_rate": 0.1,
+    "vocab_size": 50257,
+    "context_length": 1024,
+    "emb_dim": 768,
+    "n_heads": 12,
+    "n_layers": 12,
+    "drop_rate": 0.1,
     "qkv_bias": False,
-}  # fmt: skip
+}
 BOOK_SIZES: dict[str, dict[str, int]] = {
     "gpt2": {"emb_dim": 768, "n_layers": 12, "n_heads": 12},
     "gpt2-medium": {"emb_dim": 1024, "n_layers": 24, "n_heads": 16},
@@ -253,9 +258,12 @@ def activate(x: Tensor, activation: str) -> Tensor:
 @pytest.mark.parametrize(("activation", "scaled"), list(zip(ACTIVATIONS, [True, False] * 2, strict=True)))
 def test_hidden_states_follow_the_formulas(odd_config: GPT2Config, activation: str, scaled: bool) -> None:
     config = odd_config.replace(
-        activation=activation, scale_attention=scaled, scale_attention_by_layer=not scaled, norm_eps=1e-3,
+        activation=activation,
+        scale_attention=scaled,
+        scale_attention_by_layer=not scaled,
+        norm_eps=1e-3,
         qkv_bias=scaled,
-    )  # fmt: skip
+    )
     model = randomised(GPT2(config, seed=1))
     ids = ids_of(config, 2, 17)
     torch.testing.assert_close(model.trunk(ids).double(), reference_hidden(model, ids), rtol=1e-4, atol=1e-5)

@@ -21,7 +21,7 @@ from transformers import GPT2LMHeadModel
 from gptclf import GPT2, GPT2Config
 from gptclf.gpt2.config import ALIASES, PRESETS
 from gptclf.weights.folders import fill
-from gptclf.weights.formats import from_hugging_face
+from gptclf.weights.hugging_face import from_hugging_face
 from gptclf.weights.openai import (
     config_from_settings,
     find_checkpoint,
@@ -113,10 +113,17 @@ def rename(folder: Path, name: str) -> None:
 @pytest.mark.parametrize(
     "named",
     [
-        "model-100", "/home/someone/run/model-100", r"C:\\runs\\model-100", "../../elsewhere/model-100",
-        "model-99", "/elsewhere/", "..", "", "../elsewhere/model.ckpt",
+        "model-100",
+        "/home/someone/run/model-100",
+        r"C:\\runs\\model-100",
+        "../../elsewhere/model-100",
+        "model-99",
+        "/elsewhere/",
+        "..",
+        "",
+        "../elsewhere/model.ckpt",
     ],
-)  # fmt: skip
+)
 def test_checkpoint_names_a_file_and_never_another_folder(models: Path, named: str) -> None:
     put(models / "elsewhere")
     folder = put(models / "run")
@@ -194,10 +201,15 @@ def test_the_books_model_takes_our_params() -> None:
     settings, params = load_gpt2_params_from_tf_ckpt(DATA / "whole")
     theirs = ch04.GPTModel(
         {
-            "vocab_size": 257, "context_length": 16, "emb_dim": 4, "n_heads": 2, "n_layers": 11, "drop_rate": 0.0,
+            "vocab_size": 257,
+            "context_length": 16,
+            "emb_dim": 4,
+            "n_heads": 2,
+            "n_layers": 11,
+            "drop_rate": 0.0,
             "qkv_bias": True,
         }
-    )  # fmt: skip
+    )
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         ch05.load_weights_into_gpt(theirs, params)
@@ -347,11 +359,16 @@ def test_what_is_missing_unexpected_and_misshapen_is_listed() -> None:
     with pytest.raises(ValueError, match="params does not hold this GPT-2") as caught:
         tensors_from_params(params, settings)
     for part in (
-        "2 missing: g, blocks/3/ln_1/g", "5 unexpected: ", "blocks/10/attn/c_attn/bias", "g/0", "4 misshapen: ",
-        r"wpe is float32 (5, 4), the settings want floats (16, 4)", "b is a Tensor, not a numpy array",
+        "2 missing: g, blocks/3/ln_1/g",
+        "5 unexpected: ",
+        "blocks/10/attn/c_attn/bias",
+        "g/0",
+        "4 misshapen: ",
+        r"wpe is float32 (5, 4), the settings want floats (16, 4)",
+        "b is a Tensor, not a numpy array",
         r"blocks/0/mlp/c_fc/w is float32 (16, 4), the settings want floats (4, 16)",
         r"blocks/0/mlp/c_fc/b is int64 (16,)",
-    ):  # fmt: skip
+    ):
         assert part in str(caught.value)
 
 

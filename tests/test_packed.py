@@ -13,13 +13,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from gptclf import GPT2, GPT2Config, freeze
-from gptclf.features.prefix import Cut, compute_slab
+from gptclf.features.frozen_prefix import Cut, compute_slab
 from gptclf.gpt2 import packed
+from gptclf.gpt2.arithmetic import answering
 from gptclf.gpt2.config import ACTIVATIONS
 from gptclf.gpt2.gradients import Linear
 from gptclf.gpt2.line import recomputed_activations
 from gptclf.gpt2.packed import Run, advance, embed, last_block_and_head, runs_of
-from gptclf.gpt2.precision import answering
 from gptclf.gpt2.trunk import ACTIVATIONS as TRUNK_ACTIVATIONS
 from gptclf.gpt2.trunk import Block, Trunk
 

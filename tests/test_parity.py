@@ -20,7 +20,7 @@ from transformers import GPT2ForSequenceClassification, GPT2LMHeadModel, GPT2Mod
 from gptclf import GPT2, Batches, TextDataset, freeze, load_gpt2, load_model, train
 from gptclf.training.loop import training_steps
 from gptclf.training.optim import make_optimizer
-from gptclf.weights.formats import trunk_names
+from gptclf.weights.hugging_face import trunk_names
 
 NO_DROPOUT = {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0}
 
@@ -28,19 +28,39 @@ NO_DROPOUT = {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0}
 SMALL: dict[str, dict[str, Any]] = {
     "plain": {"vocab_size": 257, "n_positions": 40, "n_embd": 24, "n_head": 3, "n_layer": 3, "n_inner": 56},
     "untied, relu, unscaled": {
-        "vocab_size": 131, "n_positions": 33, "n_embd": 30, "n_head": 5, "n_layer": 2, "n_inner": 17,
-        "activation_function": "relu", "layer_norm_epsilon": 1e-2, "scale_attn_weights": False,
+        "vocab_size": 131,
+        "n_positions": 33,
+        "n_embd": 30,
+        "n_head": 5,
+        "n_layer": 2,
+        "n_inner": 17,
+        "activation_function": "relu",
+        "layer_norm_epsilon": 1e-2,
+        "scale_attn_weights": False,
         "tie_word_embeddings": False,
     },
     "exact gelu, scaled by layer": {
-        "vocab_size": 257, "n_positions": 21, "n_embd": 36, "n_head": 4, "n_layer": 3,
-        "activation_function": "gelu", "layer_norm_epsilon": 1e-3, "scale_attn_by_inverse_layer_idx": True,
+        "vocab_size": 257,
+        "n_positions": 21,
+        "n_embd": 36,
+        "n_head": 4,
+        "n_layer": 3,
+        "activation_function": "gelu",
+        "layer_norm_epsilon": 1e-3,
+        "scale_attn_by_inverse_layer_idx": True,
     },
     "silu, scaled by layer alone": {
-        "vocab_size": 101, "n_positions": 27, "n_embd": 28, "n_head": 7, "n_layer": 4, "n_inner": 31,
-        "activation_function": "silu", "scale_attn_weights": False, "scale_attn_by_inverse_layer_idx": True,
+        "vocab_size": 101,
+        "n_positions": 27,
+        "n_embd": 28,
+        "n_head": 7,
+        "n_layer": 4,
+        "n_inner": 31,
+        "activation_function": "silu",
+        "scale_attn_weights": False,
+        "scale_attn_by_inverse_layer_idx": True,
     },
-}  # fmt: skip
+}
 
 
 def relative_error(ours: Tensor, theirs: Tensor) -> float:

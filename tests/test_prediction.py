@@ -508,7 +508,7 @@ def test_scoring_draws_nothing_at_random() -> None:
 
 
 def test_texts_of_another_tokenizer_are_refused() -> None:
-    from gptclf.weights.tokenizer import byte_characters, make_encoding
+    from gptclf.tokenizer.bpe import byte_characters, make_encoding
 
     model = classifier()
     _ = model.tokenizer

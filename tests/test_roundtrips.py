@@ -13,12 +13,12 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from gptclf import GPT2, GPT2Config, add_classifier_head, load_gpt2, load_model, predict, predict_proba, save_model
+from gptclf.files.torch_file import read_torch_file
 from gptclf.gpt2.config import PRESETS
+from gptclf.tokenizer.bpe import byte_characters, make_encoding
 from gptclf.weights.book import read_book, to_book
 from gptclf.weights.folders import fill
-from gptclf.weights.formats import config_to_hugging_face, from_hugging_face, to_hugging_face
-from gptclf.weights.tokenizer import byte_characters, make_encoding
-from gptclf.weights.torchfile import read_torch_file
+from gptclf.weights.hugging_face import config_to_hugging_face, from_hugging_face, to_hugging_face
 
 IDS = torch.randint(256, (3, 17), generator=torch.Generator().manual_seed(5))
 SIZES = ["gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl"]

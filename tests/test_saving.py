@@ -159,10 +159,19 @@ class TestReload:
 
     @pytest.mark.parametrize(
         "changes",
-        [{"activation": "gelu"}, {"activation": "relu"}, {"activation": "silu"}, {"norm_eps": 0.3}, {"mlp_dim": None},
-         {"scale_attention": False}, {"scale_attention_by_layer": True}, {"init_std": 0.5}, {"drop_rate": 0.25}],
+        [
+            {"activation": "gelu"},
+            {"activation": "relu"},
+            {"activation": "silu"},
+            {"norm_eps": 0.3},
+            {"mlp_dim": None},
+            {"scale_attention": False},
+            {"scale_attention_by_layer": True},
+            {"init_std": 0.5},
+            {"drop_rate": 0.25},
+        ],
         ids=str,
-    )  # fmt: skip
+    )
     def test_every_choice_of_the_configuration_is_kept_for_both_readers(
         self, changes: dict[str, Any], odd_config: GPT2Config, tmp_path: Path
     ) -> None:
@@ -276,9 +285,13 @@ class TestFoldersOfTransformers:
         """Save one of transformers' classifiers and give its logits."""
         torch.manual_seed(1)
         config = transformers.GPT2Config(
-            vocab_size=257, n_positions=40, n_embd=24, n_head=3, n_layer=3,
+            vocab_size=257,
+            n_positions=40,
+            n_embd=24,
+            n_head=3,
+            n_layer=3,
             **{"bos_token_id": 256, "eos_token_id": 256, "pad_token_id": 256, **changes},
-        )  # fmt: skip
+        )
         model = transformers.GPT2ForSequenceClassification(config).eval()
         with torch.no_grad():
             for parameter in model.parameters():
@@ -546,8 +559,10 @@ while True:
             environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests")])}
             with subprocess.Popen(
                 [sys.executable, "-c", program, str(folder)],
-                stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, env=environment,
-            ) as process:  # fmt: skip
+                stdout=subprocess.PIPE,
+                stderr=subprocess.DEVNULL,
+                env=environment,
+            ) as process:
                 assert process.stdout is not None
                 assert process.stdout.readline() == b"ready\n"
                 time.sleep(0.05 + 0.037 * i)

@@ -36,15 +36,20 @@ from gptclf import (
     trainable_report,
 )
 from gptclf.gpt2.trunk import Block
+from gptclf.hub.download import hub_file
+from gptclf.tokenizer.bpe import read_tokenizer, tokenizer_files
 from gptclf.weights.book import to_book
-from gptclf.weights.download import hub_file
-from gptclf.weights.tokenizer import read_tokenizer, tokenizer_files
 
 TF = Path(__file__).parent / "data" / "tf_gpt2"
 BOOK = {
-    "vocab_size": 257, "context_length": 40, "emb_dim": 24, "n_heads": 3, "n_layers": 2, "drop_rate": 0.1,
+    "vocab_size": 257,
+    "context_length": 40,
+    "emb_dim": 24,
+    "n_heads": 3,
+    "n_layers": 2,
+    "drop_rate": 0.1,
     "qkv_bias": False,
-}  # fmt: skip
+}
 
 
 def parameters(model: GPT2) -> dict[str, Tensor]:

@@ -134,9 +134,13 @@ def test_the_report_counts_by_stage() -> None:
     report = trainable_report(model)
     block = 2 * 2 * 24 + 24 * 72 + 72 + 24 * 24 + 24 + 24 * 56 + 56 + 56 * 24 + 24
     assert report.counts == {
-        "embed": (0, (257 + 40) * 24), "blocks.0": (48, block), "blocks.1": (0, block), "blocks.2": (0, block),
-        "norm": (24, 48), "head": (0, 50),
-    }  # fmt: skip
+        "embed": (0, (257 + 40) * 24),
+        "blocks.0": (48, block),
+        "blocks.1": (0, block),
+        "blocks.2": (0, block),
+        "norm": (24, 48),
+        "head": (0, 50),
+    }
     assert report.names == ["trunk.blocks.0.norm1.weight", "trunk.blocks.0.norm1.bias", "trunk.norm.bias"]
     assert report.trainable == 72
 

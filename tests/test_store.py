@@ -23,11 +23,11 @@ import torch
 from conftest import byte_tokenizer, randomised
 
 from gptclf import GPT2, Callback, GPT2Config, TextDataset, add_classifier_head, clear_features, evaluate, freeze, train
-from gptclf.features import prefix
+from gptclf.features import frozen_prefix as prefix
 from gptclf.features import store as stores
-from gptclf.features.prefix import reusable_cut
+from gptclf.features.frozen_prefix import reusable_cut
 from gptclf.features.store import FeatureStore, in_memory, on_disk, peek
-from gptclf.weights import atomic
+from gptclf.files import atomic
 
 CONFIG = GPT2Config(vocab_size=257, context_length=40, emb_dim=24, n_heads=3, n_layers=3, mlp_dim=56)
 TEXTS = [f"{'text ' * (i % 5)}number {i}" for i in range(24)]
@@ -303,9 +303,19 @@ def a_link_to_nothing(path: Path) -> None:
 
 
 DAMAGES = [
-    truncated, cut_in_header, emptied, garbled_header, of_another_kind, of_another_prefix, without_metadata,
-    with_fewer_values, with_fewer_keys, without_lengths, a_folder, a_link_to_nothing,
-]  # fmt: skip
+    truncated,
+    cut_in_header,
+    emptied,
+    garbled_header,
+    of_another_kind,
+    of_another_prefix,
+    without_metadata,
+    with_fewer_values,
+    with_fewer_keys,
+    without_lengths,
+    a_folder,
+    a_link_to_nothing,
+]
 
 
 @pytest.mark.parametrize("damage", DAMAGES, ids=lambda damage: damage.__name__)

@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gptclf import GPT2, GPT2Config, Prediction, add_classifier_head, predict, predict_proba, predict_stream
-from gptclf.features import prefix
+from gptclf.features import frozen_prefix as prefix
 
 CONFIG = GPT2Config(vocab_size=257, context_length=40, emb_dim=24, n_heads=3, n_layers=3, mlp_dim=56)
 CLASSES = ["spam", "ham", "eggs"]  # not in alphabetical order
@@ -231,5 +231,9 @@ def test_progress_of_long_work_goes_to_standard_error_and_changes_no_answer(
     np.testing.assert_allclose(found, expected, rtol=0, atol=1e-6)
     out, err = capsys.readouterr()
     assert out == ""
-    assert err.splitlines() == ["predicting: 20 %, 48 s left", "predicting: 40 %, 36 s left",
-                                "predicting: 60 %, 24 s left", "predicting: 80 %, 12 s left"]  # fmt: skip
+    assert err.splitlines() == [
+        "predicting: 20 %, 48 s left",
+        "predicting: 40 %, 36 s left",
+        "predicting: 60 %, 24 s left",
+        "predicting: 80 %, 12 s left",
+    ]

@@ -14,9 +14,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from gptclf.weights.crc32c import crc32c
-from gptclf.weights.table import read_table, varint
-from gptclf.weights.tensorbundle import open_bundle
+from gptclf.files.crc32c import crc32c
+from gptclf.files.leveldb_table import read_table, varint
+from gptclf.files.tensorbundle import open_bundle
 
 DATA = Path(__file__).parent / "data" / "tf_gpt2"
 INDEX = (DATA / "whole" / "model.ckpt.index").read_bytes()
@@ -338,7 +338,7 @@ BOMB = b"".join(
         (by_hand.table([by_hand.sealed(b"\0")]), "no room for a block"),
         (by_hand.table([by_hand.block([HEAD]) + b"idle"]), "checksum of its block"),
     ],
-)  # fmt: skip
+)
 def test_what_is_wrong_is_said(tmp_path: Path, index: bytes, message: str) -> None:
     prefix = by_hand.write_parts(tmp_path, index, b"12345678")
     with pytest.raises(ValueError, match=f"(?s)model.ckpt.*{message}"):

@@ -16,8 +16,8 @@ from tokenizers import ByteLevelBPETokenizer
 from transformers import AutoTokenizer
 
 from gptclf import GPT2, GPT2Config, TextDataset, load_gpt2
-from gptclf.weights import vocabulary
-from gptclf.weights.tokenizer import (
+from gptclf.tokenizer import find as vocabulary
+from gptclf.tokenizer.bpe import (
     END_OF_TEXT,
     build_tokenizer,
     byte_characters,
@@ -26,7 +26,7 @@ from gptclf.weights.tokenizer import (
     read_tokenizer,
     tokenizer_files,
 )
-from gptclf.weights.vocabulary import find_tokenizer
+from gptclf.tokenizer.find import find_tokenizer
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 GPT2_VOCABULARY = 50257
@@ -34,10 +34,40 @@ TRAINED = 319  # tokens of the small table that `trained` makes
 
 # What GPT-2's splitting pattern treats in ways of its own: contractions, runs of white space, NUL, other scripts.
 PIECES = [
-    "'s", "'t", "'ll", "'LL", "'re", "'ve", "'d", "'m", "'", " ", "  ", "\n", "\n\n", "\t", "\r\n", "\u00a0", "\u3000",
-    "\x00", "\x85", "the", " the", "don't", "1984", " 1984", "...", " !?", "é", "e\u0301", "ß", "_",
-    "東京", "Привет", "👍🏽",
-]  # fmt: skip
+    "'s",
+    "'t",
+    "'ll",
+    "'LL",
+    "'re",
+    "'ve",
+    "'d",
+    "'m",
+    "'",
+    " ",
+    "  ",
+    "\n",
+    "\n\n",
+    "\t",
+    "\r\n",
+    "\u00a0",
+    "\u3000",
+    "\x00",
+    "\x85",
+    "the",
+    " the",
+    "don't",
+    "1984",
+    " 1984",
+    "...",
+    " !?",
+    "é",
+    "e\u0301",
+    "ß",
+    "_",
+    "東京",
+    "Привет",
+    "👍🏽",
+]
 pieces = st.lists(st.sampled_from(PIECES) | st.text(max_size=4), max_size=12).map("".join)
 with_surrogates = st.lists(st.sampled_from(PIECES) | st.text(st.characters(), max_size=4), max_size=12).map("".join)
 
@@ -218,9 +248,11 @@ class TestFilesWritten:
 
     def test_an_encoding_with_more_special_tokens_is_refused_by_name(self) -> None:
         odd = tiktoken.Encoding(
-            "odd", pat_str=r"\S+|\s+", mergeable_ranks={bytes([i]): i for i in range(256)},
+            "odd",
+            pat_str=r"\S+|\s+",
+            mergeable_ranks={bytes([i]): i for i in range(256)},
             special_tokens={END_OF_TEXT: 256, "<|pad|>": 257},
-        )  # fmt: skip
+        )
         with pytest.raises(ValueError, match=r"'odd' is not laid out as GPT-2's.*256.*257"):
             tokenizer_files(odd, 40)
 
@@ -370,8 +402,10 @@ class TestWhereItIsFound:
         _cache(tmp_path / "mine", "openai-community/gpt2", trained)
         model = load_gpt2(
             GPT2Config(context_length=8, emb_dim=2, n_heads=1, n_layers=1),
-            weights="random", seed=0, cache_dir=tmp_path / "mine",
-        )  # fmt: skip
+            weights="random",
+            seed=0,
+            cache_dir=tmp_path / "mine",
+        )
         assert model.tokenizer.n_vocab == TRAINED
 
     def test_a_repositorys_own_files_come_before_gpt2s(self, trained: Path, hub_cache: Path) -> None:

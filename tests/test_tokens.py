@@ -8,9 +8,8 @@ from conftest import byte_tokenizer
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gptclf import TextDataset, text_to_token_ids, token_ids_to_text
-from gptclf.data import preparation
-from gptclf.weights.tokenizer import make_encoding
+from gptclf import TextDataset, preparation, text_to_token_ids, token_ids_to_text
+from gptclf.tokenizer.bpe import make_encoding
 
 BYTES = byte_tokenizer()
 END = "<|endoftext|>"
@@ -95,11 +94,17 @@ def test_ids_that_the_tokenizer_lacks_are_named(wrong: list[int]) -> None:
 @pytest.mark.parametrize(
     ("wrong", "error"),
     [
-        ([[1], [2]], ValueError), ([[1, 2], [3]], ValueError), (torch.zeros(1, 1, 1, dtype=torch.int64), ValueError),
-        ([0.5], TypeError), (torch.tensor([True]), TypeError), ("12", TypeError), (5, TypeError), (None, TypeError),
+        ([[1], [2]], ValueError),
+        ([[1, 2], [3]], ValueError),
+        (torch.zeros(1, 1, 1, dtype=torch.int64), ValueError),
+        ([0.5], TypeError),
+        (torch.tensor([True]), TypeError),
+        ("12", TypeError),
+        (5, TypeError),
+        (None, TypeError),
         ([2**70], ValueError),
     ],
-)  # fmt: skip
+)
 def test_what_is_no_row_of_ids_is_refused(wrong: object, error: type[Exception]) -> None:
     with pytest.raises(error, match="ids"):
         token_ids_to_text(wrong, BYTES)  # type: ignore[arg-type]

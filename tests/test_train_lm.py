@@ -29,7 +29,7 @@ from gptclf import (
     train_lm,
 )
 from gptclf.gpt2.gradients import KeptGradients
-from gptclf.gpt2.vocabulary import hits_and_loss, next_token_loss
+from gptclf.gpt2.next_token_loss import hits_and_loss, next_token_loss
 from gptclf.inference.evaluate import loss_and_accuracy
 from gptclf.training.history import History, Scores
 
@@ -92,9 +92,17 @@ def test_extreme_logits_neither_overflow_nor_vanish() -> None:
 def test_loss_and_gradients_equal_transformers(tied: bool, tmp_path: Path) -> None:
     torch.manual_seed(3)
     config = TheirConfig(
-        vocab_size=257, n_positions=24, n_embd=24, n_head=3, n_layer=2, n_inner=40, resid_pdrop=0.0, embd_pdrop=0.0,
-        attn_pdrop=0.0, tie_word_embeddings=tied,
-    )  # fmt: skip
+        vocab_size=257,
+        n_positions=24,
+        n_embd=24,
+        n_head=3,
+        n_layer=2,
+        n_inner=40,
+        resid_pdrop=0.0,
+        embd_pdrop=0.0,
+        attn_pdrop=0.0,
+        tie_word_embeddings=tied,
+    )
     theirs = GPT2LMHeadModel(config).eval()
     with torch.no_grad():
         for parameter in theirs.parameters():

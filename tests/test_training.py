@@ -174,8 +174,13 @@ def test_batch_loss_refuses_a_batch_without_labels() -> None:
 def test_steps_count_epochs_and_examples() -> None:
     history = quietly(classifier(), rows(11), epochs=2, batch_size=4)
     assert [(step.step, step.epoch, step.examples) for step in history.steps] == [
-        (1, 1, 4), (2, 1, 8), (3, 1, 11), (4, 2, 15), (5, 2, 19), (6, 2, 22),
-    ]  # fmt: skip
+        (1, 1, 4),
+        (2, 1, 8),
+        (3, 1, 11),
+        (4, 2, 15),
+        (5, 2, 19),
+        (6, 2, 22),
+    ]
 
 
 def test_drop_last_leaves_out_the_batch_that_is_not_full() -> None:

@@ -16,7 +16,7 @@ from transformers import GPT2LMHeadModel
 
 from gptclf import GPT2, add_classifier_head, load_gpt2, zero_shot
 from gptclf.gpt2.trunk import MLP
-from gptclf.weights.tokenizer import make_encoding
+from gptclf.tokenizer.bpe import make_encoding
 
 CONTEXT = 64
 TEXTS = ["you won a prize", "ok", "", "{label} {text} {0} {", "see you at six then", "é€😀", "ok", "x" * 20]
@@ -39,9 +39,19 @@ TOKENIZER = tokenizer()
 @pytest.fixture(scope="module")
 def pair(tmp_path_factory: pytest.TempPathFactory) -> tuple[GPT2, Any]:
     config = TheirConfig(
-        vocab_size=270, n_positions=CONTEXT, n_embd=20, n_head=4, n_layer=3, n_inner=33, resid_pdrop=0.0,
-        embd_pdrop=0.0, attn_pdrop=0.0, bos_token_id=256, eos_token_id=256, scale_attn_by_inverse_layer_idx=True,
-    )  # fmt: skip
+        vocab_size=270,
+        n_positions=CONTEXT,
+        n_embd=20,
+        n_head=4,
+        n_layer=3,
+        n_inner=33,
+        resid_pdrop=0.0,
+        embd_pdrop=0.0,
+        attn_pdrop=0.0,
+        bos_token_id=256,
+        eos_token_id=256,
+        scale_attn_by_inverse_layer_idx=True,
+    )
     torch.manual_seed(3)
     theirs = GPT2LMHeadModel(config).eval()
     with torch.no_grad():
@@ -83,11 +93,15 @@ def test_scores_are_sums_of_transformers_log_probabilities(pair: tuple[GPT2, Any
 @pytest.mark.parametrize(
     ("template", "before", "after", "blank"),
     [
-        ("{text}", "", "", " "), ("{text}{label}", "", "", ""), ("{text} {label}", "", "", " "),
-        ("Is '{text}' spam? Answer:", "Is '", "' spam? Answer:", " "), ("a{b}{text}\n{label}", "a{b}", "\n", ""),
-        ("{text}:  {label}", "", ": ", " "), ("{} {text}: “{label}", "{} ", ": “", ""),
+        ("{text}", "", "", " "),
+        ("{text}{label}", "", "", ""),
+        ("{text} {label}", "", "", " "),
+        ("Is '{text}' spam? Answer:", "Is '", "' spam? Answer:", " "),
+        ("a{b}{text}\n{label}", "a{b}", "\n", ""),
+        ("{text}:  {label}", "", ": ", " "),
+        ("{} {text}: “{label}", "{} ", ": “", ""),
     ],
-)  # fmt: skip
+)
 def test_a_blank_before_the_label_belongs_to_its_words(
     pair: tuple[GPT2, Any], template: str, before: str, after: str, blank: str
 ) -> None:
@@ -250,11 +264,20 @@ def test_templates_without_a_place_for_text_or_with_more_behind_the_label_are_re
 @pytest.mark.parametrize(
     ("labels", "error"),
     [
-        ("spam", TypeError), (5, TypeError), ({"a", "b"}, TypeError), ([0, 1], TypeError), (["a", None], TypeError),
-        ({"a": "x", "b": 1}, TypeError), (["a", "a"], ValueError), ({"a": "x", "b": "x"}, ValueError),
-        (["a", " "], ValueError), (["a", ""], ValueError), (["a"], ValueError), ([], ValueError),
+        ("spam", TypeError),
+        (5, TypeError),
+        ({"a", "b"}, TypeError),
+        ([0, 1], TypeError),
+        (["a", None], TypeError),
+        ({"a": "x", "b": 1}, TypeError),
+        (["a", "a"], ValueError),
+        ({"a": "x", "b": "x"}, ValueError),
+        (["a", " "], ValueError),
+        (["a", ""], ValueError),
+        (["a"], ValueError),
+        ([], ValueError),
     ],
-)  # fmt: skip
+)
 def test_labels_that_cannot_be_told_apart_or_have_no_words_are_refused(
     pair: tuple[GPT2, Any], labels: Any, error: type[Exception]
 ) -> None:

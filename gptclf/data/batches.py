@@ -9,7 +9,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from gptclf.data.labels import plain
+from gptclf.tasks import plain
 
 
 class Rows(Protocol):

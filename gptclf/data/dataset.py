@@ -11,10 +11,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from gptclf.data.labels import check_classes, check_labels, index_labels, infer_classes
-from gptclf.data.preparation import check_preparation, check_texts, check_tokenizer, row_numbers
-from gptclf.data.sources import read_file, read_table
-from gptclf.data.tokens import encode
+from gptclf.data.read import read_file, read_table
+from gptclf.preparation import check_preparation, check_texts, check_tokenizer, row_numbers
+from gptclf.tasks import check_classes, check_labels, index_labels, infer_classes
+from gptclf.tokenizer.tokens import encode
 
 if TYPE_CHECKING:
     import tiktoken
@@ -112,9 +112,14 @@ class TextDataset:
         """
         texts, labels = read_file(Path(path), text, label, encoding=encoding, quoted=quoted)
         return cls(
-            texts, labels, tokenizer=tokenizer, classes=classes, max_length=max_length,
-            truncation=truncation, pad_to=pad_to,
-        )  # fmt: skip
+            texts,
+            labels,
+            tokenizer=tokenizer,
+            classes=classes,
+            max_length=max_length,
+            truncation=truncation,
+            pad_to=pad_to,
+        )
 
     @classmethod
     def from_table(
@@ -135,9 +140,14 @@ class TextDataset:
         """
         texts, labels, names = read_table(table, text, label)
         return cls(
-            texts, labels, tokenizer=tokenizer, classes=names if classes is None else classes,
-            max_length=max_length, truncation=truncation, pad_to=pad_to,
-        )  # fmt: skip
+            texts,
+            labels,
+            tokenizer=tokenizer,
+            classes=names if classes is None else classes,
+            max_length=max_length,
+            truncation=truncation,
+            pad_to=pad_to,
+        )
 
     def __len__(self) -> int:
         return len(self.texts)
@@ -222,8 +232,12 @@ class TextDataset:
         if long.any():
             logger.warning(
                 "%d of %d texts are longer than %d tokens (longest: %d) and lost their %s",
-                long.sum(), len(self), limit, lengths.max(), self.truncation,
-            )  # fmt: skip
+                long.sum(),
+                len(self),
+                limit,
+                lengths.max(),
+                self.truncation,
+            )
             self._set_rows([_cut(row, limit, self.truncation) for row in self.rows()])
 
     def _pad(self, width: int) -> None:

@@ -59,8 +59,12 @@ def split(
             if shared:
                 logger.warning(
                     "%d of the %d texts in part %d of the split also stand in part %d; drop them before you trust "
-                    "a score (gptclf.shared_texts finds them)", shared, len(later), i, j,
-                )  # fmt: skip
+                    "a score (gptclf.shared_texts finds them)",
+                    shared,
+                    len(later),
+                    i,
+                    j,
+                )
     return divided
 
 

@@ -11,9 +11,9 @@ from numpy.lib.stride_tricks import sliding_window_view
 from numpy.typing import NDArray
 from torch import Tensor
 
-from gptclf.data.labels import plain
-from gptclf.data.preparation import check_text, check_texts, check_tokenizer, row_numbers
-from gptclf.data.tokens import encode
+from gptclf.preparation import check_text, check_texts, check_tokenizer, row_numbers
+from gptclf.tasks import plain
+from gptclf.tokenizer.tokens import encode
 
 if TYPE_CHECKING:
     import tiktoken

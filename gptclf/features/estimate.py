@@ -5,9 +5,9 @@ import time
 import numpy as np
 import torch
 
-from gptclf.features.prefix import Cut
+from gptclf.features.frozen_prefix import Cut
+from gptclf.gpt2.arithmetic import answering
 from gptclf.gpt2.packed import advance, piece_size, runs_of
-from gptclf.gpt2.precision import answering
 from gptclf.gpt2.stages import stages
 
 

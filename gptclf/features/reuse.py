@@ -13,11 +13,11 @@ from numpy.typing import NDArray
 from gptclf.data.batches import TokenRows
 from gptclf.features import store as stores
 from gptclf.features.estimate import prefix_seconds
-from gptclf.features.prefix import Cut, compute_missing, draws_dropout, is_usual, missing_rows, reusable_cut
+from gptclf.features.frozen_prefix import Cut, compute_missing, draws_dropout, is_usual, missing_rows, reusable_cut
 from gptclf.features.rows import FeatureSet
 from gptclf.features.store import FeatureStore, text_key
+from gptclf.gpt2.arithmetic import product_dtype
 from gptclf.gpt2.model import GPT2
-from gptclf.gpt2.precision import product_dtype
 from gptclf.gpt2.stages import Suffix, frozen_depth
 from gptclf.progress import Meter, spoken, spoken_bytes
 
@@ -131,8 +131,11 @@ def _store_with_room(
         logger.warning(
             "features of %d texts take %s, more than the %s of memory that they may: they go to %s until this run "
             "ends. Name cache_dir= to keep them",
-            len(rows), spoken_bytes(needed(None)), spoken_bytes(stores.memory_allowed()), folder,
-        )  # fmt: skip
+            len(rows),
+            spoken_bytes(needed(None)),
+            spoken_bytes(stores.memory_allowed()),
+            folder,
+        )
     else:
         logger.warning("there is no room for the features, so the frozen part is computed anew at every step")
     return store

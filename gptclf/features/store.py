@@ -25,7 +25,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from gptclf.weights.atomic import tensor_writer, write_all
+from gptclf.files.atomic import tensor_writer, write_all
 from gptclf.weights.folders import read_safetensors
 
 logger = logging.getLogger(__name__)
@@ -216,8 +216,11 @@ def on_disk(identity: str, folder: Path, missing: Callable[[FeatureStore], int],
     if store.nbytes + needed > limit or needed > 0.95 * (free + sum(sizes.values())):
         logger.warning(
             "%.1f GB of features do not fit in %s: %.1f GB are allowed (cache_limit) and %.1f GB free",
-            (store.nbytes + needed) / 1e9, folder, limit / 1e9, free / 1e9,
-        )  # fmt: skip
+            (store.nbytes + needed) / 1e9,
+            folder,
+            limit / 1e9,
+            free / 1e9,
+        )
         return None
     while others and (store.nbytes + needed + sum(sizes.values()) > limit or needed > 0.95 * free):
         oldest = others.pop(0)

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from gptclf.data.labels import check_classes
 from gptclf.gpt2.config import GPT2Config
 from gptclf.gpt2.gradients import Linear
+from gptclf.tasks import check_classes
 
 POOLINGS = ("last", "first", "mean", "max")
 

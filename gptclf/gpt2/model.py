@@ -12,12 +12,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from gptclf.data.labels import plain
-from gptclf.data.preparation import check_tokenizer
 from gptclf.gpt2.config import GPT2Config
 from gptclf.gpt2.heads import ClassifierHead, Head, LMHead
 from gptclf.gpt2.line import hidden_states, run
 from gptclf.gpt2.trunk import MLP, Attention, Trunk, is_watched
+from gptclf.preparation import check_tokenizer
+from gptclf.tasks import plain
 
 
 class GPT2(nn.Module):

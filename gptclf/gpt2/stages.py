@@ -14,10 +14,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from gptclf.data.labels import plain
 from gptclf.gpt2.heads import ClassifierHead
 from gptclf.gpt2.line import hidden_states, run
 from gptclf.gpt2.model import GPT2, check_gpt2, set_parameter
+from gptclf.tasks import plain
 
 logger = logging.getLogger(__name__)
 

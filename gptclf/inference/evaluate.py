@@ -14,15 +14,15 @@ from torch.nn import functional as F
 
 from gptclf.data.batches import Batches, Rows
 from gptclf.data.dataset import TextDataset
-from gptclf.data.labels import plain
 from gptclf.features.reuse import kept
 from gptclf.features.store import check_cache
+from gptclf.gpt2.arithmetic import answering, arithmetic
 from gptclf.gpt2.model import GPT2
-from gptclf.gpt2.precision import answering, arithmetic
+from gptclf.gpt2.next_token_loss import hits_and_loss
 from gptclf.gpt2.stages import Classifier
-from gptclf.gpt2.vocabulary import hits_and_loss
 from gptclf.inference.predict import check_classifier, class_logits
 from gptclf.metrics import confusion_matrix, per_class_scores, plain_vocabulary
+from gptclf.tasks import plain
 
 if TYPE_CHECKING:
     import pandas

@@ -12,18 +12,18 @@ from torch import Tensor, nn
 
 from gptclf.data.batches import Rows
 from gptclf.data.dataset import TextDataset
-from gptclf.data.labels import plain
-from gptclf.data.preparation import check_source, check_text
-from gptclf.features.prefix import slabs
+from gptclf.features.frozen_prefix import slabs
+from gptclf.gpt2.arithmetic import answering, arithmetic, product_dtype, resolve_precision
 from gptclf.gpt2.gradients import Embedding as Table
 from gptclf.gpt2.heads import ClassifierHead
 from gptclf.gpt2.model import GPT2, check_gpt2
 from gptclf.gpt2.packed import advance, embed, last_block_and_head, runs_of
-from gptclf.gpt2.precision import answering, arithmetic, product_dtype, resolve_precision
 from gptclf.gpt2.stages import Classifier
 from gptclf.gpt2.trunk import Embedding, Trunk, is_watched
 from gptclf.metrics import check_finite
+from gptclf.preparation import check_source, check_text
 from gptclf.progress import Meter
+from gptclf.tasks import plain
 
 
 @dataclass(frozen=True, eq=False)

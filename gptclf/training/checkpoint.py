@@ -17,14 +17,14 @@ from torch import Tensor
 from torch.optim import Optimizer
 
 from gptclf.data.batches import TokenRows
-from gptclf.data.labels import plain
 from gptclf.data.windows import TextWindows
+from gptclf.files.atomic import tensor_writer, write_all
 from gptclf.gpt2.heads import ClassifierHead
 from gptclf.gpt2.model import GPT2
+from gptclf.tasks import plain
 from gptclf.training.callbacks import Callback
 from gptclf.training.history import History, Scores
 from gptclf.training.loop import Step
-from gptclf.weights.atomic import tensor_writer, write_all
 from gptclf.weights.folders import read_safetensors
 
 STATE = "training.safetensors"

@@ -9,11 +9,11 @@ import torch
 from gptclf.data.batches import Batch, Batches, TokenRows
 from gptclf.data.dataset import TextDataset
 from gptclf.features.estimate import prefix_seconds
-from gptclf.features.prefix import missing_rows
+from gptclf.features.frozen_prefix import missing_rows
 from gptclf.features.reuse import frozen_cut, store_in_use
+from gptclf.gpt2.arithmetic import arithmetic, in_mode, resolve_precision
 from gptclf.gpt2.gradients import KeptGradients
 from gptclf.gpt2.model import GPT2
-from gptclf.gpt2.precision import arithmetic, in_mode, resolve_precision
 from gptclf.gpt2.stages import Classifier, Suffix, own_trainable
 from gptclf.inference.evaluate import labelled_rows
 from gptclf.inference.predict import check_classifier

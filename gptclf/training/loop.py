@@ -13,8 +13,8 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from gptclf.data.batches import Batch, Batches
+from gptclf.gpt2.arithmetic import arithmetic
 from gptclf.gpt2.gradients import KeptGradients
-from gptclf.gpt2.precision import arithmetic
 from gptclf.gpt2.stages import Classifier
 from gptclf.metrics import blame, loss_sum
 

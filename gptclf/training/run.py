@@ -14,9 +14,9 @@ from gptclf.data.batches import Batches, Rows, TokenRows
 from gptclf.data.dataset import TextDataset
 from gptclf.features.reuse import reused
 from gptclf.features.store import check_cache
+from gptclf.gpt2.arithmetic import in_mode, resolve_precision
 from gptclf.gpt2.line import recomputed_activations
 from gptclf.gpt2.model import GPT2
-from gptclf.gpt2.precision import in_mode, resolve_precision
 from gptclf.gpt2.stages import Classifier, own_trainable
 from gptclf.inference.evaluate import loss_and_accuracy
 from gptclf.progress import spoken
@@ -59,9 +59,17 @@ class Settings:
     def check(self, *, has_validation: bool) -> None:
         """Raise where a value is not what it can be."""
         names = (
-            "epochs", "batch_size", "accumulate", "eval_every", "eval_batches", "lr", "weight_decay", "clip",
-            "warmup_steps", "seed",
-        )  # fmt: skip
+            "epochs",
+            "batch_size",
+            "accumulate",
+            "eval_every",
+            "eval_batches",
+            "lr",
+            "weight_decay",
+            "clip",
+            "warmup_steps",
+            "seed",
+        )
         check_arguments(**{name: getattr(self, name) for name in names})
         check_schedule(self.schedule)
         check_callbacks(self.callbacks, has_validation=has_validation)
@@ -70,9 +78,21 @@ class Settings:
     def identity(self, precision: str) -> dict[str, Any]:
         """What determines the run's steps, for its saved state."""
         names = (
-            "epochs", "batch_size", "lr", "weight_decay", "decay", "schedule", "warmup_steps", "clip", "accumulate",
-            "drop_last", "seed", "reuse_frozen", "eval_every", "eval_batches",
-        )  # fmt: skip
+            "epochs",
+            "batch_size",
+            "lr",
+            "weight_decay",
+            "decay",
+            "schedule",
+            "warmup_steps",
+            "clip",
+            "accumulate",
+            "drop_last",
+            "seed",
+            "reuse_frozen",
+            "eval_every",
+            "eval_batches",
+        )
         kinds = [type(callback).__qualname__ for callback in with_state(self.callbacks)]
         return {**{name: getattr(self, name) for name in names}, "precision": precision, "callbacks": kinds}
 
@@ -115,9 +135,12 @@ def fit(model: GPT2, train_set: TokenRows, val_set: TokenRows | None, settings: 
                 model.forget_fresh_head()
         done = history.steps[-1] if history.steps else None
         scheduler = make_scheduler(
-            optimizer, settings.schedule, total_steps=total_steps, warmup_steps=settings.warmup_steps,
+            optimizer,
+            settings.schedule,
+            total_steps=total_steps,
+            warmup_steps=settings.warmup_steps,
             done_steps=len(history.steps),
-        )  # fmt: skip
+        )
         watching = list(callbacks)
         if settings.progress:
             watching.append(Progress(total_steps - len(history.steps)))
@@ -125,10 +148,16 @@ def fit(model: GPT2, train_set: TokenRows, val_set: TokenRows | None, settings: 
         sets = [train_set] if val_set is None else [train_set, val_set]
         cut = None
         if settings.reuse_frozen:
-            cut = ending.enter_context(reused(
-                model, sets, precision=settings.precision, progress=settings.progress,
-                cache_dir=check_cache(settings.cache_dir), cache_limit=settings.cache_limit,
-            ))  # fmt: skip
+            cut = ending.enter_context(
+                reused(
+                    model,
+                    sets,
+                    precision=settings.precision,
+                    progress=settings.progress,
+                    cache_dir=check_cache(settings.cache_dir),
+                    cache_limit=settings.cache_limit,
+                )
+            )
         learner: Classifier = model if cut is None else cut[0]
         given: Sequence[Rows] = sets if cut is None else cut[1]
         train_rows, *others = given
@@ -144,12 +173,21 @@ def fit(model: GPT2, train_set: TokenRows, val_set: TokenRows | None, settings: 
             print(f"{left:,} steps, about {spoken(left * each)}, measurements not counted", file=sys.stderr)
         if isinstance(train_set, TextDataset):
             model.max_length, model.truncation, model.pad_to = (
-                train_set.max_length, train_set.truncation, train_set.pad_to,
-            )  # fmt: skip
+                train_set.max_length,
+                train_set.truncation,
+                train_set.pad_to,
+            )
         for step in training_steps(
-            learner, batches, optimizer, epochs=settings.epochs, accumulate=settings.accumulate, clip=settings.clip,
-            scheduler=scheduler, precision=precision, after=done,
-        ):  # fmt: skip
+            learner,
+            batches,
+            optimizer,
+            epochs=settings.epochs,
+            accumulate=settings.accumulate,
+            clip=settings.clip,
+            scheduler=scheduler,
+            precision=precision,
+            after=done,
+        ):
             model.forget_fresh_head()
             history.steps.append(step)
             for callback in watching:
@@ -183,10 +221,15 @@ class _Measure:
         train_loss, train_accuracy = self._on(self.train_rows)
         val_loss, val_accuracy = (None, None) if self.val_rows is None else self._on(self.val_rows)
         return Scores(
-            step=step.step, epoch=step.epoch, examples=step.examples, train_loss=train_loss,
-            train_accuracy=train_accuracy, val_loss=val_loss, val_accuracy=val_accuracy,
+            step=step.step,
+            epoch=step.epoch,
+            examples=step.examples,
+            train_loss=train_loss,
+            train_accuracy=train_accuracy,
+            val_loss=val_loss,
+            val_accuracy=val_accuracy,
             seconds=time.perf_counter() - self.start,
-        )  # fmt: skip
+        )
 
     def _on(self, rows: Rows) -> tuple[float, float]:
         return loss_and_accuracy(

@@ -7,9 +7,9 @@ from gptclf.data.dataset import TextDataset
 from gptclf.data.windows import TextWindows
 from gptclf.features.store import DISK_LIMIT
 from gptclf.gpt2.model import GPT2
-from gptclf.inference.checks import check_language_model
 from gptclf.inference.evaluate import labelled_rows
 from gptclf.inference.predict import check_classifier
+from gptclf.language.checks import check_language_model
 from gptclf.training.callbacks import Callback
 from gptclf.training.checks import check_model, check_rows, check_windows
 from gptclf.training.history import History
@@ -100,12 +100,29 @@ def train(
     check_classifier(model)
     check_model(model)
     settings = Settings(
-        epochs=epochs, batch_size=batch_size, lr=lr, weight_decay=weight_decay, decay=decay, schedule=schedule,
-        warmup_steps=warmup_steps, clip=clip, accumulate=accumulate, drop_last=drop_last, seed=seed,
-        reuse_frozen=reuse_frozen, cache_dir=cache_dir, cache_limit=cache_limit, recompute=recompute,
-        precision=precision, eval_every=eval_every, eval_batches=eval_batches, callbacks=callbacks,
-        checkpoint_dir=checkpoint_dir, resume=resume, progress=progress,
-    )  # fmt: skip
+        epochs=epochs,
+        batch_size=batch_size,
+        lr=lr,
+        weight_decay=weight_decay,
+        decay=decay,
+        schedule=schedule,
+        warmup_steps=warmup_steps,
+        clip=clip,
+        accumulate=accumulate,
+        drop_last=drop_last,
+        seed=seed,
+        reuse_frozen=reuse_frozen,
+        cache_dir=cache_dir,
+        cache_limit=cache_limit,
+        recompute=recompute,
+        precision=precision,
+        eval_every=eval_every,
+        eval_batches=eval_batches,
+        callbacks=callbacks,
+        checkpoint_dir=checkpoint_dir,
+        resume=resume,
+        progress=progress,
+    )
     settings.check(has_validation=val_set is not None)
     texts = labelled_rows(model, train_set, "train_set")
     val_texts = None if val_set is None else labelled_rows(model, val_set, "val_set")
@@ -194,12 +211,29 @@ def train_lm(
     check_language_model(model)
     check_model(model)
     settings = Settings(
-        epochs=epochs, batch_size=batch_size, lr=lr, weight_decay=weight_decay, decay=decay, schedule=schedule,
-        warmup_steps=warmup_steps, clip=clip, accumulate=accumulate, drop_last=drop_last, seed=seed,
-        reuse_frozen=reuse_frozen, cache_dir=cache_dir, cache_limit=cache_limit, recompute=recompute,
-        precision=precision, eval_every=eval_every, eval_batches=eval_batches, callbacks=callbacks,
-        checkpoint_dir=checkpoint_dir, resume=resume, progress=progress,
-    )  # fmt: skip
+        epochs=epochs,
+        batch_size=batch_size,
+        lr=lr,
+        weight_decay=weight_decay,
+        decay=decay,
+        schedule=schedule,
+        warmup_steps=warmup_steps,
+        clip=clip,
+        accumulate=accumulate,
+        drop_last=drop_last,
+        seed=seed,
+        reuse_frozen=reuse_frozen,
+        cache_dir=cache_dir,
+        cache_limit=cache_limit,
+        recompute=recompute,
+        precision=precision,
+        eval_every=eval_every,
+        eval_batches=eval_batches,
+        callbacks=callbacks,
+        checkpoint_dir=checkpoint_dir,
+        resume=resume,
+        progress=progress,
+    )
     settings.check(has_validation=val_set is not None)
     check_windows(model, train_set, "train_set")
     if val_set is not None:

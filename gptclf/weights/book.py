@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from gptclf.gpt2.config import PRESETS, GPT2Config
-from gptclf.weights.formats import check_tensors
+from gptclf.weights.hugging_face import check_tensors
 
 # Ours below `trunk.blocks.N.`, the book's below `trf_blocks.N.`; all matrices are nn.Linear's on both sides.
 _BLOCK = (

@@ -8,10 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from gptclf.files.torch_file import read_torch_file
 from gptclf.gpt2.model import GPT2, set_parameter
-from gptclf.weights.formats import from_hugging_face, unwrap_names
 from gptclf.weights.guess import guess_from_files
-from gptclf.weights.torchfile import read_torch_file
+from gptclf.weights.hugging_face import from_hugging_face, unwrap_names
 
 CONFIG = "config.json"
 WEIGHTS = "model.safetensors"

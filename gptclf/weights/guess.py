@@ -66,15 +66,24 @@ _TENSORS = (
 # A file that only this kind of folder or repository has, the most telling first, and what to do about it.
 _FILES = (
     (r"adapter_config\.json", f"This is {_LORA}"),
-    (r"modules\.json", "This is a sentence-transformers folder: what gptclf could load is its transformer alone, "
-     "if that is a GPT-2, from the folder below that has a config.json"),
+    (
+        r"modules\.json",
+        "This is a sentence-transformers folder: what gptclf could load is its transformer alone, "
+        "if that is a GPT-2, from the folder below that has a config.json",
+    ),
     (r".*\.gguf", "GGUF files hold quantized weights of llama.cpp, which gptclf does not read"),
     (r".*\.onnx", "ONNX files hold a computation and not weights by name, which gptclf does not read"),
-    (r"(tf_model|.*\.weights)\.h5|.*\.keras|saved_model\.pb", "These are Keras' or TensorFlow's files; load them "
-     "with an older transformers' from_pretrained(folder, from_tf=True) and save_pretrained as safetensors"),
-    (r"flax_model\.msgpack", "These are Flax's files; load them with an older transformers' "
-     "from_pretrained(folder, from_flax=True) and save_pretrained as safetensors"),
-)  # fmt: skip
+    (
+        r"(tf_model|.*\.weights)\.h5|.*\.keras|saved_model\.pb",
+        "These are Keras' or TensorFlow's files; load them "
+        "with an older transformers' from_pretrained(folder, from_tf=True) and save_pretrained as safetensors",
+    ),
+    (
+        r"flax_model\.msgpack",
+        "These are Flax's files; load them with an older transformers' "
+        "from_pretrained(folder, from_flax=True) and save_pretrained as safetensors",
+    ),
+)
 
 
 def guess_from_config(model_type: Any) -> str:
@@ -108,7 +117,7 @@ def guess_from_tensors(names: Collection[str]) -> str:
         "qa_outputs.weight": "It holds a head that answers questions; gptclf labels whole texts",
         "multiple_choice_head.summary.weight": "It holds a second head for multiple choice (GPT2DoubleHeadsModel); "
         "load it with transformers' GPT2LMHeadModel and save that",
-    }  # fmt: skip
+    }
     return next((sentence for head, sentence in heads.items() if head in names), "")
 
 

@@ -14,17 +14,21 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from gptclf.files.tensorbundle import open_bundle
 from gptclf.gpt2.config import ALIASES, PRESETS, GPT2Config
 from gptclf.weights.folders import read_json
-from gptclf.weights.formats import check_tensors, trunk_names
-from gptclf.weights.tensorbundle import open_bundle
+from gptclf.weights.hugging_face import check_tensors, trunk_names
 
 HPARAMS = "hparams.json"
 
 _PREFIX = "model.ckpt"
 _FIELDS = {
-    "n_vocab": "vocab_size", "n_ctx": "context_length", "n_embd": "emb_dim", "n_head": "n_heads", "n_layer": "n_layers",
-}  # fmt: skip
+    "n_vocab": "vocab_size",
+    "n_ctx": "context_length",
+    "n_embd": "emb_dim",
+    "n_head": "n_heads",
+    "n_layer": "n_layers",
+}
 
 # What scripts that fine-tune leave in a checkpoint beside the model: counters and the optimizer's moments.
 _TRAINING = re.compile(r"(.*/)?(global_step|beta[12]_power|Adam|Adam_1|Momentum)")

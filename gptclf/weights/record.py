@@ -7,10 +7,10 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from gptclf.data.preparation import check_preparation
 from gptclf.gpt2.config import GPT2Config
 from gptclf.gpt2.heads import ClassifierHead
 from gptclf.gpt2.model import GPT2
+from gptclf.preparation import check_preparation
 
 logger = logging.getLogger(__name__)
 

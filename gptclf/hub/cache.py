@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path, PureWindowsPath
 from urllib.parse import quote
 
-from gptclf.weights.partial import replace
+from gptclf.hub.partial import replace
 
 COMMIT = re.compile(r"[0-9a-f]{40}")
 # "--" is in no hub name: the cache writes owner/name as owner--name.

@@ -198,9 +198,14 @@ def tokenizer_files(tokenizer: "tiktoken.Encoding", context_length: int) -> dict
     table = _id_table(ranks)
     byte_level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True}
     end_of_text = {
-        "id": len(ranks), "content": END_OF_TEXT, "single_word": False, "lstrip": False, "rstrip": False,
-        "normalized": False, "special": True,
-    }  # fmt: skip
+        "id": len(ranks),
+        "content": END_OF_TEXT,
+        "single_word": False,
+        "lstrip": False,
+        "rstrip": False,
+        "normalized": False,
+        "special": True,
+    }
     whole: dict[str, Any] = {
         "version": "1.0",
         "truncation": None,
@@ -211,16 +216,28 @@ def tokenizer_files(tokenizer: "tiktoken.Encoding", context_length: int) -> dict
         "post_processor": byte_level,
         "decoder": byte_level,
         "model": {
-            "type": "BPE", "dropout": None, "unk_token": None, "continuing_subword_prefix": "",
-            "end_of_word_suffix": "", "fuse_unk": False, "byte_fallback": False, "ignore_merges": False,
-            "vocab": table, "merges": merges,
+            "type": "BPE",
+            "dropout": None,
+            "unk_token": None,
+            "continuing_subword_prefix": "",
+            "end_of_word_suffix": "",
+            "fuse_unk": False,
+            "byte_fallback": False,
+            "ignore_merges": False,
+            "vocab": table,
+            "merges": merges,
         },
-    }  # fmt: skip
+    }
     config = {
-        "add_prefix_space": False, "bos_token": END_OF_TEXT, "eos_token": END_OF_TEXT, "pad_token": END_OF_TEXT,
-        "unk_token": END_OF_TEXT, "model_max_length": context_length, "padding_side": "right",
+        "add_prefix_space": False,
+        "bos_token": END_OF_TEXT,
+        "eos_token": END_OF_TEXT,
+        "pad_token": END_OF_TEXT,
+        "unk_token": END_OF_TEXT,
+        "model_max_length": context_length,
+        "padding_side": "right",
         "tokenizer_class": "GPT2Tokenizer",
-    }  # fmt: skip
+    }
     lines = ["#version: 0.2", *(" ".join(pair) for pair in merges)]
     return {
         "vocab.json": json.dumps(table, ensure_ascii=False),

@@ -12,14 +12,14 @@ import logging
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
+from gptclf.files.leveldb_table import MAGIC
+from gptclf.files.tensorbundle import open_bundle
 from gptclf.gpt2.config import ALIASES, PRESETS, GPT2Config
-from gptclf.weights.http import CutError, Source, announced_size, raise_for_status, retry, send
-from gptclf.weights.hub_cache import cache_home, is_on, timeout_seconds
+from gptclf.hub.cache import cache_home, is_on, timeout_seconds
+from gptclf.hub.http import CutError, Source, announced_size, raise_for_status, retry, send
+from gptclf.hub.transfer import DamagedError, fetch, verify
+from gptclf.tokenizer.find import TIKTOKEN_FILES
 from gptclf.weights.openai import config_from_settings
-from gptclf.weights.table import MAGIC
-from gptclf.weights.tensorbundle import open_bundle
-from gptclf.weights.transfer import DamagedError, fetch, verify
-from gptclf.weights.vocabulary import TIKTOKEN_FILES
 
 # A size's folder is below each: OpenAI's own, and what the book's repository names as its backup.
 ADDRESSES = (

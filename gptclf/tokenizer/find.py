@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from gptclf.gpt2.config import PRESETS
-from gptclf.weights.download import cached_file, hub_file
-from gptclf.weights.tokenizer import build_from_whole, build_tokenizer, read_tokenizer
+from gptclf.hub.download import cached_file, hub_file
+from gptclf.tokenizer.bpe import build_from_whole, build_tokenizer, read_tokenizer
 
 if TYPE_CHECKING:
     import tiktoken

@@ -9,7 +9,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from gptclf.data.preparation import check_tokenizer, pieces
+from gptclf.preparation import check_tokenizer, pieces
 
 if TYPE_CHECKING:
     import tiktoken

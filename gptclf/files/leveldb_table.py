@@ -6,7 +6,7 @@ doc/table_format.md). Every byte of the file is under a checksum or is compared 
 
 from collections.abc import Iterator
 
-from gptclf.weights.crc32c import crc32c
+from gptclf.files.crc32c import crc32c
 
 _FOOTER = 48
 MAGIC = 0xDB4775248B80FB57

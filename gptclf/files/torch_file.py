@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gptclf.weights.formats import unwrap_names
+from gptclf.weights.hugging_face import unwrap_names
 
 # Where training scripts put the parameters beside their optimizer's state.
 _HOLDERS = ("model_state_dict", "state_dict", "model")

@@ -18,16 +18,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gptclf.data.labels import plain
+from gptclf.files.atomic import Writer, tensor_writer, text_writer, write_all
 from gptclf.gpt2.heads import ClassifierHead
 from gptclf.gpt2.model import GPT2, check_gpt2
 from gptclf.gpt2.stages import policy_of
-from gptclf.weights.atomic import Writer, tensor_writer, text_writer, write_all
+from gptclf.tasks import plain
+from gptclf.tokenizer.bpe import tokenizer_files
 from gptclf.weights.card import Card, is_our_card, model_card
 from gptclf.weights.folders import CONFIG, INDEX, TORCH_INDEX, TORCH_WEIGHTS, WEIGHTS
-from gptclf.weights.formats import config_to_hugging_face, to_hugging_face
+from gptclf.weights.hugging_face import config_to_hugging_face, to_hugging_face
 from gptclf.weights.record import MARK, ORIGINALS, OURS, write_record
-from gptclf.weights.tokenizer import tokenizer_files
 
 logger = logging.getLogger(__name__)
 
@@ -35,9 +35,19 @@ CARD = "README.md"
 
 # Files of a model that somebody else made: ours would mix with them or hide them.
 _MODEL_FILES = (
-    CONFIG, WEIGHTS, INDEX, TORCH_WEIGHTS, TORCH_INDEX, "vocab.json", "merges.txt", "tokenizer.json", "vocab.bpe",
-    "encoder.json", "hparams.json", "model.ckpt.index",
-)  # fmt: skip
+    CONFIG,
+    WEIGHTS,
+    INDEX,
+    TORCH_WEIGHTS,
+    TORCH_INDEX,
+    "vocab.json",
+    "merges.txt",
+    "tokenizer.json",
+    "vocab.bpe",
+    "encoder.json",
+    "hparams.json",
+    "model.ckpt.index",
+)
 _FOLDED = ("head.output.bias", "trunk.norm.bias")
 _TOKENIZER = ("vocab.json", "merges.txt", "tokenizer.json", "tokenizer_config.json")
 
@@ -115,9 +125,14 @@ def save_model(
     writers |= {name: text_writer(text) for name, text in vocabulary.items()}
     if _may_write_card(target / CARD):
         card = _card(
-            model, exported=theirs is not None, data=data, datasets=datasets, metrics=metrics or {},
-            measured_on=measured_on, license=license,
-        )  # fmt: skip
+            model,
+            exported=theirs is not None,
+            data=data,
+            datasets=datasets,
+            metrics=metrics or {},
+            measured_on=measured_on,
+            license=license,
+        )
         writers[CARD] = text_writer(model_card(card))
     writers[OURS] = text_writer(_to_json(record))
     was_ours = (target / OURS).exists()

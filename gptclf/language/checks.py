@@ -3,12 +3,12 @@
 import torch
 from torch import Tensor, nn
 
-from gptclf.data.tokens import Ids, ids_as_tensor
 from gptclf.gpt2.gradients import Embedding as Table
 from gptclf.gpt2.gradients import Linear
 from gptclf.gpt2.heads import LMHead
 from gptclf.gpt2.model import GPT2, check_gpt2
 from gptclf.gpt2.trunk import Embedding, Trunk, is_own, is_watched
+from gptclf.tokenizer.tokens import Ids, ids_as_tensor
 
 
 def check_language_model(gpt2: GPT2) -> None:

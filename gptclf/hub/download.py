@@ -15,8 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from gptclf.weights.http import CutError, Source, announced_size, origin, raise_for_status, retry, send
-from gptclf.weights.hub_cache import (
+from gptclf.hub.cache import (
     COMMIT,
     Wanted,
     endpoint,
@@ -28,8 +27,9 @@ from gptclf.weights.hub_cache import (
     wanted_file,
     write_ref,
 )
-from gptclf.weights.partial import writing
-from gptclf.weights.transfer import DamagedError, fetch, verify
+from gptclf.hub.http import CutError, Source, announced_size, origin, raise_for_status, retry, send
+from gptclf.hub.partial import writing
+from gptclf.hub.transfer import DamagedError, fetch, verify
 
 if TYPE_CHECKING:
     import requests

@@ -3,13 +3,13 @@
 import torch
 from torch import Tensor
 
-from gptclf.data.tokens import Ids, encode, token_ids_to_text
+from gptclf.gpt2.arithmetic import answering
 from gptclf.gpt2.model import GPT2
-from gptclf.gpt2.precision import answering
-from gptclf.inference.checks import check_language_model, is_plain, rows_of_ids
-from gptclf.inference.decoding import Decoder
-from gptclf.inference.sampling import Sampler, whole
+from gptclf.language.checks import check_language_model, is_plain, rows_of_ids
+from gptclf.language.decoding import Decoder
+from gptclf.language.sampling import Sampler, whole
 from gptclf.metrics import check_finite
+from gptclf.tokenizer.tokens import Ids, encode, token_ids_to_text
 
 # Tokens that there is room for at first.
 _ROOM = 4096
@@ -66,9 +66,17 @@ def generate(
     end: int = tokenizer.eot_token
     ids = encode(prompt, tokenizer, special_tokens=special_tokens) or [end]
     longer = generate_ids(
-        gpt2, ids, max_new_tokens, temperature=temperature, top_k=top_k, top_p=top_p, seed=seed,
-        end_id=end if stop_at_end_of_text else None, n_vocab=tokenizer.n_vocab, use_cache=use_cache,
-    )  # fmt: skip
+        gpt2,
+        ids,
+        max_new_tokens,
+        temperature=temperature,
+        top_k=top_k,
+        top_p=top_p,
+        seed=seed,
+        end_id=end if stop_at_end_of_text else None,
+        n_vocab=tokenizer.n_vocab,
+        use_cache=use_cache,
+    )
     added: list[int] = longer[0, len(ids) :].tolist()
     if stop_at_end_of_text and added and added[-1] == end:
         added.pop()

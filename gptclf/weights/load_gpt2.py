@@ -9,13 +9,15 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from gptclf.data.labels import check_classes, plain
 from gptclf.gpt2.config import PRESETS, GPT2Config
 from gptclf.gpt2.model import GPT2, initialise
 from gptclf.gpt2.stages import freeze, share
+from gptclf.tasks import check_classes, plain
+from gptclf.tokenizer.find import find_tokenizer
 from gptclf.weights.book import is_book, read_book
 from gptclf.weights.folders import CONFIG, check_device, fill, fill_from_hugging_face, read_file, read_json
-from gptclf.weights.formats import config_from_hugging_face, from_hugging_face
+from gptclf.weights.hugging_face import config_from_hugging_face, from_hugging_face
+from gptclf.weights.locate import NANO, REPOSITORIES, fetch, locate
 from gptclf.weights.openai import (
     HPARAMS,
     config_from_settings,
@@ -25,8 +27,6 @@ from gptclf.weights.openai import (
     tensors_from_params,
 )
 from gptclf.weights.record import OURS
-from gptclf.weights.sources import NANO, REPOSITORIES, fetch, locate
-from gptclf.weights.vocabulary import find_tokenizer
 
 if TYPE_CHECKING:
     import tiktoken

@@ -8,11 +8,13 @@ from typing import Any
 
 import torch
 
-from gptclf.data.labels import check_classes
 from gptclf.gpt2.model import GPT2
 from gptclf.gpt2.stages import freeze
+from gptclf.hub.download import cached_file, hub_file
+from gptclf.tasks import check_classes
+from gptclf.tokenizer.bpe import read_tokenizer
+from gptclf.tokenizer.find import find_tokenizer
 from gptclf.weights.book import is_book, read_book
-from gptclf.weights.download import cached_file, hub_file
 from gptclf.weights.folders import (
     CONFIG,
     WEIGHTS,
@@ -24,12 +26,10 @@ from gptclf.weights.folders import (
     read_safetensors,
     read_weights,
 )
-from gptclf.weights.formats import config_from_hugging_face
-from gptclf.weights.loading import Settings, book_settings
+from gptclf.weights.hugging_face import config_from_hugging_face
+from gptclf.weights.load_gpt2 import Settings, book_settings
+from gptclf.weights.locate import fetch, fetch_optional, hub_name, is_cached
 from gptclf.weights.record import MARK, ORIGINALS, OURS, read_record
-from gptclf.weights.sources import fetch, fetch_optional, hub_name, is_cached
-from gptclf.weights.tokenizer import read_tokenizer
-from gptclf.weights.vocabulary import find_tokenizer
 
 
 def load_model(

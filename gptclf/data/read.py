@@ -26,8 +26,9 @@ def read_file(
             quoted = suffix == ".csv" if quoted is None else quoted
             rows = list(_separated_rows(path, columns, encoding, _SEPARATORS[suffix], quoted))
     except UnicodeDecodeError as error:
-        raise ValueError(f"{path} is not {error.encoding} ({error.reason} at byte {error.start}); "
-                         "give its encoding=") from error  # fmt: skip
+        raise ValueError(
+            f"{path} is not {error.encoding} ({error.reason} at byte {error.start}); give its encoding="
+        ) from error
     return [row[0] for row in rows], None if label is None else [row[1] for row in rows]
 
 

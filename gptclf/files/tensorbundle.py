@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from gptclf.weights.crc32c import crc32c
-from gptclf.weights.table import read_table, unmask, varint
+from gptclf.files.crc32c import crc32c
+from gptclf.files.leveldb_table import read_table, unmask, varint
 
 _VERSION = 1  # of the bundle format; there has been no other
 
@@ -26,8 +26,18 @@ _LARGEST_TENSOR = 1 << 48
 
 # DataType in tensorflow/core/framework/types.proto: what is read, and names for what is not.
 _DTYPES = {
-    1: "<f4", 2: "<f8", 3: "<i4", 4: "|u1", 5: "<i2", 6: "|i1", 9: "<i8", 17: "<u2", 19: "<f2", 22: "<u4", 23: "<u8",
-}  # fmt: skip
+    1: "<f4",
+    2: "<f8",
+    3: "<i4",
+    4: "|u1",
+    5: "<i2",
+    6: "|i1",
+    9: "<i8",
+    17: "<u2",
+    19: "<f2",
+    22: "<u4",
+    23: "<u8",
+}
 _STRING, _VARIANT = 7, 21
 _UNREAD = {_STRING: "strings", 8: "complex64", 10: "booleans", 14: "bfloat16", 18: "complex128", _VARIANT: "variants"}
 

@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote
 
-from gptclf.weights.http import CutError, Source, announced_size, is_encoded, raise_for_status, retry, send
-from gptclf.weights.partial import claimed, refuse_directory, replace, size_of, writing
+from gptclf.hub.http import CutError, Source, announced_size, is_encoded, raise_for_status, retry, send
+from gptclf.hub.partial import claimed, refuse_directory, replace, size_of, writing
 
 if TYPE_CHECKING:
     import requests

@@ -5,10 +5,10 @@ import re
 from pathlib import Path
 
 from gptclf.gpt2.config import ALIASES, PRESETS
-from gptclf.weights.download import EntryNotFoundError, cached_file, hub_file
+from gptclf.hub.download import EntryNotFoundError, cached_file, hub_file
 from gptclf.weights.folders import CONFIG, INDEX, TORCH_INDEX, TORCH_WEIGHTS, WEIGHTS, read_json, shard_names
-from gptclf.weights.formats import config_from_hugging_face
 from gptclf.weights.guess import guess_from_files
+from gptclf.weights.hugging_face import config_from_hugging_face
 from gptclf.weights.record import OURS
 
 logger = logging.getLogger(__name__)

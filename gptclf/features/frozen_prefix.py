@@ -19,12 +19,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from gptclf.features.store import FeatureStore, distinct, text_key
+from gptclf.gpt2.arithmetic import answering
 from gptclf.gpt2.gradients import Embedding as Table
 from gptclf.gpt2.gradients import Linear
 from gptclf.gpt2.heads import ClassifierHead
 from gptclf.gpt2.model import GPT2
 from gptclf.gpt2.packed import advance, at_position, embed, piece_size, runs_of
-from gptclf.gpt2.precision import answering
 from gptclf.gpt2.stages import frozen_depth, stages
 from gptclf.gpt2.trunk import HOOKS, MLP, Attention, Block, Embedding, Trunk, is_watched
 from gptclf.metrics import check_finite

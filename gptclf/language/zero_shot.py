@@ -11,14 +11,14 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
-from gptclf.data.preparation import check_texts
-from gptclf.data.tokens import encode
+from gptclf.gpt2.arithmetic import answering, arithmetic, resolve_precision
 from gptclf.gpt2.model import GPT2
-from gptclf.gpt2.precision import answering, arithmetic, resolve_precision
 from gptclf.gpt2.trunk import Block
-from gptclf.inference.checks import check_float32, check_language_model, is_plain
-from gptclf.inference.language import Window, candidate_log_probs, window_log_probs
+from gptclf.language.checks import check_float32, check_language_model, is_plain
+from gptclf.language.scoring import Window, candidate_log_probs, window_log_probs
 from gptclf.metrics import check_finite
+from gptclf.preparation import check_texts
+from gptclf.tokenizer.tokens import encode
 
 logger = logging.getLogger(__name__)
 
@@ -166,8 +166,10 @@ def _prompts(gpt2: GPT2, texts: Sequence[str], before: str, after: str, limit: i
     if shortened:
         logger.warning(
             "%d of %d texts do not fit into %d tokens with template and labels, and lost their tail",
-            shortened, len(texts), gpt2.config.context_length,
-        )  # fmt: skip
+            shortened,
+            len(texts),
+            gpt2.config.context_length,
+        )
     return prompts
 
 

@@ -5,7 +5,7 @@ from collections.abc import Iterable, Mapping, Sequence
 import numpy as np
 from numpy.typing import NDArray
 
-from gptclf.data.labels import plain
+from gptclf.tasks import plain
 
 # Most characters handed to the tokenizer at once. Its regular expression keeps a stack of its own, which a run of some
 # 500,000 blanks overflows.

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from gptclf.data.labels import plain
+from gptclf.tasks import plain
 
 
 class Sampler:

@@ -1,0 +1,1 @@
+"""Bytes from elsewhere: HTTP, resumed downloads, Hugging Face's hub and cache."""

@@ -1,0 +1,1 @@
+"""What a language model can do: generate, score, classify without training."""
