@@ -11,7 +11,7 @@ from torch.nn import functional as F
 from gptclf.data.batches import Batch
 from gptclf.gpt2.gradients import Linear
 from gptclf.gpt2.heads import LMHead
-from gptclf.gpt2.next_token_loss import next_token_loss
+from gptclf.next_token_loss import next_token_loss
 from gptclf.gpt2.stages import Classifier
 from gptclf.gpt2.trunk import is_watched
 

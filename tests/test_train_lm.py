@@ -29,7 +29,7 @@ from gptclf import (
     train_lm,
 )
 from gptclf.gpt2.gradients import KeptGradients
-from gptclf.gpt2.next_token_loss import hits_and_loss, next_token_loss
+from gptclf.next_token_loss import hits_and_loss, next_token_loss
 from gptclf.inference.evaluate import loss_and_accuracy
 from gptclf.training.history import History, Scores
 

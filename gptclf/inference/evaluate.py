@@ -18,7 +18,7 @@ from gptclf.features.reuse import kept
 from gptclf.features.store import check_cache
 from gptclf.gpt2.arithmetic import answering, arithmetic
 from gptclf.gpt2.model import GPT2
-from gptclf.gpt2.next_token_loss import hits_and_loss
+from gptclf.next_token_loss import hits_and_loss
 from gptclf.gpt2.stages import Classifier
 from gptclf.inference.predict import check_classifier, class_logits
 from gptclf.metrics import confusion_matrix, per_class_scores, plain_vocabulary

@@ -1,4 +1,4 @@
-"""Labels of any hashable kind: checked, named, and turned into column numbers."""
+"""Labels of any hashable kind: checked, turned into column numbers, and saved with their types."""
 
 from collections.abc import Iterable, Mapping
 from itertools import islice
@@ -7,9 +7,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from gptclf.checks import python_value
+
 
 def check_labels(labels: Iterable[Any], n_texts: int) -> list[Any]:
-    """The labels as plain Python values, one for each text, none missing and all hashable."""
+    """Return the labels as plain Python values, one for each text, none missing and all hashable."""
     named = _check_each(labels, "label")
     if len(named) != n_texts:
         raise ValueError(f"{n_texts} texts but {len(named)} labels; every text needs one label")
@@ -17,7 +19,7 @@ def check_labels(labels: Iterable[Any], n_texts: int) -> list[Any]:
 
 
 def check_classes(classes: Iterable[Any]) -> list[Any]:
-    """The classes as plain Python values in their order, none missing, all hashable."""
+    """Return the classes as plain Python values in their order, none missing, all hashable."""
     return _check_each(classes, "class")
 
 
@@ -27,7 +29,7 @@ def _check_each(values: Any, name: str) -> list[Any]:
     if not several or hasattr(values, "columns"):
         plural = "classes" if name == "class" else "labels"
         raise TypeError(f"{plural} is a {type(values).__name__}; it must be a list, or one column")
-    named = [plain(value) for value in values]
+    named = [python_value(value) for value in values]
     for i, value in enumerate(named):
         try:
             hash(value)
@@ -41,11 +43,6 @@ def _check_each(values: Any, name: str) -> list[Any]:
     return named
 
 
-def plain(label: Any) -> Any:
-    """The Python value of a numpy or torch scalar, so that labels compare and save alike wherever they are from."""
-    return label.item() if isinstance(label, np.generic) or type(label).__module__ == "torch" else label
-
-
 def _is_missing(label: Any) -> bool:
     try:
         return label is None or bool(label != label)  # NaN and NaT differ from themselves
@@ -54,7 +51,7 @@ def _is_missing(label: Any) -> bool:
 
 
 def infer_classes(labels: list[Any]) -> list[Any]:
-    """The distinct labels, sorted where they have an order."""
+    """Return the distinct labels, sorted if they have an order."""
     found = list(dict.fromkeys(labels))
     try:
         return sorted(found)
@@ -63,10 +60,8 @@ def infer_classes(labels: list[Any]) -> list[Any]:
 
 
 def index_labels(labels: list[Any], classes: list[Any]) -> NDArray[np.int64]:
-    """Each label's place among the classes; one that is not among them is an error that names it and its row."""
+    """Return each label's place among the classes; an unknown label is an error that names it and its row."""
     index = {label: i for i, label in enumerate(classes)}
-    if len(index) < len(classes):
-        raise ValueError(f"classes holds a label twice: {classes[:20]!r}; each class needs its own label")
     unknown = {label: i for i, label in enumerate(labels) if label not in index}
     if unknown:
         shown = ", ".join(f"{label!r} (row {i})" for label, i in islice(unknown.items(), 5))
@@ -76,3 +71,21 @@ def index_labels(labels: list[Any], classes: list[Any]) -> NDArray[np.int64]:
             f"{known}; 1 and '1' are different labels"
         )
     return np.asarray([index[label] for label in labels], dtype=np.int64)
+
+
+def label_to_json(label: Any) -> Any:
+    """Return a label with its type: JSON's own kinds as they are, a tuple as {"tuple": [...]}, others as text."""
+    if isinstance(label, str | bool | int | float):
+        return label
+    if isinstance(label, tuple):
+        return {"tuple": [label_to_json(part) for part in label]}
+    return str(label)
+
+
+def label_from_json(value: Any) -> Any:
+    """Return the label that `label_to_json` wrote."""
+    if isinstance(value, dict) and isinstance(value.get("tuple"), list):
+        return tuple(label_from_json(part) for part in value["tuple"])
+    if not isinstance(value, str | bool | int | float):
+        raise ValueError(f"a label is {value!r}, not a text, a number or a tuple of them")
+    return value

@@ -1,0 +1,68 @@
+"""`NextToken`: language modelling, the task of a model as `load_gpt2` returns it."""
+
+from typing import Any
+
+from torch import Tensor
+from torch.nn import functional as F
+
+from gptclf.next_token_loss import hits_and_loss, next_token_loss
+from gptclf.tasks.task import Predictor, Scored, Task
+
+
+class NextToken(Task):
+    """Predict the token that follows each position: language modelling (book section 5.1.2).
+
+    Args:
+        n_outputs: Number of tokens in the vocabulary.
+    """
+
+    kind = "next_token"
+
+    def __init__(self, n_outputs: int) -> None:
+        self.n_outputs = n_outputs
+
+    def loss(self, outputs: Tensor, targets: Tensor, weights: Tensor | None = None) -> tuple[Tensor, float]:
+        """Return the cross-entropies in nats of logits (B, T, V), summed over all positions, and their number."""
+        if weights is None:
+            total = F.cross_entropy(outputs.flatten(0, -2).float(), targets.flatten(), reduction="sum")
+            return total, self.weight(targets)
+        losses = F.cross_entropy(outputs.flatten(0, -2).float(), targets.flatten(), reduction="none")
+        return (losses.view_as(targets) * weights[:, None]).sum(), self.weight(targets, weights)
+
+    def weight(self, targets: Tensor, weights: Tensor | None = None) -> float:
+        """Return the number of positions, each with its row's weight."""
+        return float(targets.numel()) if weights is None else float(weights.double().sum() * targets.shape[1])
+
+    def answers(self, outputs: Tensor) -> list[Any]:
+        """Return the most probable token of each position."""
+        return outputs.argmax(dim=-1).tolist()  # type: ignore[no-any-return]
+
+    def check_same(self, other: Task | None) -> None:
+        """Raise if the rows are labelled texts."""
+        if not isinstance(other, NextToken):
+            raise TypeError(
+                "this is a language model; put a classifier head on it first: add_classifier_head(model, ...)"
+            )
+
+    def batch_loss(
+        self, model: Predictor, inputs: Tensor, lengths: Tensor, targets: Tensor, weights: Tensor | None = None
+    ) -> tuple[Tensor, float]:
+        """Compute a batch, its logits in pieces if the head allows it, and return its loss as `loss` does."""
+        matrix = model.output_matrix
+        if matrix is None or weights is not None:
+            return self.loss(model(inputs, lengths), targets, weights)
+        return next_token_loss(model.hidden_states(inputs), matrix, targets), self.weight(targets)
+
+    def measure(self, rows: Scored) -> dict[str, float]:
+        """Return the mean cross-entropy in nats, and the share of positions whose most probable token is right."""
+        hits, total, count = 0, 0.0, 0
+        for inputs, lengths, targets in rows.batches():
+            matrix = rows.model.output_matrix
+            if matrix is not None:
+                right, loss = hits_and_loss(rows.model.hidden_states(inputs), matrix, targets)
+            else:
+                logits = rows.model(inputs, lengths).float()
+                right = int((logits.argmax(dim=-1) == targets).sum())
+                loss = float(F.cross_entropy(logits.flatten(0, -2), targets.flatten(), reduction="sum"))
+            hits, total, count = hits + right, total + loss, count + targets.numel()
+        return {"loss": total / count, "accuracy": hits / count}

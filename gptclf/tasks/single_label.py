@@ -1,0 +1,191 @@
+"""`SingleLabel`: each text belongs to exactly one class."""
+
+import copy
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, Self
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.nn import functional as F
+
+from gptclf.checks import number, python_value
+from gptclf.metrics import confusion_matrix, per_class_scores
+from gptclf.tasks.labels import check_classes, check_labels, index_labels, label_from_json, label_to_json
+from gptclf.tasks.task import Task
+
+
+class SingleLabel(Task):
+    """Each text belongs to exactly one class: softmax and cross-entropy, as in the book's section 6.6.
+
+    Weights shape the training loss only; measures are plain means. The weight of a row is that of its class times its
+    own (`TextDataset(..., weights=)`), and a step divides by the sum of its rows' weights: a row of weight 2 counts
+    like the same row twice.
+
+    Args:
+        classes: The labels, hashable and distinct, in the order of the outputs.
+        class_weight: A weight per label as a mapping (1 for a label that it lacks), or "balanced": n / (C n_c) for a
+            class that n_c of the n training texts have, computed when training starts (scikit-learn's rule).
+        label_smoothing: Share of each target that is spread evenly over all classes, in [0, 1).
+
+    Example:
+        >>> SingleLabel(["ham", "spam"], class_weight={"spam": 3.0}).classes
+        ['ham', 'spam']
+    """
+
+    kind = "single_label"
+    problem_type = "single_label_classification"
+
+    def __init__(
+        self,
+        classes: Iterable[Any],
+        class_weight: "str | Mapping[Any, float] | None" = None,
+        label_smoothing: float = 0.0,
+    ) -> None:
+        self.classes: list[Any] = check_classes(classes)
+        if len(set(self.classes)) < len(self.classes):
+            raise ValueError(f"classes holds a label twice: {self.classes[:20]!r}; each class needs its own label")
+        self.n_outputs = len(self.classes)
+        self.label_smoothing = number("label_smoothing", label_smoothing)
+        if self.label_smoothing >= 1:
+            raise ValueError(f"label_smoothing is {label_smoothing!r}; it must be at least 0 and less than 1")
+        self.class_weight = _check_class_weight(class_weight, self.classes)
+        given = self.class_weight
+        # A weight per class, in the order of the classes; None if all are 1, or not known before training.
+        self.weights = [given.get(label, 1.0) for label in self.classes] if isinstance(given, dict) else None
+
+    def targets(self, labels: Sequence[Any]) -> NDArray[np.int64]:
+        """Return each label's place among the classes (N,); an unknown label is an error that names its row."""
+        return index_labels(check_labels(labels, len(labels)), self.classes)
+
+    def loss(self, outputs: Tensor, targets: Tensor, weights: Tensor | None = None) -> tuple[Tensor, float]:
+        """Return the weighted sum of cross-entropies in nats, and the sum of the weights."""
+        outputs, smoothing = outputs.float(), self.label_smoothing
+        rows = self._weights_of(targets, weights)
+        if rows is None:
+            total = F.cross_entropy(outputs, targets, reduction="sum", label_smoothing=smoothing)
+            return total, float(len(targets))
+        losses = F.cross_entropy(outputs, targets, reduction="none", label_smoothing=smoothing)
+        return (losses * rows).sum(), float(rows.double().sum())
+
+    def weight(self, targets: Tensor, weights: Tensor | None = None) -> float:
+        """Return the sum of the rows' weights."""
+        rows = self._weights_of(targets, weights)
+        return float(len(targets)) if rows is None else float(rows.double().sum())
+
+    def _weights_of(self, targets: Tensor, weights: Tensor | None) -> Tensor | None:
+        if self.weights is None:
+            if self.class_weight == "balanced":
+                raise ValueError('class_weight="balanced" depends on the training set: use task.fitted(targets)')
+            return weights
+        rows = torch.tensor(self.weights, device=targets.device)[targets]
+        return rows if weights is None else rows * weights
+
+    def scores(self, outputs: Tensor, targets: Tensor) -> dict[str, float]:
+        """Return the mean cross-entropy in nats and the share of rows answered correctly."""
+        return {
+            "loss": float(F.cross_entropy(outputs.double(), targets)),
+            "accuracy": float((outputs.argmax(dim=1) == targets).double().mean()),
+        }
+
+    def answers(self, outputs: Tensor) -> list[Any]:
+        """Return the most probable label of each row."""
+        return [self.classes[i] for i in outputs.argmax(dim=1).tolist()]
+
+    def probabilities(self, outputs: Tensor) -> NDArray[np.float32]:
+        """Return the softmax over the classes (N, C)."""
+        return outputs.softmax(dim=1).numpy()
+
+    def details(self, outputs: Tensor, targets: Tensor) -> dict[str, Any]:
+        """Return the confusion matrix, scores per class and their mean F1 over the classes that occur."""
+        confusion = confusion_matrix(targets.numpy(), outputs.argmax(dim=1).numpy(), self.n_outputs)
+        per_class = per_class_scores(confusion)
+        # As targets or as predictions, which is scikit-learn's convention.
+        occurs = (confusion.sum(axis=0) + confusion.sum(axis=1)) > 0
+        return {"confusion": confusion, "per_class": per_class, "macro_f1": float(per_class["f1"][occurs].mean())}
+
+    def report(self, details: Mapping[str, Any]) -> list[str]:
+        """Return a line per class, for at most 20 classes."""
+        if self.n_outputs > 20:
+            return []
+        scores = details["per_class"]
+        width = max(len(str(label)) for label in self.classes)
+        return [
+            f"  {label!s:<{width}}  precision {scores['precision'][i]:.3f}  recall {scores['recall'][i]:.3f}  "
+            f"f1 {scores['f1'][i]:.3f}  n {scores['support'][i]:,}"
+            for i, label in enumerate(self.classes)
+        ]
+
+    def fitted(self, targets: NDArray[Any]) -> "SingleLabel":
+        """Return the task with the weights that "balanced" means for these targets."""
+        if self.class_weight != "balanced":
+            return self
+        counts = np.bincount(targets, minlength=self.n_outputs)
+        task = copy.copy(self)
+        # A class without a row has no loss to weigh.
+        task.weights = (len(targets) / (self.n_outputs * np.maximum(counts, 1))).tolist()
+        return task
+
+    def check_training(self, targets: NDArray[Any]) -> None:
+        """Raise if all rows have the same label."""
+        if len(np.unique(targets)) < 2:
+            raise ValueError(
+                "every row of the training set has the same label; a classifier learns nothing from one class"
+            )
+
+    def check_same(self, other: Task | None) -> None:
+        """Raise if `other` has other classes, or no classes at all."""
+        if other is None or other.classes is None:
+            raise TypeError("this is a classifier, but the batch is running text; train_lm trains a language model")
+        if other.classes != self.classes:
+            raise ValueError(
+                f"the batch's classes are {other.classes[:10]} but the model's are {self.classes[:10]}; its targets "
+                "would mean other classes. Pass task=model.task to Batches, or classes=model.classes to TextDataset"
+            )
+
+    def record(self) -> dict[str, Any]:
+        """Return the classes with their types, their weights, and the smoothing."""
+        return {
+            "kind": self.kind,
+            "classes": [label_to_json(label) for label in self.classes],
+            # In the classes' order: JSON's keys are strings.
+            "class_weight": self.class_weight if self.class_weight in (None, "balanced") else "given",
+            "weights": self.weights,
+            "label_smoothing": self.label_smoothing,
+        }
+
+    def __eq__(self, other: object) -> bool:
+        def values(task: SingleLabel) -> tuple[Any, ...]:
+            return task.classes, task.class_weight, task.weights, task.label_smoothing
+
+        return type(other) is type(self) and values(self) == values(other)
+
+    def __hash__(self) -> int:
+        return hash((tuple(self.classes), self.label_smoothing))
+
+    @classmethod
+    def from_record(cls, values: Mapping[str, Any]) -> Self:
+        """Build the task that `record` described; keys that are missing have their defaults."""
+        if not isinstance(values.get("classes"), list):
+            raise ValueError(f"the task's classes are {values.get('classes')!r}, not a list")
+        classes = [label_from_json(label) for label in values["classes"]]
+        kind, weights = values.get("class_weight"), values.get("weights")
+        if weights is not None and (not isinstance(weights, list) or len(weights) != len(classes)):
+            raise ValueError(f"the task's weights are {weights!r}, not one per class")
+        given = dict(zip(classes, weights or [], strict=False))
+        task = cls(classes, given if kind == "given" else kind, values.get("label_smoothing", 0.0))
+        if kind == "balanced" and weights is not None:
+            task.weights = list(given.values())
+        return task
+
+
+def _check_class_weight(value: Any, classes: list[Any]) -> str | dict[Any, float] | None:
+    if value is None or value == "balanced":
+        return value  # type: ignore[no-any-return]
+    if not isinstance(value, Mapping):
+        raise TypeError(f'class_weight is {value!r}; it must be None, "balanced" or a mapping from labels to weights')
+    unknown = [label for label in value if label not in classes]
+    if unknown:
+        raise ValueError(f"class_weight names {unknown[0]!r}, which is not among the classes {classes[:10]!r}")
+    return {python_value(label): number(f"class_weight[{label!r}]", weight) for label, weight in value.items()}

@@ -1,0 +1,136 @@
+"""`Task`, the base of all tasks, and what it asks of a model."""
+
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from typing import Any, ClassVar, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
+
+
+class Predictor(Protocol):
+    """What a task asks of a model or of the part of it that trains."""
+
+    def __call__(self, inputs: Tensor, lengths: Tensor | None = None) -> Tensor:
+        """Compute the outputs (B, n_outputs) of a batch."""
+
+    def hidden_states(self, inputs: Tensor) -> Tensor:
+        """Compute the final hidden states (B, T, D)."""
+
+    @property
+    def output_matrix(self) -> Tensor | None:
+        """A language-model head's matrix (V, D) if it may be multiplied in pieces, else None."""
+
+
+class Scored(Protocol):
+    """Rows to measure, and the model that computes their outputs."""
+
+    model: Predictor
+    targets: Tensor
+
+    def outputs(self) -> Tensor:
+        """Compute the outputs of all rows (N, n_outputs)."""
+
+    def batches(self) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+        """Yield inputs, lengths and targets of the rows, batch by batch."""
+
+
+class Task:
+    """What a model predicts. A subclass defines `n_outputs`, `targets`, `loss`, `scores` and `answers`.
+
+    Attributes:
+        kind: The task's name in a saved folder; the class's name by default.
+        problem_type: The name of this task in `transformers`, or None if it has none.
+        higher: Names of the measures for which more is better; for all others, such as "loss", less is better.
+        n_outputs: Number of outputs per row.
+        classes: The labels in the order of the outputs, or None if the task has no classes.
+
+    Example:
+        >>> task = SingleLabel(["ham", "spam"])
+        >>> task.targets(["spam", "ham"]).tolist(), task.n_outputs
+        ([1, 0], 2)
+    """
+
+    kind: ClassVar[str] = ""
+    problem_type: ClassVar[str | None] = None
+    higher: ClassVar[Collection[str]] = ("accuracy",)
+    n_outputs: int
+    classes: list[Any] | None = None
+
+    def targets(self, labels: Sequence[Any]) -> NDArray[Any]:
+        """Return one target per label, (N,) or (N, k). An error names the row."""
+        raise NotImplementedError(f"{type(self).__name__} defines no targets(labels)")
+
+    def loss(self, outputs: Tensor, targets: Tensor, weights: Tensor | None = None) -> tuple[Tensor, float]:
+        """Return the sum of the rows' losses and the weight by which a step divides it.
+
+        Args:
+            outputs: What the model computed (B, n_outputs).
+            targets: The rows' targets, (B,) or (B, k).
+            weights: A weight per row (B,), or None if all are 1.
+        """
+        raise NotImplementedError(f"{type(self).__name__} defines no loss(outputs, targets, weights)")
+
+    def weight(self, targets: Tensor, weights: Tensor | None = None) -> float:
+        """Return the weight of some rows, which `loss` returns with their sum."""
+        return float(len(targets)) if weights is None else float(weights.double().sum())
+
+    def scores(self, outputs: Tensor, targets: Tensor) -> dict[str, float]:
+        """Return the measures of some rows by name, "loss" first; plain means, without weights."""
+        raise NotImplementedError(f"{type(self).__name__} defines no scores(outputs, targets)")
+
+    def answers(self, outputs: Tensor) -> list[Any]:
+        """Return the answer to each row of outputs (N, n_outputs)."""
+        raise NotImplementedError(f"{type(self).__name__} defines no answers(outputs)")
+
+    def probabilities(self, outputs: Tensor) -> NDArray[np.float32]:
+        """Return a probability per class and row (N, C).
+
+        Raises:
+            TypeError: The task has no probabilities.
+        """
+        raise TypeError(f"{type(self).__name__} gives no probabilities; predict returns its answers")
+
+    def details(self, outputs: Tensor, targets: Tensor) -> dict[str, Any]:
+        """Return what else an evaluation holds, by name, such as a confusion matrix."""
+        return {}
+
+    def report(self, details: Mapping[str, Any]) -> list[str]:
+        """Return lines about `details` that an evaluation prints after its measures."""
+        return []
+
+    def fitted(self, targets: NDArray[Any]) -> "Task":
+        """Return the task with everything fixed that depends on the training set."""
+        return self
+
+    def check_training(self, targets: NDArray[Any]) -> None:
+        """Raise if nothing can be learned from these targets."""
+
+    def check_same(self, other: "Task | None") -> None:
+        """Raise if targets made for `other` would mean something else under this task."""
+        if self != other:
+            raise ValueError(f"the rows are of the task {other}, but the model's is {self}; give both the same task")
+
+    def batch_loss(
+        self, model: Predictor, inputs: Tensor, lengths: Tensor, targets: Tensor, weights: Tensor | None = None
+    ) -> tuple[Tensor, float]:
+        """Compute a batch and return its loss as `loss` does."""
+        return self.loss(model(inputs, lengths), targets, weights)
+
+    def measure(self, rows: Scored) -> dict[str, float]:
+        """Compute some rows and return their measures as `scores` does."""
+        return self.scores(rows.outputs(), rows.targets)
+
+    def record(self) -> dict[str, Any]:
+        """Return what a saved folder keeps of the task, as JSON values."""
+        return {"kind": self.kind or type(self).__name__, "n_outputs": self.n_outputs}
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Task) and self.record() == other.record()
+
+    def __hash__(self) -> int:
+        return hash(repr(self.record()))
+
+    def __repr__(self) -> str:
+        values = ", ".join(f"{key}={value!r}" for key, value in self.record().items() if key != "kind")
+        return f"{type(self).__name__}({values})"
