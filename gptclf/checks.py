@@ -1,7 +1,7 @@
 """Checks of arguments: one function for each kind of value.
 
-Each takes the name of the argument and the value given, and returns the value in Python's own type. A value of the wrong
-type raises a TypeError and a value out of range a ValueError; both say what was given and what is allowed.
+Each function takes the name of the argument and the value given, and returns the value in Python's own type. A wrong
+type is a TypeError and a value out of range a ValueError. Both errors say what was given and what is allowed.
 """
 
 import math
