@@ -1,0 +1,225 @@
+"""Checks of arguments: one function for each kind of value.
+
+Each function takes the name of the argument and the value given, and returns the value in Python's own type. A wrong
+type is a TypeError and a value out of range a ValueError. Both errors say what was given and what is allowed.
+"""
+
+import math
+import os
+from collections.abc import Sequence
+from numbers import Integral, Real
+from pathlib import Path
+from typing import Any, Literal, overload
+
+import numpy as np
+import torch
+
+# The longest repr of a value that an error message shows, in characters.
+_LONGEST = 100
+
+
+def python_value(value: Any) -> Any:
+    """Return the Python value of a numpy or torch scalar, and anything else unchanged.
+
+    A torch tensor of several elements becomes nested lists: tensors hash by identity, so equal ones would count as
+    different values.
+
+    Example:
+        >>> python_value(np.float32(0.5)), python_value(torch.tensor(3)), python_value("ham")
+        (0.5, 3, 'ham')
+    """
+    if isinstance(value, torch.Tensor):
+        return value.item() if value.numel() == 1 else value.tolist()
+    scalar = isinstance(value, np.generic) or (isinstance(value, np.ndarray) and value.ndim == 0)
+    return value.item() if scalar else value
+
+
+@overload
+def integer(name: str, value: Any, least: int = 0, *, optional: Literal[False] = False) -> int: ...
+@overload
+def integer(name: str, value: Any, least: int = 0, *, optional: bool) -> int | None: ...
+def integer(name: str, value: Any, least: int = 0, *, optional: bool = False) -> int | None:
+    """Return `value` as an int of at least `least`.
+
+    Args:
+        name: The argument's name, for the error message.
+        value: A Python, numpy or torch integer. A bool is not one, nor is 2.0.
+        least: The smallest value allowed.
+        optional: Also allow None.
+
+    Raises:
+        TypeError: If `value` is not an integer.
+        ValueError: If it is less than `least`.
+
+    Example:
+        >>> integer("batch_size", np.int64(8), 1)
+        8
+        >>> integer("batch_size", 0, 1)
+        Traceback (most recent call last):
+            ...
+        ValueError: batch_size is 0; it must be an integer of at least 1
+    """
+    value = python_value(value)
+    if optional and value is None:
+        return None
+    rule = f"an integer of at least {least}" + " or None" * optional
+    if not isinstance(value, Integral) or isinstance(value, bool):
+        raise _wrong(TypeError, name, value, rule)
+    if value < least:
+        raise _wrong(ValueError, name, value, rule)
+    return int(value)
+
+
+@overload
+def number(
+    name: str,
+    value: Any,
+    *,
+    least: float = 0.0,
+    above: float | None = None,
+    most: float = math.inf,
+    optional: Literal[False] = False,
+) -> float: ...
+@overload
+def number(
+    name: str, value: Any, *, least: float = 0.0, above: float | None = None, most: float = math.inf, optional: bool
+) -> float | None: ...
+def number(
+    name: str,
+    value: Any,
+    *,
+    least: float = 0.0,
+    above: float | None = None,
+    most: float = math.inf,
+    optional: bool = False,
+) -> float | None:
+    """Return `value` as a finite float within bounds.
+
+    Args:
+        name: The argument's name, for the error message.
+        value: A Python, numpy or torch number; a bool is not one.
+        least: The smallest value allowed; -inf for no lower bound.
+        above: A bound that the value must exceed, instead of `least`.
+        most: The largest value allowed.
+        optional: Also allow None.
+
+    Raises:
+        TypeError: If `value` is not a number.
+        ValueError: If it is not finite or out of bounds.
+
+    Example:
+        >>> number("dropout", 1, most=1)
+        1.0
+        >>> number("clip", 0, above=0, optional=True)
+        Traceback (most recent call last):
+            ...
+        ValueError: clip is 0; it must be a finite number above 0 or None
+    """
+    value = python_value(value)
+    if optional and value is None:
+        return None
+    rule = _bounds(least, above, most) + " or None" * optional
+    if not isinstance(value, Real) or isinstance(value, bool):
+        raise _wrong(TypeError, name, value, rule)
+    try:
+        found = float(value)
+    except OverflowError:  # an int beyond the largest float
+        raise _wrong(ValueError, name, value, rule) from None
+    if not math.isfinite(found) or found > most or (found < least if above is None else found <= above):
+        raise _wrong(ValueError, name, value, rule)
+    return found
+
+
+def _bounds(least: float, above: float | None, most: float) -> str:
+    lowest = f"above {above:g}" if above is not None else "" if least == -math.inf else f"of at least {least:g}"
+    if most == math.inf:
+        return f"a finite number {lowest}".rstrip()
+    if above is None and lowest:
+        return f"a number from {least:g} to {most:g}"
+    return f"a number {lowest} and at most {most:g}" if lowest else f"a number of at most {most:g}"
+
+
+def choice(name: str, value: Any, allowed: Sequence[str]) -> str:
+    """Return `value` if it is one of the `allowed` strings.
+
+    Raises:
+        TypeError: If `value` is not a str.
+        ValueError: If it is another string.
+
+    Example:
+        >>> choice("truncation", "end", ("tail", "head", "middle"))
+        Traceback (most recent call last):
+            ...
+        ValueError: truncation is 'end'; it must be one of tail, head, middle
+    """
+    value = python_value(value)
+    rule = f"one of {', '.join(allowed)}"
+    if not isinstance(value, str):
+        raise _wrong(TypeError, name, value, rule)
+    if value not in allowed:
+        raise _wrong(ValueError, name, value, rule)
+    return value
+
+
+def boolean(name: str, value: Any) -> bool:
+    """Return `value` if it is True or False, in Python's or in numpy's form.
+
+    Raises:
+        TypeError: For anything else, 0 and 1 included.
+    """
+    value = python_value(value)
+    if not isinstance(value, bool):
+        raise _wrong(TypeError, name, value, "True or False")
+    return value
+
+
+def path(name: str, value: Any) -> Path:
+    """Return `value` as a Path, with a leading `~` replaced by the home directory.
+
+    Raises:
+        TypeError: If `value` is neither a str nor a path object.
+        ValueError: If it is empty, or names the home of an unknown user.
+    """
+    if not isinstance(value, str | os.PathLike):
+        raise _wrong(TypeError, name, value, "a path, as a str or a Path")
+    text = os.fspath(value)
+    if not isinstance(text, str):
+        raise _wrong(TypeError, name, value, "a path, as a str or a Path")
+    if not text:
+        raise _wrong(ValueError, name, value, "a path that is not empty")
+    try:
+        return Path(text).expanduser()
+    except RuntimeError as error:
+        raise ValueError(f"{name} is {text!r}, whose home directory is unknown; write out the whole path") from error
+
+
+def device(value: str | torch.device | None) -> torch.device:
+    """Return the torch device that `value` names; None is the CPU.
+
+    Raises:
+        TypeError: If `value` is neither a str, a torch.device nor None.
+        ValueError: If this machine, or this build of torch, does not have the device; the message lists those it has.
+
+    Example:
+        >>> device("cpu")
+        device(type='cpu')
+    """
+    if value is not None and not isinstance(value, str | torch.device):
+        raise _wrong(TypeError, "device", value, "a name such as 'cuda:0', a torch.device or None")
+    try:
+        chosen = torch.device("cpu" if value is None else value)
+        torch.empty(0, device=chosen)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        have = ["cpu"]
+        have += ["cuda"] if torch.cuda.is_available() else []
+        have += ["mps"] if torch.backends.mps.is_available() else []
+        reason = str(error).split("\n")[0]
+        shown = str(value)
+        raise ValueError(f"device {shown!r} cannot be used here ({reason}); there is {', '.join(have)}") from error
+    return chosen
+
+
+def _wrong(kind: type[Exception], name: str, value: Any, rule: str) -> Exception:
+    shown = repr(value)
+    shown = shown if len(shown) <= _LONGEST else f"{shown[: _LONGEST - 3]}..."
+    return kind(f"{name} is {shown}; it must be {rule}")
