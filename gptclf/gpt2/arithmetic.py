@@ -1,12 +1,18 @@
 """Which arithmetic a computation runs in. Weights, residual stream and losses are float32 whatever is chosen here."""
 
-from collections.abc import Iterator
+import functools
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, Protocol, TypeVar
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.nn import functional as F
 
-from gptclf.gpt2.stages import Classifier
+from gptclf.checks import choice
+from gptclf.gpt2.config import GPT2Config
+from gptclf.gpt2.sharing import twin
 
 PRECISIONS = ("auto", "float32", "bfloat16")
 
@@ -16,32 +22,130 @@ _WORTH_CASTING = 256
 # Casting a block's weights takes as long as running so many tokens through it.
 _WORTH_CASTING_TOKENS = 512
 
+# Tokens per product. On a CPU more does not multiply faster, and less keeps the MLP's inside out of the caches' reach.
+_CHUNK = {"cpu": 1024, "cuda": 16384}
 
-def resolve_precision(precision: str, model: Classifier) -> str:
-    """What `precision` means for this model on its device: "float32" or "bfloat16".
+M = TypeVar("M", bound=nn.Module)
 
-    "auto" is bfloat16 where the device multiplies bfloat16 matrices in hardware and the model is wide enough to gain.
+Kernel = Callable[[Tensor], Tensor]
+
+ACTIVATIONS: dict[str, Kernel] = {
+    "gelu_tanh": lambda x: F.gelu(x, approximate="tanh"),
+    "gelu": F.gelu,
+    "relu": F.relu,
+    "silu": F.silu,
+}
+
+
+class Placed(Protocol):
+    """A model, or a part of one, of which the device and the shape are known."""
+
+    config: GPT2Config
+
+    @property
+    def device(self) -> torch.device:
+        """Where the parameters live."""
+
+
+@dataclass(frozen=True)
+class Arithmetic:
+    """How matrices are multiplied without gradients.
+
+    Attributes:
+        name: "float32", "bfloat16" or "float16".
     """
-    if precision not in PRECISIONS:
-        raise ValueError(f"precision is {precision!r}; choose from {', '.join(PRECISIONS)}")
+
+    name: str
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """What matrix products take and give."""
+        return getattr(torch, self.name)  # type: ignore[no-any-return]
+
+    def prepare(self, weight: Tensor, bias: Tensor | None) -> Kernel:
+        """Return x -> x Wᵀ + b for a matrix W (out, in), cast and laid out once."""
+        cast = weight.detach().to(self.dtype)
+        operators = _fused_operators() if weight.device.type == "cpu" and self.dtype == torch.bfloat16 else None
+        return _Matrix(cast, None if bias is None else bias.detach().to(self.dtype), operators)
+
+
+FLOAT32, BFLOAT16, FLOAT16 = Arithmetic("float32"), Arithmetic("bfloat16"), Arithmetic("float16")
+
+
+class _Matrix:
+    """A linear layer over chunks of one shape."""
+
+    def __init__(self, weight: Tensor, bias: Tensor | None, operators: tuple[Any, Any] | None) -> None:
+        self.weight, self.bias, self.linear = weight, bias, None
+        if operators is not None:
+            pack, self.linear = operators
+            self.weight = pack(weight.contiguous(), _CHUNK["cpu"])
+
+    def __call__(self, x: Tensor) -> Tensor:
+        if self.linear is None:
+            return F.linear(x, self.weight, self.bias)
+        return self.linear(x, self.weight, self.bias, "none", [], "")  # type: ignore[no-any-return]
+
+    def gelu_tanh(self, x: Tensor) -> Tensor:
+        """Multiply and activate in one pass."""
+        if self.linear is None:
+            return ACTIVATIONS["gelu_tanh"](self(x))
+        return self.linear(x, self.weight, self.bias, "gelu", [], "tanh")  # type: ignore[no-any-return]
+
+
+def activated(kernel: Kernel, activation: str) -> Kernel:
+    """Return a prepared layer followed by an activation, fused if the kernel can."""
+    if isinstance(kernel, _Matrix) and activation == "gelu_tanh":
+        return kernel.gelu_tanh
+    return lambda x: ACTIVATIONS[activation](kernel(x))
+
+
+def chunk_size(device: torch.device) -> int:
+    """Return the number of tokens per matrix product on a device."""
+    return _CHUNK.get(device.type, _CHUNK["cuda"])
+
+
+def resolve_precision(precision: str, model: Placed) -> str:
+    """Return what `precision` means for this model on its device: "float32" or "bfloat16".
+
+    "auto" is bfloat16 if the device multiplies bfloat16 matrices in hardware and the model is wide enough to gain.
+    """
+    choice("precision", precision, PRECISIONS)
     if precision != "auto":
         return precision
     fast = _multiplies_bfloat16(model.device) and model.config.emb_dim >= _WORTH_CASTING
     return "bfloat16" if fast else "float32"
 
 
-def product_dtype(precision: str, model: Classifier, n_tokens: int) -> torch.dtype:
-    """What matrix products take where weights are cast once for `n_tokens` tokens, without gradients.
+def arithmetic_for(precision: str, model: Placed, n_tokens: int) -> Arithmetic:
+    """Return the arithmetic in which weights are cast once for `n_tokens` tokens, without gradients.
 
-    "auto" is bfloat16 where `resolve_precision` says so and there are enough tokens to repay the casting; on a CUDA
+    "auto" is bfloat16 if `resolve_precision` says so and there are enough tokens to repay the casting; on a CUDA
     card that cannot multiply it, float16.
     """
     resolved = resolve_precision(precision, model)
     if precision == "auto" and model.device.type == "cuda" and resolved == "float32":
-        return torch.float16
+        return FLOAT16
     if resolved == "bfloat16" and not (precision == "auto" and n_tokens < _WORTH_CASTING_TOKENS):
-        return torch.bfloat16
-    return torch.float32
+        return BFLOAT16
+    return FLOAT32
+
+
+def casting(precision: str, model: Placed) -> torch.autocast:
+    """Return a context in which matrix products run in `precision`: autocast for bfloat16."""
+    enabled = resolve_precision(precision, model) == "bfloat16"
+    return torch.autocast(model.device.type, dtype=torch.bfloat16, enabled=enabled)
+
+
+@contextmanager
+def evaluating(model: M) -> Iterator[M]:
+    """Give the model in evaluation mode, without gradients in the block; the model's own mode is never changed.
+
+    Anything in training mode is computed by a copy of the modules over the same parameters.
+    """
+    training = any(part.training for part in model.modules())
+    with torch.inference_mode():
+        yield twin(model).eval() if training else model
 
 
 def _multiplies_bfloat16(device: torch.device) -> bool:
@@ -55,28 +159,16 @@ def _multiplies_bfloat16(device: torch.device) -> bool:
     return False
 
 
-@contextmanager
-def arithmetic(precision: str, model: Classifier) -> Iterator[None]:
-    """Run the block in `precision` (autocast of matrix products for bfloat16)."""
-    enabled = resolve_precision(precision, model) == "bfloat16"
-    with torch.autocast(model.device.type, dtype=torch.bfloat16, enabled=enabled):
-        yield
+@functools.cache
+def _fused_operators() -> tuple[Any, Any] | None:
+    """Return torch's private operators for a packed matrix and a fused activation, or None if a release lacks them.
 
-
-@contextmanager
-def in_mode(model: nn.Module, *, training: bool) -> Iterator[None]:
-    """Training (dropout) or evaluation mode in the block; every module's own mode is put back afterwards."""
-    modes = [(module, module.training) for module in model.modules()]
-    model.train(training)
+    They save the activation's own pass over the MLP's inside, an eighth of a block in bfloat16.
+    """
     try:
-        yield
-    finally:
-        for module, mode in modes:
-            module.training = mode
-
-
-@contextmanager
-def answering(model: nn.Module) -> Iterator[None]:
-    """No gradients and no dropout in the block."""
-    with in_mode(model, training=False), torch.inference_mode():
-        yield
+        pack, linear = torch.ops.mkldnn._reorder_linear_weight, torch.ops.mkldnn._linear_pointwise
+        x, weight = torch.ones(2, 32, dtype=torch.bfloat16), torch.ones(32, 32, dtype=torch.bfloat16)
+        y = linear(x, pack(weight, 2), None, "gelu", [], "tanh")
+    except (AttributeError, RuntimeError, TypeError):
+        return None
+    return (pack, linear) if torch.equal(y, torch.full_like(y, 32.0)) else None

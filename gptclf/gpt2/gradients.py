@@ -1,20 +1,18 @@
 """Weight gradients added straight into buffers that are kept from step to step.
 
-Plain autograd makes each weight's gradient as a new tensor and then adds it to `.grad`, whose own memory is given back
-after the step, to be paged in again in the next. For a small batch that costs more than the products themselves. Inside
-`KeptGradients.step()` a product's backward pass adds its gradient to the buffer in one go.
+Plain autograd makes each weight's gradient as a new tensor and then adds it to `.grad`, whose memory is given back
+after the step, to be paged in again in the next. For a small batch that costs more than the products themselves. The
+layers of a learner hold a `KeptGradients`, and a product's backward pass adds its gradient to the buffer in one go.
 
 The values are those of plain autograd. Hooks on a parameter's gradient would not see it, so parameters with hooks take
-the plain way, and whoever relies on others' hooks (distributed training) does not use this.
+the plain way. DistributedDataParallel reads `.grad` after it is written, and works.
 """
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from contextvars import ContextVar
+from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 # Takes a parameter, or a tensor of its shape, to a part of it as a matrix (K, N) or a stack of them (H, K, N), without
@@ -26,39 +24,23 @@ _CONVERTED_ROWS = 256
 
 
 class KeptGradients:
-    """Buffers for the gradients of some parameters, which a step makes the parameters' `.grad`.
+    """Buffers for the gradients of parameters, which become `.grad` in a backward pass after `zero_grad`."""
 
-    Args:
-        parameters: What trains.
-    """
-
-    def __init__(self, parameters: list[nn.Parameter]) -> None:
-        self._parameters = parameters
-        self._buffers: dict[int, Tensor] = {}
-
-    @contextmanager
-    def step(self) -> Iterator[None]:
-        """Gradients of backward passes in the block are summed, those from before it forgotten."""
-        for parameter in self._parameters:
-            parameter.grad = None  # so that plain autograd, too, starts anew with what it computes
-        token = _kept.set(self)
-        try:
-            yield
-        finally:
-            _kept.reset(token)
+    def __init__(self) -> None:
+        self._buffers: dict[Tensor, Tensor] = {}
 
     def holds(self, parameter: Tensor) -> bool:
-        """Whether products with this parameter shall add to its gradient here."""
+        """Return True if gradients of this parameter are accumulated in a buffer."""
         hooked = parameter._backward_hooks or parameter._post_accumulate_grad_hooks  # which want to see the gradient
-        return parameter.requires_grad and parameter.is_leaf and not hooked
+        return torch.is_grad_enabled() and parameter.requires_grad and parameter.is_leaf and not hooked
 
     def gradient(self, parameter: Tensor) -> tuple[Tensor, bool]:
-        """The parameter's `.grad`, and whether what stands in it is of the step before."""
+        """Return the parameter's `.grad` and whether it still holds the previous step's values."""
         if parameter.grad is not None:
             return parameter.grad, False
-        buffer = self._buffers.get(id(parameter))
+        buffer = self._buffers.get(parameter)
         if buffer is None:
-            buffer = self._buffers[id(parameter)] = torch.empty_like(parameter)
+            buffer = self._buffers[parameter] = torch.empty_like(parameter)
         parameter.grad = buffer
         return buffer, True
 
@@ -87,9 +69,6 @@ def _add_converted(slot: Tensor, value: Tensor) -> None:
         part.add_(piece)
 
 
-_kept: ContextVar[KeptGradients | None] = ContextVar("kept_gradients", default=None)
-
-
 class _Product(torch.autograd.Function):
     """x (..., M, K) times a view (..., K, N) of a parameter, whose gradient goes into its buffer, plus a bias (N,)."""
 
@@ -114,49 +93,27 @@ class _Product(torch.autograd.Function):
         return to_x, None, to_bias, None, None
 
 
-def product(x: Tensor, parameter: Tensor, view: View, bias: Tensor | None = None) -> Tensor:
-    """X (..., M, K) @ view(parameter) (..., K, N), differentiable.
+def product(
+    x: Tensor, parameter: Tensor, view: View, bias: Tensor | None = None, kept: KeptGradients | None = None
+) -> Tensor:
+    """Compute x (..., M, K) @ view(parameter) (..., K, N), differentiably.
 
     Args:
         x: Left side.
         parameter: Holds the right side.
         view: Takes the parameter to the matrix.
-        bias: Added (N,), where x and the matrix have two dimensions.
+        bias: Added (N,), if x and the matrix have two dimensions.
+        kept: Where the parameter's gradient is accumulated; None leaves it to autograd.
     """
-    kept = _kept.get()
-    if kept is not None and torch.is_grad_enabled() and kept.holds(parameter):
+    if kept is not None and kept.holds(parameter):
         return _Product.apply(x, parameter, bias, view, kept)  # type: ignore[no-any-return, no-untyped-call]
     y = x @ view(parameter)
     return y if bias is None else y + bias
 
 
-class Linear(nn.Linear):
-    """`torch.nn.Linear` whose weight gradient can go into a kept buffer."""
-
-    def reset_parameters(self) -> None:
-        """Draw nothing: weights are loaded, or drawn by `initialise`."""
-
-    def forward(self, input: Tensor) -> Tensor:
-        """Map (..., K) to (..., N)."""
-        kept = _kept.get()
-        if kept is None or not torch.is_grad_enabled() or not kept.holds(self.weight):
-            return super().forward(input)
-        rows = input.reshape(-1, input.shape[-1])
-        return product(rows, self.weight, _transposed, self.bias).view(*input.shape[:-1], self.out_features)
-
-
-class Embedding(nn.Embedding):
-    """`torch.nn.Embedding` whose gradient is added into a kept buffer row by row, not as a table of mostly zeros."""
-
-    def reset_parameters(self) -> None:
-        """Draw nothing, as in `Linear`; on the meta device torch would import its compiler for it, a second's work."""
-
-    def forward(self, input: Tensor) -> Tensor:
-        """Map ids (...) to vectors (..., D)."""
-        kept = _kept.get()
-        if kept is None or not torch.is_grad_enabled() or not kept.holds(self.weight):
-            return super().forward(input)
-        return _Lookup.apply(self.weight, input, kept)  # type: ignore[no-any-return, no-untyped-call]
+def look_up(parameter: Tensor, ids: Tensor, kept: KeptGradients) -> Tensor:
+    """Return rows of a parameter (V, D) at ids (...), the gradient accumulated row by row in its buffer."""
+    return _Lookup.apply(parameter, ids, kept)  # type: ignore[no-any-return, no-untyped-call]
 
 
 class _Lookup(torch.autograd.Function):
@@ -177,7 +134,3 @@ class _Lookup(torch.autograd.Function):
             table.zero_()
         table.index_add_(0, ids.reshape(-1), grad.reshape(-1, grad.shape[-1]))
         return None, None, None
-
-
-def _transposed(weight: Tensor) -> Tensor:
-    return weight.t()

@@ -1,36 +1,69 @@
-"""What sits on the trunk: the language-model head and the classifier head, equals behind one call.
+"""What is on top of the trunk: the head protocol, the language-model head and the classifier head."""
 
-A head is a module called as `head(hidden (B, T, D), lengths (B,) | None)`, with `project` for logits of every token.
-"""
-
-from collections.abc import Sequence
-from typing import Any
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from gptclf.checks import choice
 from gptclf.gpt2.config import GPT2Config
-from gptclf.gpt2.gradients import Linear
-from gptclf.tasks import check_classes
+from gptclf.gpt2.layers import Linear
+from gptclf.gpt2.sharing import twin
+from gptclf.gpt2.standard import is_hooked, is_standard
 
 POOLINGS = ("last", "first", "mean", "max")
+READS = ("all", "last", "first")
 
 
 class Head(nn.Module):
-    """The protocol both heads keep."""
+    """Maps the final hidden states of each row to the model's outputs. Subclass it for a head of your own.
+
+    Attributes:
+        reads: The positions that `forward` looks at. "all" is always right. A head that says "last" or "first" gives
+            the same for (B, T, D) as for (B, 1, D) holding that position alone, and is much faster: the last block
+            then computes that position only, and of a frozen trunk one vector per text is kept.
+
+    Example:
+        >>> class Mean(Head):
+        ...     def __init__(self, emb_dim, n_outputs):
+        ...         super().__init__()
+        ...         self.output = nn.Linear(emb_dim, n_outputs)
+        ...     def forward(self, hidden, lengths=None):
+        ...         return self.output(pool(hidden, lengths, "mean"))
+    """
+
+    reads: str = "all"
+
+    @property
+    def is_fresh(self) -> bool:
+        """True for a head that still is what gptclf drew: never trained, in whatever loop, nor loaded."""
+        return False
+
+    @property
+    def output_matrix(self) -> Tensor | None:
+        """The matrix (V, D) of a language-model head if it may be multiplied in pieces, else None."""
+        return None
 
     def project(self, hidden: Tensor) -> Tensor:
-        """Logits of hidden states (..., D), one row for each."""
-        raise TypeError(f"{type(self).__name__} is not a head: it defines no project()")
+        """Map hidden states (..., D) to outputs position by position, without pooling."""
+        raise TypeError(f"{type(self).__name__} defines no project(): it has no outputs for single positions")
 
     def forward(self, hidden: Tensor, lengths: Tensor | None = None) -> Tensor:
-        """Logits of hidden states (B, T, D) of rows with `lengths` real tokens."""
-        return self.project(hidden)
+        """Map hidden states (B, T, D) to outputs (B, n_outputs).
+
+        Args:
+            hidden: The trunk's result, padded on the right.
+            lengths: Real positions per row (B,), or None: every row ends at T.
+        """
+        raise NotImplementedError(f"{type(self).__name__} defines no forward(hidden, lengths)")
 
 
 class LMHead(Head):
     """Next-token logits (B, T, V), with the token embedding's matrix (tied) or one of its own."""
+
+    standard = True
+    kind = "lm_head"
 
     def __init__(self, config: GPT2Config, embedding: nn.Embedding) -> None:
         super().__init__()
@@ -44,43 +77,105 @@ class LMHead(Head):
         """The output matrix (V, D)."""
         return self.output.weight if self._tied_to is None else self._tied_to[0].weight
 
+    @property
+    def output_matrix(self) -> Tensor | None:
+        """The output matrix if nobody looks inside, so that it may be multiplied in pieces."""
+        return self.weight if is_standard(self) else None
+
     def project(self, hidden: Tensor) -> Tensor:
         """Logits (..., V) of hidden states (..., D)."""
         return F.linear(hidden, self.weight)
 
+    def forward(self, hidden: Tensor, lengths: Tensor | None = None) -> Tensor:
+        """Logits of the next token at every position (B, T, V)."""
+        return self.project(hidden)
+
 
 class ClassifierHead(Head):
-    """Class logits (B, C): pool the hidden states of each row to one vector, then one linear layer.
+    """Outputs (B, C): pool the hidden states of each row to one vector, then one linear layer.
 
     Args:
-        config: The model's shape.
-        classes: The labels, in the order of the logits' columns.
+        emb_dim: Width of the hidden states (D).
+        n_outputs: Number of outputs (C).
         pooling: "last" (the last real token), "first", "mean" or "max" (both over real tokens).
         bias: Whether the output layer has a bias (Hugging Face's has none).
     """
 
-    def __init__(self, config: GPT2Config, classes: Sequence[Any], *, pooling: str = "last", bias: bool = True) -> None:
+    standard = True
+    kind = "classifier_head"
+    described: ClassVar[tuple[str, ...]] = ("pooling",)
+
+    def __init__(self, emb_dim: int, n_outputs: int, *, pooling: str = "last", bias: bool = True) -> None:
         super().__init__()
-        if pooling not in POOLINGS:
-            raise ValueError(f"pooling is {pooling!r}; choose from {', '.join(POOLINGS)}")
-        labels = check_classes(classes)
-        if len(labels) < 2:
-            raise ValueError(
-                f"a classifier needs at least 2 classes, but got {labels!r}; with one class there is nothing to learn"
-            )
-        if len(set(labels)) < len(labels):
-            raise ValueError(f"classes holds a label twice: {labels!r}; each column needs its own label")
-        self.classes = tuple(labels)
-        self.pooling = pooling
-        self.output = Linear(config.emb_dim, len(labels), bias=bias, device="meta")
+        self.pooling = choice("pooling", pooling, POOLINGS)
+        self.output = Linear(emb_dim, n_outputs, bias=bias, device="meta")
+        self._drawn: Tensor | None = None
+
+    @property
+    def reads(self) -> str:  # type: ignore[override]
+        """The pooled position; "all" for a subclass, whose `forward` may look elsewhere."""
+        return self.pooling if self.pooling in READS and type(self) is ClassifierHead else "all"
+
+    @property
+    def is_fresh(self) -> bool:
+        """True while the output layer's weights are those that were drawn."""
+        weight = getattr(self.output, "weight", None)
+        if self._drawn is None or not isinstance(weight, Tensor) or weight.shape != self._drawn.shape:
+            return False
+        return torch.equal(self._drawn, weight.detach().cpu())
+
+    def remember_fresh(self) -> None:
+        """Note that the weights are freshly drawn."""
+        self._drawn = self.output.weight.detach().cpu().clone()
+
+    def forget_fresh(self) -> None:
+        """Note that training went through the head, even if only parameters before it changed."""
+        self._drawn = None
 
     def project(self, hidden: Tensor) -> Tensor:
-        """Class logits (..., C) of hidden states (..., D)."""
+        """Outputs (..., C) of hidden states (..., D)."""
         return self.output(hidden)  # type: ignore[no-any-return]
 
     def forward(self, hidden: Tensor, lengths: Tensor | None = None) -> Tensor:
-        """Class logits (B, C) of hidden states (B, T, D)."""
+        """Outputs (B, C) of hidden states (B, T, D)."""
         return self.project(pool(hidden, lengths, self.pooling))
+
+
+def reads_of(head: nn.Module) -> str:
+    """Return which positions a head looks at: what it says, or "all" if it says nothing or is hooked."""
+    return "all" if is_hooked(head) else getattr(head, "reads", "all")
+
+
+def check_head(head: nn.Module, emb_dim: int, n_outputs: int) -> None:
+    """Try a head once on random hidden states.
+
+    Raises:
+        TypeError: It is not a module.
+        ValueError: It gives another number of outputs, or other outputs than its `reads` promises.
+    """
+    if not isinstance(head, nn.Module):
+        raise TypeError(f"head is a {type(head).__name__}; give a gptclf.Head, or a class of heads")
+    reads, name = getattr(head, "reads", "all"), type(head).__name__
+    if reads not in READS:
+        raise ValueError(f"{name}.reads is {reads!r}; choose from {', '.join(READS)}")
+    parameter = next(head.parameters(), torch.zeros(()))
+    hidden = torch.randn(3, 5, emb_dim, generator=torch.Generator().manual_seed(0)).to(parameter)
+    lengths = torch.tensor([5, 2, 3], device=hidden.device)
+    with torch.no_grad():
+        trial = twin(head).eval()
+        outputs = trial(hidden, lengths)
+        if not isinstance(outputs, Tensor) or outputs.shape != (3, n_outputs):
+            shape = tuple(outputs.shape) if isinstance(outputs, Tensor) else type(outputs).__name__
+            raise ValueError(f"{name} maps hidden states (3, 5, {emb_dim}) to {shape}; it must give (3, {n_outputs})")
+        if reads == "all":
+            return
+        position = lengths - 1 if reads == "last" else torch.zeros_like(lengths)
+        alone = trial(hidden[torch.arange(3), position][:, None], None)
+    if not torch.allclose(outputs, alone, rtol=1e-4, atol=1e-5):
+        raise ValueError(
+            f'{name}.reads is {reads!r}, but its outputs depend on other positions; set reads = "all", which is '
+            "always right"
+        )
 
 
 def pool(hidden: Tensor, lengths: Tensor | None, pooling: str) -> Tensor:
@@ -109,12 +204,12 @@ def pool(hidden: Tensor, lengths: Tensor | None, pooling: str) -> Tensor:
 
 
 def check_lengths(lengths: Tensor, B: int, T: int) -> None:
-    """Raise where `lengths` cannot be the numbers of real tokens in rows (B, T)."""
+    """Raise if `lengths` cannot be the numbers of real tokens in rows (B, T)."""
     if not isinstance(lengths, Tensor):
         raise TypeError(f"lengths is a {type(lengths).__name__}; it must be a tensor of {B} counts")
     if lengths.shape != (B,):
         raise ValueError(f"lengths has shape {tuple(lengths.shape)}; it must be ({B},), one count per row")
-    # A length of 0 would index the last column without a word. On a GPU the check would wait for the device.
+    # A length of 0 would silently index the last column. On a GPU the check would wait for the device.
     if lengths.device.type == "cpu" and B:
         low, high = int(lengths.min()), int(lengths.max())
         if low < 1 or high > T:

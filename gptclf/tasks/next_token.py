@@ -35,7 +35,7 @@ class NextToken(Task):
 
     def answers(self, outputs: Tensor) -> list[Any]:
         """Return the most probable token of each position."""
-        return outputs.argmax(dim=-1).tolist()  # type: ignore[no-any-return]
+        return outputs.argmax(dim=-1).tolist()
 
     def check_same(self, other: Task | None) -> None:
         """Raise if the rows are labelled texts."""

@@ -1,0 +1,122 @@
+"""`add_classifier_head`: a classifier on the trunk of a model."""
+
+import logging
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from torch import nn
+
+from gptclf.checks import integer
+from gptclf.gpt2.freezing import freeze
+from gptclf.gpt2.heads import ClassifierHead, Head, check_head
+from gptclf.gpt2.initialise import initialise
+from gptclf.gpt2.model import GPT2, check_float32, check_gpt2
+from gptclf.gpt2.sharing import borrow
+from gptclf.tasks import SingleLabel, Task
+
+logger = logging.getLogger(__name__)
+
+# A head, or what makes one from the trunk's width and the number of outputs.
+HeadSource = Head | Callable[[int, int], Head]
+
+
+def add_classifier_head(
+    model: GPT2,
+    num_classes: int | None = None,
+    *,
+    classes: Iterable[Any] | None = None,
+    task: Task | None = None,
+    pooling: str = "last",
+    bias: bool = True,
+    head: HeadSource | None = None,
+    seed: int | None = None,
+) -> GPT2:
+    """Put a new head on the trunk of `model`: a new model whose last block, final norm and head are trainable.
+
+    The new model shares the tensors that stay frozen and owns copies of those that may train, so `model` and other
+    classifiers made from it never change. Layers that were replaced in `model` come along. A classifier given gets a
+    new head. (Book section 6.5.)
+
+    Args:
+        model: A language model, or a classifier whose trunk is used.
+        num_classes: C, for classes 0 to C-1. Give exactly one of this, `classes` and `task`.
+        classes: The labels, hashable and distinct; their order is the order of columns everywhere.
+        task: A task of your own, or `SingleLabel` with class weights.
+        pooling: Where the head looks: "last" (the last real token), "first", "mean" or "max".
+        bias: Whether the head has a bias (Hugging Face's classifier has none).
+        head: A `Head` of your own, or a class that is called with the trunk's width and the number of outputs. It is
+            tried once. `pooling`, `bias` and `seed` are the standard head's.
+        seed: Seed of the head's weights; None draws one from torch's global generator. It is logged.
+
+    Raises:
+        TypeError: An argument is of a wrong type.
+        ValueError: There are fewer than two classes or a label twice, the model is not float32, or the head does not
+            give the task's outputs.
+
+    Example:
+        >>> from gptclf import load_gpt2
+        >>> clf = add_classifier_head(load_gpt2("nano"), classes=["ham", "spam"], seed=123)
+        >>> clf.classes, clf.head.output.weight.shape
+        (['ham', 'spam'], torch.Size([2, 192]))
+    """
+    check_gpt2(model)
+    task = _task_of(num_classes, classes, task)
+    check_float32(model, "a new head goes on")
+    if head is not None and (pooling != "last" or bias is not True or seed is not None):
+        raise ValueError("pooling=, bias= and seed= are the standard head's; give them to your own head")
+    clf = borrow(model)
+    clf.task = task
+    if head is None:
+        clf.head, seed = draw_head(clf, task, pooling, bias, seed)
+    else:
+        clf.head = build_head(head, clf, task)
+    freeze(clf, trainable="last_block")
+    if head is None:
+        fresh = ", ".join(f"{name} {tuple(p.shape)}" for name, p in clf.head.named_parameters(prefix="head"))
+        logger.warning("new classifier head, drawn from seed %d: %s. Train it before use.", seed, fresh)
+    return clf
+
+
+def draw_head(model: GPT2, task: Task, pooling: str, bias: bool, seed: int | None) -> tuple[ClassifierHead, int]:
+    """Return a freshly drawn head and the seed that was used."""
+    head = ClassifierHead(model.config.emb_dim, task.n_outputs, pooling=pooling, bias=bias).float()
+    head.to_empty(device="cpu")
+    seed = initialise(head, model.config, seed, stream=1)
+    return head.to(model.device).eval(), seed
+
+
+def build_head(head: HeadSource, model: GPT2, task: Task) -> Head:
+    """Return a head of the user's, made if it is a class, on the model's device and tried once."""
+    built = head if isinstance(head, nn.Module) else _made(head, model.config.emb_dim, task.n_outputs)
+    check_head(built, model.config.emb_dim, task.n_outputs)
+    wrong = {p.dtype for p in built.parameters()} - {torch.float32}
+    if wrong:
+        raise ValueError(f"the head's weights are {wrong.pop()}; weights train in float32: call head.float()")
+    return built.to(model.device).eval()
+
+
+def _made(head: Callable[[int, int], Head], emb_dim: int, n_outputs: int) -> Head:
+    if not callable(head):
+        raise TypeError(f"head is a {type(head).__name__}; give a gptclf.Head, or a class of heads")
+    return head(emb_dim, n_outputs)
+
+
+def _task_of(num_classes: int | None, classes: Iterable[Any] | None, task: Task | None) -> Task:
+    if (num_classes is not None) + (classes is not None) + (task is not None) != 1:
+        raise ValueError(
+            "give exactly one of num_classes, classes and task: the number of classes, their labels, or a task"
+        )
+    if task is None:
+        if num_classes is not None and not isinstance(num_classes, str):
+            num_classes = integer("num_classes", num_classes)
+        elif num_classes is not None:
+            raise TypeError(f"num_classes is {num_classes!r}; it must be an integer. For labels give classes=")
+        task = SingleLabel(range(num_classes) if num_classes is not None else classes)  # type: ignore[arg-type]
+    if not isinstance(task, Task):
+        raise TypeError(f"task is a {type(task).__name__}; it must be a gptclf.Task, such as SingleLabel(classes)")
+    if isinstance(task, SingleLabel) and task.n_outputs < 2:
+        raise ValueError(
+            f"a classifier needs at least 2 classes, but got {task.classes!r}; with one class there is nothing to learn"
+        )
+    return task

@@ -1,0 +1,133 @@
+"""The layers that hold parameters: linear, embedding, dropout. A `Linear` owns its algebra.
+
+Whoever needs part of a product asks the layer (`rows`, `onto`, `prepared`) and never slices its weight. So a layer
+with another algebra, such as a low-rank or quantised one, overrides these methods and keeps every fast path.
+"""
+
+from collections.abc import Callable
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from gptclf.gpt2.arithmetic import Arithmetic
+from gptclf.gpt2.gradients import KeptGradients, look_up, product
+
+ALL = slice(None)
+
+
+class Linear(nn.Linear):
+    """`torch.nn.Linear` with the products that GPT-2's fast paths need, and kept gradients.
+
+    Attributes:
+        gradients: Where gradients of the weight are accumulated, on a learner's layers; None leaves them to autograd.
+    """
+
+    standard = True
+    kind = "linear"
+    described: ClassVar[tuple[str, ...]] = ()
+    gradients: KeptGradients | None = None
+
+    def reset_parameters(self) -> None:
+        """Draw nothing: weights are loaded, or drawn by `initialise`."""
+
+    @property
+    def folds(self) -> bool:
+        """Whether `rows` and `onto` may stand for `forward`: False while the layer draws randomness."""
+        return True
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (..., K) to (..., N)."""
+        if self.gradients is None or not self.gradients.holds(self.weight):
+            return F.linear(x, self.weight, self.bias)
+        rows = product(x.reshape(-1, x.shape[-1]), self.weight, _transposed, self.bias, self.gradients)
+        return rows.view(*x.shape[:-1], self.out_features)
+
+    def rows(self, x: Tensor, rows: slice = ALL, heads: int = 1, bias: bool = True) -> Tensor:
+        """Compute the outputs `rows` alone, n of N.
+
+        Args:
+            x: Inputs (M, K), or with several heads each head's own inputs (H, M, K).
+            rows: A contiguous part of the outputs.
+            heads: Parts into which these outputs are divided.
+            bias: Whether to add the bias.
+
+        Returns:
+            (M, n), the heads side by side.
+        """
+        b = self.bias[rows] if bias and self.bias is not None else None
+        if heads == 1:
+            return product(x, self.weight, lambda w: w[rows].t(), b, self.gradients)
+        y = product(x, self.weight, lambda w: w[rows].view(heads, -1, w.shape[1]).mT, kept=self.gradients)
+        y = y.transpose(0, 1).reshape(y.shape[1], -1)
+        return y if b is None else y + b
+
+    def onto(self, x: Tensor, rows: slice = ALL, heads: int = 1) -> Tensor:
+        """Multiply by the transpose: take outputs `rows` back onto the inputs.
+
+        Args:
+            x: (M, n), or (..., n) with one head.
+            rows: A contiguous part of the outputs.
+            heads: Parts into which they are divided.
+
+        Returns:
+            (..., K), or with several heads (H, M, K), head by head.
+        """
+        if heads == 1:
+            flat = product(x.reshape(-1, x.shape[-1]), self.weight, lambda w: w[rows], kept=self.gradients)
+            return flat.view(*x.shape[:-1], self.in_features)
+        x = x.view(len(x), heads, -1).transpose(0, 1)
+        return product(x, self.weight, lambda w: w[rows].view(heads, -1, w.shape[1]), kept=self.gradients)
+
+    def prepared(self, arithmetic: Arithmetic) -> Callable[[Tensor], Tensor]:
+        """Return the layer as a function of (M, K) without gradients, its matrix cast and laid out once."""
+        return arithmetic.prepare(self.weight, self.bias)
+
+
+class Embedding(nn.Embedding):
+    """`torch.nn.Embedding` with kept gradients: added row by row, not as a table of mostly zeros."""
+
+    standard = True
+    kind = "embedding"
+    described: ClassVar[tuple[str, ...]] = ()
+    gradients: KeptGradients | None = None
+
+    def reset_parameters(self) -> None:
+        """Draw nothing, as in `Linear`; on the meta device torch would import its compiler for it, a second's work."""
+
+    def forward(self, ids: Tensor) -> Tensor:
+        """Map ids (...) to vectors (..., D)."""
+        if self.gradients is None or not self.gradients.holds(self.weight):
+            return F.embedding(ids, self.weight)
+        return look_up(self.weight, ids, self.gradients)
+
+
+class Dropout(nn.Dropout):
+    """`torch.nn.Dropout` that draws from a generator of its owner's.
+
+    Attributes:
+        generator: Set on a learner's layers; None draws from torch's global generator.
+    """
+
+    standard = True
+    kind = "dropout"
+    described: ClassVar[tuple[str, ...]] = ("p",)
+    generator: torch.Generator | None = None
+
+    @property
+    def draws(self) -> bool:
+        """Whether a call draws random numbers."""
+        return self.training and self.p > 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Set a share `p` of the numbers to 0 in training and scale the others, so that means stay."""
+        if not self.draws:
+            return x
+        if self.p >= 1:
+            return torch.zeros_like(x)
+        return x * torch.empty_like(x).bernoulli_(1 - self.p, generator=self.generator).div_(1 - self.p)
+
+
+def _transposed(weight: Tensor) -> Tensor:
+    return weight.t()

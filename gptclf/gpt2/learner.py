@@ -1,0 +1,159 @@
+"""`Learner`: the stages of a model from the first trainable one on, as modules of its own over the same parameters."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from gptclf.gpt2.gradients import KeptGradients
+from gptclf.gpt2.layers import Dropout, Embedding, Linear
+from gptclf.gpt2.line import hidden_states, outputs_of
+from gptclf.gpt2.model import GPT2
+from gptclf.gpt2.sharing import twins
+from gptclf.gpt2.trunk import Trunk
+
+
+class Learner(nn.Module):
+    """A model, or the end of one, with a mode, a source of randomness and gradient buffers of its own.
+
+    The parameters are the model's, under the same names; the modules are not. So training with dropout never changes
+    the mode in which another thread computes answers, and nothing has to be put back when a run ends. A module that is
+    changed or hooked later, in the model, stays as it was here.
+
+    Args:
+        model: The model.
+        depth: Number of stages left out (`stages.stages`). With 0 the learner is given token ids, else the features
+            (B, T, D) that the last of the stages left out gives.
+        training: Whether dropout is on.
+        recompute: Keep only each block's input for the backward pass and compute the rest again there: a third more
+            work for a fraction of the memory (Chen et al., 2016, "Training Deep Nets with Sublinear Memory Cost").
+        seed: Seed of dropout; None draws from torch's global generator.
+        keep_gradients: Accumulate weight gradients in buffers that are kept from step to step.
+
+    Attributes:
+        generator: What dropout draws from, attention dropout included; None without a seed.
+
+    Example:
+        >>> from gptclf import add_classifier_head, load_gpt2
+        >>> clf = add_classifier_head(load_gpt2("nano"), num_classes=2, seed=0)
+        >>> learner = Learner(clf, depth=4, training=True)
+        >>> learner(torch.zeros(3, 7, 192)).shape, clf.training
+        (torch.Size([3, 2]), False)
+    """
+
+    def __init__(
+        self,
+        model: GPT2,
+        depth: int = 0,
+        *,
+        training: bool = False,
+        recompute: bool = False,
+        seed: int | None = None,
+        keep_gradients: bool = False,
+    ) -> None:
+        super().__init__()
+        self.config, self.task, self.depth, self.recompute = model.config, model.task, depth, recompute
+        self.whole: tuple[GPT2, ...] = ()
+        if depth == 0:
+            whole, self.trunk, self.head = twins([model, model.trunk, model.head])
+            # Called as it is if its own call does more than its parts.
+            self.whole = () if model.is_plain else (whole,)  # type: ignore[assignment]
+        else:
+            self._take_end(model, depth)
+        self.generator: torch.Generator | None = None
+        if seed is not None:
+            self.generator = torch.Generator(model.device).manual_seed(seed)
+            self._draw_from(self.generator)
+        if keep_gradients:
+            gradients = KeptGradients()
+            for part in self.modules():
+                if isinstance(part, Linear | Embedding):
+                    part.gradients = gradients
+        self.train(training)
+
+    def _take_end(self, model: GPT2, depth: int) -> None:
+        blocks = {str(i): block for i, block in enumerate(model.trunk.blocks) if i >= depth - 1}
+        norm = [model.trunk.norm] if depth <= len(model.trunk.blocks) + 1 else []
+        *parts, self.head = twins([*blocks.values(), *norm, model.head])
+        self.trunk = nn.Module()
+        self.trunk.blocks = nn.ModuleDict(dict(zip(blocks, parts, strict=False)))
+        if norm:
+            self.trunk.norm = parts[-1]
+
+    def _draw_from(self, generator: torch.Generator) -> None:
+        for part in list(self.modules()):
+            for name, child in part.named_children():
+                if type(child) is nn.Dropout:  # of a head or a layer of the user's
+                    setattr(part, name, Dropout(child.p))
+        for part in self.modules():
+            if isinstance(part, Dropout):
+                part.generator = generator
+
+    @property
+    def device(self) -> torch.device:
+        """Where the parameters live."""
+        return next(self.parameters()).device
+
+    @property
+    def embed(self) -> nn.Module | None:
+        """The embedding, or None if it was left out."""
+        return self.trunk.embed if isinstance(self.trunk, Trunk) else None
+
+    @property
+    def blocks(self) -> list[nn.Module]:
+        """The transformer blocks that are left."""
+        blocks = self.trunk.blocks
+        return list(blocks.values()) if isinstance(blocks, nn.ModuleDict) else list(blocks)  # type: ignore[arg-type]
+
+    @property
+    def norm(self) -> nn.Module | None:
+        """The final norm, or None if it was left out."""
+        return getattr(self.trunk, "norm", None)
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether the learner may be computed part by part, without a call of the model as a whole."""
+        return not self.whole
+
+    @property
+    def output_matrix(self) -> Tensor | None:
+        """A language-model head's matrix (V, D) if it may be multiplied in pieces, else None."""
+        return self.whole[0].output_matrix if self.whole else getattr(self.head, "output_matrix", None)
+
+    def forward(self, inputs: Tensor, lengths: Tensor | None = None) -> Tensor:
+        """Compute the outputs of ids (B, T), or of features (B, T, D), of rows with `lengths` positions."""
+        if self.whole:
+            return self.whole[0](inputs, lengths)  # type: ignore[no-any-return]
+        x = inputs if self.embed is None else self.embed(inputs)
+        return outputs_of(self.blocks, self.norm, self.head, x, lengths, self._call)
+
+    def hidden_states(self, inputs: Tensor) -> Tensor:
+        """Compute the final hidden states (B, T, D) of ids (B, T), or of features (B, T, D)."""
+        if self.whole:
+            return self.whole[0].hidden_states(inputs)
+        x = inputs if self.embed is None else self.embed(inputs)
+        return hidden_states(self.blocks, self.norm, x, self._call)
+
+    def _call(self, block: nn.Module, *given: Any) -> Tensor:
+        if not (self.recompute and torch.is_grad_enabled()):
+            return block(*given)  # type: ignore[no-any-return]
+        return checkpoint(block, *given, use_reentrant=False, context_fn=self._replayed)  # type: ignore[no-any-return]
+
+    def _replayed(self) -> tuple[Any, Any]:
+        """Return the contexts of a block's two passes: the second one draws what the first one drew."""
+        if self.generator is None:
+            return nullcontext(), nullcontext()
+        return nullcontext(), _rewound(self.generator, self.generator.get_state())
+
+
+@contextmanager
+def _rewound(generator: torch.Generator, state: Tensor) -> Iterator[None]:
+    now = generator.get_state()
+    generator.set_state(state)
+    try:
+        yield
+    finally:
+        generator.set_state(now)

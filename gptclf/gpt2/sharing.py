@@ -1,0 +1,224 @@
+"""Whose tensors are these? Module trees over the tensors of others, and copying before they change.
+
+`twin` makes modules of its own over the same parameters, for a computation that needs its own mode. `borrow` makes a
+second model: its parameters are new, frozen and marked as borrowed, over the same memory. A borrowed parameter gets
+memory of its own before it may change: in `freeze`, in `train` and in `load_state_dict`.
+"""
+
+import functools
+import types
+import weakref
+from collections.abc import Callable, Collection
+from typing import Any, TypeVar, cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.module import _WrappedHook
+
+M = TypeVar("M", bound=nn.Module)
+
+# Rebuilt if an element is replaced; anything else that refers into the tree is refused.
+_CONTAINERS = (list, tuple, set, frozenset)
+
+
+def twin(module: M) -> M:
+    """Copy a tree of modules over the same parameters and buffers; modes, hooks and children are its own."""
+    return _Copy([module], lambda parameter: parameter, strict=False)(module)
+
+
+def twins(modules: list[nn.Module]) -> list[nn.Module]:
+    """Copy several modules as `twin` does; a reference from one to another leads to the other's copy."""
+    copy = _Copy(modules, lambda parameter: parameter, strict=False)
+    return [copy(module) for module in modules]
+
+
+def borrow(module: M) -> M:
+    """Copy a tree of modules over the same memory; its parameters are new, frozen and borrowed.
+
+    A parameter that `module` trains is copied at once, as its owner may change it at any time. References inside the
+    tree lead to the copy's own modules and parameters: tied matrices, hooks that are bound methods, modules in lists
+    and tuples, one parameter under two names.
+
+    Raises:
+        TypeError: A module refers to another one in a way that cannot be followed; says which and how.
+    """
+
+    def lend(parameter: nn.Parameter) -> nn.Parameter:
+        tensor = parameter.detach()
+        if parameter.requires_grad:
+            return nn.Parameter(tensor.clone(memory_format=torch.contiguous_format), requires_grad=False)
+        return mark_borrowed(nn.Parameter(tensor, requires_grad=False))
+
+    copy = _Copy([module], lend, strict=True)(module)
+    own_before_loading(copy)
+    return copy
+
+
+def is_borrowed(parameter: Tensor) -> bool:
+    """Return True if a parameter's memory belongs to another model, to a file or to a caller's arrays."""
+    return getattr(parameter, "borrowed", False)
+
+
+def mark_borrowed(parameter: nn.Parameter) -> nn.Parameter:
+    """Mark a parameter whose memory is not its model's alone. A deep copy of it has memory of its own, and no mark."""
+    parameter.borrowed = True  # type: ignore[attr-defined]
+    return parameter
+
+
+def borrowed_names(module: nn.Module) -> set[str]:
+    """Return the names of the borrowed parameters."""
+    return {name for name, parameter in module.named_parameters() if is_borrowed(parameter)}
+
+
+def own_parameters(module: nn.Module, names: Collection[str] | None = None) -> None:
+    """Give those of the named parameters (all if None) that are borrowed a copy of their memory.
+
+    The parameter objects stay, so optimizers, tied modules and other references follow.
+    """
+    for name, parameter in module.named_parameters():
+        if is_borrowed(parameter) and (names is None or name in names):
+            # Contiguous: a loaded matrix is a transposed view, which the optimizer would walk against the grain.
+            parameter.data = parameter.detach().clone(memory_format=torch.contiguous_format)
+            parameter.borrowed = False  # type: ignore[attr-defined]
+
+
+def own_trainable(module: nn.Module) -> None:
+    """Give the module a copy of every trainable parameter that is borrowed."""
+    own_parameters(module, {name for name, parameter in module.named_parameters() if parameter.requires_grad})
+
+
+def own_before_loading(module: nn.Module) -> None:
+    """Let `load_state_dict`, of the module or of any part of it, write into memory of its own."""
+    for part in module.modules():
+        # One hook for all: a copy of a tree brings it along.
+        if part._parameters and all(hook.hook is not _own for hook in part._load_state_dict_pre_hooks.values()):
+            part.register_load_state_dict_pre_hook(_own)  # type: ignore[no-untyped-call]
+
+
+def _own(module: nn.Module, *_: Any) -> None:
+    own_parameters(module)
+
+
+def set_parameter(module: nn.Module, name: str, tensor: Tensor) -> nn.Parameter:
+    """Put `tensor` in the place of the named parameter, frozen and borrowed, without a copy.
+
+    Raises:
+        KeyError: The module has no parameter of that name.
+    """
+    path, _, leaf = name.rpartition(".")
+    try:
+        parameters = module.get_submodule(path)._parameters
+    except AttributeError:
+        parameters = {}
+    if leaf not in parameters:
+        known = [known for known, _ in module.named_parameters()]
+        raise KeyError(f"the model has no parameter {name!r}; it has {', '.join(known[:4])}, ...")
+    parameters[leaf] = parameter = mark_borrowed(nn.Parameter(tensor, requires_grad=False))
+    return parameter
+
+
+def fill(module: nn.Module, tensors: dict[str, Tensor]) -> None:
+    """Put tensors into a model built on the meta device, without copying: they stay the file's or the caller's."""
+    for name, tensor in tensors.items():
+        set_parameter(module, name, tensor)
+    own_before_loading(module)
+
+
+class _Copy:
+    """Copies of the modules below some roots, with every reference between them redirected."""
+
+    def __init__(
+        self, roots: list[nn.Module], parameter: Callable[[nn.Parameter], nn.Parameter], *, strict: bool
+    ) -> None:
+        self._strict = strict
+        self._where = ""
+        self._made: dict[Any, Any] = {}
+        names = {part: name or type(part).__name__ for root in roots for name, part in root.named_modules()}
+        for part in names:
+            self._made[part] = type(part).__new__(type(part))
+            for tensor in part._parameters.values():
+                if tensor is not None and tensor not in self._made:
+                    self._made[tensor] = parameter(tensor)
+        for part, name in names.items():
+            for key, value in vars(part).items():
+                self._where = f"{name}.{key}"
+                # torch's own tables are the copy's own even if nothing in them changes.
+                new = self._redirected(value)
+                own = isinstance(value, dict | set) and key.startswith("_") and new is value
+                vars(self._made[part])[key] = value.copy() if own else new
+
+    def __call__(self, module: M) -> M:
+        return cast(M, self._made[module])
+
+    def _redirected(self, value: Any) -> Any:
+        """Return what takes the place of a value: itself, unless it refers to a copied module or parameter."""
+        if value is None or isinstance(value, str | bytes | int | float | type):
+            return value
+        if isinstance(value, nn.Module | nn.Parameter):
+            if value not in self._made and isinstance(value, nn.Module) and self._reaches(value):
+                return self._refuse(value, f"the {type(value).__name__} around it")
+            return self._made.get(value, value)
+        if isinstance(value, dict):
+            items = {self._redirected(key): self._redirected(item) for key, item in value.items()}
+            same = all(a is b for pair in zip(items.items(), value.items(), strict=True) for a, b in zip(*pair))
+            if same:
+                return value
+            new = value.copy()
+            new.clear()
+            new.update(items)
+            return new
+        if type(value) in _CONTAINERS or hasattr(value, "_fields"):
+            parts = [self._redirected(part) for part in value]
+            if all(a is b for a, b in zip(parts, value, strict=True)):
+                return value
+            return type(value)(*parts) if hasattr(value, "_fields") else type(value)(parts)
+        if isinstance(value, types.MethodType):
+            owner = self._redirected(value.__self__)
+            return value if owner is value.__self__ else types.MethodType(value.__func__, owner)
+        if isinstance(value, functools.partial):
+            parts = [self._redirected(part) for part in (value.func, value.args, value.keywords)]
+            return functools.partial(parts[0], *parts[1], **parts[2])
+        if isinstance(value, weakref.ref):
+            target = value()
+            new = self._redirected(target)
+            return value if new is target else weakref.ref(new)
+        if isinstance(value, _WrappedHook):
+            owner = value.module() if value.with_module else None
+            return _WrappedHook(self._redirected(value.hook), self._redirected(owner))
+        return self._refuse(value, f"a {type(value).__name__}") if self._strict and self._reaches(value) else value
+
+    def _refuse(self, value: Any, through: str) -> Any:
+        if not self._strict:
+            return value
+        raise TypeError(
+            f"{self._where} refers to another part of the model through {through}, which a second model cannot follow: "
+            "it would use the first model's part. Keep the reference as an attribute, in a list, tuple or dictionary, "
+            "or as a bound method"
+        )
+
+    def _reaches(self, value: Any, depth: int = 3) -> bool:
+        """Return True if a value that cannot be rebuilt refers to something that is copied."""
+        if isinstance(value, nn.Module | nn.Parameter):
+            parts = value.modules() if isinstance(value, nn.Module) else [value]
+            return any(part in self._made for part in parts)
+        if isinstance(value, types.FunctionType):
+            held = [cell.cell_contents for cell in value.__closure__ or () if _is_filled(cell)]
+            held += [*(value.__defaults__ or ()), *(value.__kwdefaults__ or {}).values()]
+        elif isinstance(value, types.MethodType):
+            held = [value.__self__]
+        elif isinstance(value, dict):
+            held = list(value.values())
+        elif isinstance(value, _CONTAINERS):
+            held = list(value)
+        elif isinstance(value, Tensor | types.ModuleType | type):
+            return False
+        else:
+            held = list(getattr(value, "__dict__", {}).values())
+        return depth > 0 and any(self._reaches(part, depth - 1) for part in held)
+
+
+def _is_filled(cell: Any) -> bool:
+    try:
+        return cell.cell_contents is not None
+    except ValueError:  # a name that is not bound yet
+        return False

@@ -1,0 +1,67 @@
+"""May gptclf compute a module in its own way? The one answer to that question; imports torch alone.
+
+A fused kernel, packed rows or a kept result replace the calls of a module. That is right only if the module computes
+what its class says and nobody looks inside. A class vouches for itself in its own body:
+
+    class Linear(nn.Linear):
+        standard = True           # a subclass must say so again: it may compute something else
+        kind = "linear"           # its fixed name in the address of features
+        described = ()            # attributes, beside tensors, on which its result depends
+"""
+
+from collections.abc import Iterator
+
+from torch import nn
+from torch.nn.modules.module import _has_any_global_hook
+
+# torch's own classes that are computed as they say, with the attributes that their results depend on.
+_TORCH: dict[type[nn.Module], tuple[str, tuple[str, ...]]] = {
+    nn.LayerNorm: ("layer_norm", ("normalized_shape", "eps")),
+    nn.Dropout: ("dropout", ("p",)),
+    nn.ModuleList: ("list", ()),
+    nn.ModuleDict: ("list", ()),
+}
+_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+
+
+def is_standard(module: nn.Module) -> bool:
+    """Return True if every part of a module computes what its class says: no foreign class, no hook, no new forward.
+
+    Parametrised and pruned modules are not standard: torch gives them another class or a hook.
+    """
+    return not _has_any_global_hook() and all(is_standard_alone(part) for part in module.modules())
+
+
+def is_standard_alone(module: nn.Module) -> bool:
+    """Return True if a module without its children is of a standard class and computes what the class says."""
+    return _vouches(type(module)) and not is_hooked(module)
+
+
+def is_hooked(module: nn.Module) -> bool:
+    """Return True if a module has hooks or its forward was replaced, so that it has to be called."""
+    return "forward" in vars(module) or _has_any_global_hook() or any(getattr(module, name) for name in _HOOKS)
+
+
+def described(module: nn.Module) -> Iterator[list[str]]:
+    """Yield the kind of each part of a standard module and the attributes that its result depends on.
+
+    Kinds are fixed strings, so that moving a class between files changes no address.
+    """
+    for part in module.modules():
+        if type(part) in _TORCH:
+            kind, names = _TORCH[type(part)]
+        else:
+            own = vars(type(part))
+            kind, names = own["kind"], own.get("described", ())
+        yield [kind, *(f"{name}={getattr(part, name)}" for name in names)]
+
+
+def _vouches(kind: type[nn.Module]) -> bool:
+    own = vars(kind)
+    if own.get("standard") is not True and kind not in _TORCH:
+        return False
+    # A forward that was put into the class from outside, as patches do, has another name or home.
+    forward = own.get("forward")
+    if forward is None:
+        return True
+    return (forward.__module__, forward.__qualname__) == (kind.__module__, f"{kind.__qualname__}.forward")
