@@ -48,7 +48,7 @@ class Meter:
         if self.enabled and self.done < self.total and now - self._said >= _EVERY:
             self._said = now
             left = (now - self.start) * (self.total - self.done) / self.done
-            print(f"{self.what}: {100 * self.done / self.total:.0f} %, {spoken(left)} left", file=sys.stderr)
+            print(f"{self.what}: {100 * self.done / self.total:.0f} %, {format_seconds(left)} left", file=sys.stderr)
 
     def __enter__(self) -> Self:
         return self
@@ -60,11 +60,11 @@ class Meter:
             self._bar.close()
 
 
-def spoken(seconds: float) -> str:
+def format_seconds(seconds: float) -> str:
     """Seconds as a person says them.
 
     Example:
-        >>> spoken(0.3), spoken(75), spoken(7300)
+        >>> format_seconds(0.3), format_seconds(75), format_seconds(7300)
         ('1 s', '1 min 15 s', '2 h 1 min')
     """
     whole = max(1, round(seconds))
@@ -74,11 +74,11 @@ def spoken(seconds: float) -> str:
     return f"{minutes} min {rest} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
 
 
-def spoken_bytes(amount: float) -> str:
+def format_bytes(amount: float) -> str:
     """Bytes as a person says them.
 
     Example:
-        >>> spoken_bytes(140_400_000), spoken_bytes(2.1e9)
+        >>> format_bytes(140_400_000), format_bytes(2.1e9)
         ('140 MB', '2.1 GB')
     """
     return f"{amount / 1e9:.1f} GB" if amount >= 999.5e6 else f"{max(1, round(amount / 1e6))} MB"

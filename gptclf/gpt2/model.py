@@ -12,12 +12,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from gptclf.checks import python_value
 from gptclf.gpt2.config import GPT2Config
 from gptclf.gpt2.heads import ClassifierHead, Head, LMHead
 from gptclf.gpt2.line import hidden_states, run
 from gptclf.gpt2.trunk import MLP, Attention, Trunk, is_watched
-from gptclf.preparation import check_tokenizer
-from gptclf.tasks import plain
+from gptclf.tokenizer.tokens import check_tokenizer
 
 
 class GPT2(nn.Module):
@@ -263,7 +263,7 @@ def initialise(module: nn.Module, config: GPT2Config, seed: int | None, *, strea
     """
     if seed is None:
         seed = int(torch.randint(2**31, ()))
-    seed = plain(seed)
+    seed = python_value(seed)
     if not isinstance(seed, int) or isinstance(seed, bool) or seed < 0:
         raise ValueError(f"seed is {seed!r}; it must be an integer of at least 0, or None")
     state = np.random.SeedSequence([seed, stream]).generate_state(1, np.uint64)

@@ -14,10 +14,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from gptclf.checks import python_value
 from gptclf.gpt2.heads import ClassifierHead
 from gptclf.gpt2.line import hidden_states, run
 from gptclf.gpt2.model import GPT2, check_gpt2, set_parameter
-from gptclf.tasks import plain
 
 logger = logging.getLogger(__name__)
 
@@ -123,7 +123,7 @@ def freeze(model: GPT2, *, trainable: Trainable = "last_block") -> None:
         ['head.output.weight', 'head.output.bias']
     """
     check_gpt2(model)
-    chosen = _chosen(model, plain(trainable))
+    chosen = _chosen(model, python_value(trainable))
     if not chosen:
         raise ValueError(
             f"trainable={trainable!r} leaves nothing to train: this model's head has no parameters of its own "
