@@ -51,9 +51,7 @@ def split(
     parts = _deal(order, labels, sizes)
     for i, part in enumerate(parts):
         if not len(part):
-            raise ValueError(
-                f"{len(dataset)} rows are too few for fractions {shares!r}: part {i} would be empty"
-            )
+            raise ValueError(f"{len(dataset)} rows are too few for fractions {shares!r}: part {i} would be empty")
     # The rows of a part keep the data set's order; training shuffles them by its own seed.
     divided = tuple(dataset.subset(part) for part in parts)
     for i, later in enumerate(divided):
