@@ -1,8 +1,10 @@
-"""Pictures, drawn with matplotlib where it is installed."""
+"""Plots, drawn with matplotlib if it is installed."""
 
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+
+from gptclf import checks
 
 
 def plot_training(
@@ -12,23 +14,26 @@ def plot_training(
     *,
     step_losses: tuple[Sequence[float], Sequence[float]] | None = None,
 ) -> Path:
-    """Loss and accuracy over epochs, side by side, as a picture; the suffix names the format (.png if there is none).
+    """Plot measures over epochs, one panel beside the other, and save the figure.
 
     Args:
-        path: The file to write.
-        epochs: Where on the x axis the measurements lie, in epochs.
-        curves: "loss" and "accuracy", each with one series per data set; None leaves a gap.
-        step_losses: (epochs, losses) of single optimizer steps, drawn faintly behind.
+        path: The file to write. Its suffix names the format, .png if there is none.
+        epochs: Times of the measurements in epochs, the x axis.
+        curves: By the name of a measure, such as "loss" or "accuracy", one series per data set; None leaves a gap.
+        step_losses: (epochs, losses) of single optimizer steps, drawn in a pale color in the panel of "loss".
 
     Returns:
-        The path.
+        The path of the file.
+
+    Raises:
+        ImportError: If matplotlib is not installed.
     """
     try:
         from matplotlib.figure import Figure
     except ImportError as error:
-        raise ImportError("pictures need matplotlib: pip install 'gptclf[examples]'") from error
-    # A Figure of its own, not pyplot's: no window, no global state.
-    figure = Figure(figsize=(10, 4), layout="constrained")
+        raise ImportError("plots need matplotlib: pip install 'gptclf[examples]'") from error
+    # A Figure outside pyplot opens no window and changes no global state.
+    figure = Figure(figsize=(5 * len(curves), 4), layout="constrained")
     panels = figure.subplots(1, len(curves), squeeze=False)[0]
     styles = {"training": ("C0", "o-"), "validation": ("C1", "s--")}
     for panel, (quantity, series) in zip(panels, curves.items(), strict=True):
@@ -40,11 +45,11 @@ def plot_training(
                 color, style = styles.get(name, (None, "o-"))
                 panel.plot(*zip(*points, strict=True), style, color=color, label=name, markersize=4)
         panel.set_xlabel("epochs")
-        panel.set_ylabel("cross-entropy (nats)" if quantity == "loss" else quantity)
+        panel.set_ylabel(quantity)
         panel.set_title(quantity)
         panel.grid(alpha=0.3)
         panel.legend()
-    target = Path(path)
+    target = checks.path("path", path)
     target = target if target.suffix else target.with_suffix(".png")
     target.parent.mkdir(parents=True, exist_ok=True)
     beside = target.with_name(f".{target.stem}.{os.getpid()}{target.suffix}")

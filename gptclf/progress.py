@@ -1,25 +1,25 @@
-"""Telling a person how long work will take and how far it is, on standard error."""
+"""Progress on standard error, and durations and sizes in words."""
 
 import sys
 import time
 from types import TracebackType
 from typing import Any, Self
 
-# Seconds between two lines where there is no terminal for a bar.
+# Seconds between two lines if there is no terminal to show a bar.
 _EVERY = 10.0
 
 
 class Meter:
-    """Progress of work whose amount is known, with the time that is left.
+    """Progress of work whose amount is known, with the estimated time left.
 
-    A bar where standard error is a terminal and tqdm is installed, else a line every ten seconds, so that short work
-    prints nothing.
+    It is a bar if standard error is a terminal and tqdm is installed. Otherwise it is a line every ten seconds, so
+    short work prints nothing.
 
     Args:
         total: The amount of work.
-        what: What is done, in a few words.
-        unit: What the amount counts.
-        enabled: Whether to show anything.
+        what: A few words that say what is being done.
+        unit: The unit of the amount.
+        enabled: False shows nothing.
 
     Example:
         >>> with Meter(3, "reading", enabled=False) as meter:
@@ -39,7 +39,7 @@ class Meter:
             self._bar = tqdm(total=total, desc=what, unit=unit, unit_scale=True, leave=False)
 
     def update(self, amount: float) -> None:
-        """Note that more was done."""
+        """Advance the meter by `amount`."""
         self.done += amount
         if self._bar is not None:
             self._bar.update(amount)
@@ -48,7 +48,7 @@ class Meter:
         if self.enabled and self.done < self.total and now - self._said >= _EVERY:
             self._said = now
             left = (now - self.start) * (self.total - self.done) / self.done
-            print(f"{self.what}: {100 * self.done / self.total:.0f} %, {spoken(left)} left", file=sys.stderr)
+            print(f"{self.what}: {100 * self.done / self.total:.0f} %, {format_seconds(left)} left", file=sys.stderr)
 
     def __enter__(self) -> Self:
         return self
@@ -60,11 +60,11 @@ class Meter:
             self._bar.close()
 
 
-def spoken(seconds: float) -> str:
-    """Seconds as a person says them.
+def format_seconds(seconds: float) -> str:
+    """Return a duration in words, rounded to its two largest units.
 
     Example:
-        >>> spoken(0.3), spoken(75), spoken(7300)
+        >>> format_seconds(0.3), format_seconds(75), format_seconds(7300)
         ('1 s', '1 min 15 s', '2 h 1 min')
     """
     whole = max(1, round(seconds))
@@ -74,11 +74,11 @@ def spoken(seconds: float) -> str:
     return f"{minutes} min {rest} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60} min"
 
 
-def spoken_bytes(amount: float) -> str:
-    """Bytes as a person says them.
+def format_bytes(amount: float) -> str:
+    """Return a size in MB or GB, at least 1 MB.
 
     Example:
-        >>> spoken_bytes(140_400_000), spoken_bytes(2.1e9)
+        >>> format_bytes(140_400_000), format_bytes(2.1e9)
         ('140 MB', '2.1 GB')
     """
     return f"{amount / 1e9:.1f} GB" if amount >= 999.5e6 else f"{max(1, round(amount / 1e6))} MB"

@@ -10,7 +10,7 @@ import torch
 from conftest import byte_tokenizer, randomised
 
 from gptclf import GPT2, Estimate, GPT2Config, TextDataset, add_classifier_head, clear_features, estimate, freeze, train
-from gptclf.progress import Meter, spoken, spoken_bytes
+from gptclf.progress import Meter, format_bytes, format_seconds
 
 CONFIG = GPT2Config(vocab_size=257, context_length=40, emb_dim=24, n_heads=3, n_layers=3, mlp_dim=56)
 TEXTS = [f"{'text ' * (i % 4)}number {i % 9}" for i in range(21)]
@@ -248,7 +248,7 @@ def test_a_meter_lets_errors_through() -> None:
     ],
 )
 def test_seconds_are_said_as_a_person_says_them(seconds: float, said: str) -> None:
-    assert spoken(seconds) == said
+    assert format_seconds(seconds) == said
 
 
 @pytest.mark.parametrize(
@@ -263,7 +263,7 @@ def test_seconds_are_said_as_a_person_says_them(seconds: float, said: str) -> No
     ],
 )
 def test_bytes_are_said_as_a_person_says_them(amount: float, said: str) -> None:
-    assert spoken_bytes(amount) == said
+    assert format_bytes(amount) == said
 
 
 def lines_of(capsys: pytest.CaptureFixture[str]) -> list[str]:

@@ -1,1 +1,1 @@
-"""Text to ragged token ids, and ids to batches."""
+"""Texts to rows of token ids without padding, and rows to batches."""

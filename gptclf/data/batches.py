@@ -1,4 +1,4 @@
-"""Batches of a data set: padded on the right to their own longest row, in an order that seed and epoch determine."""
+"""Batches of a data set: padded on the right to their longest row, in an order determined by seed and epoch."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -9,37 +9,43 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from gptclf.tasks import plain
+from gptclf.checks import boolean, integer
+from gptclf.data.rows import row_numbers
+from gptclf.tasks import Task
 
 
 class Rows(Protocol):
-    """What can be batched: texts as token ids, or what a frozen part of a model has made of them."""
+    """Rows that can be batched: texts as token ids, or the features that a model's frozen prefix computed from them."""
 
     def __len__(self) -> int: ...
 
     @property
     def labelled(self) -> bool:
-        """Whether there is something to predict."""
+        """True if the rows have targets."""
 
     @property
-    def classes(self) -> list[Any] | None:
-        """The labels that occur."""
+    def task(self) -> Task | None:
+        """The task of the labels, or None without labels."""
 
     @property
     def lengths(self) -> NDArray[np.int64]:
         """Positions in each row (N,)."""
 
-    def targets(self, classes: Sequence[Any]) -> NDArray[np.integer[Any]]:
-        """Each row's index into `classes` (N,), or the token that follows each of its positions (N, T)."""
+    @property
+    def weights(self) -> NDArray[np.float32] | None:
+        """Each row's weight in the training loss (N,), or None if all are 1."""
+
+    def targets(self, task: Task | None = None) -> NDArray[Any]:
+        """Return each row's target under `task` (None: the rows' own), (N,) or (N, k), or its next tokens (N, T)."""
 
     def subset(self, indices: NDArray[np.int64]) -> Self:
-        """The rows at `indices`."""
+        """Return the rows at `indices`."""
 
     def padded(self, indices: NDArray[np.int64]) -> Tensor:
-        """Some rows as one tensor, padded on the right to the longest."""
+        """Return the rows at `indices` as one tensor, padded on the right to the longest."""
 
     def packed(self, indices: NDArray[np.int64]) -> Tensor:
-        """Some rows one after the other in one tensor, without padding."""
+        """Return the rows at `indices` concatenated, without padding."""
 
 
 class TokenRows(Rows, Protocol):
@@ -49,7 +55,7 @@ class TokenRows(Rows, Protocol):
     offsets: NDArray[np.int64]
 
     def rows(self) -> Iterator[NDArray[np.int32]]:
-        """Token ids of every row, in order."""
+        """Yield the token ids of each row, in order."""
 
 
 @dataclass(frozen=True)
@@ -57,35 +63,39 @@ class Batch:
     """Some rows of a data set, ready for `model(batch.inputs, batch.lengths)`.
 
     Attributes:
-        inputs: Token ids (B, T), int64, or features (B, T, D); T is the longest of these rows.
-        lengths: Real tokens per row (B,), int64.
-        targets: Index into `classes` per row (B,), or of a language model the next token of each position (B, T);
-            int64, or None.
-        classes: The labels that targets index, or None.
+        inputs: Token ids (B, T), int64, or features (B, T, D); T is the length of the longest row.
+        lengths: Number of real tokens per row (B,), int64.
+        targets: Targets under `task`, or None. For a classifier the index of each row's class (B,), for a language
+            model the next token at each position (B, T), both int64.
+        task: The task that the targets belong to, or None.
+        weights: Each row's weight in the training loss (B,), float32, or None if all are 1.
+        rows: Each row's number in the data set (B,), int64, or None. It stays on the CPU.
     """
 
     inputs: Tensor
     lengths: Tensor
     targets: Tensor | None = None
-    classes: tuple[Any, ...] | None = None
+    task: Task | None = None
+    weights: Tensor | None = None
+    rows: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.lengths)
 
-    @property
-    def n_targets(self) -> int:
-        """How many predictions the batch's mean loss is a mean over."""
-        return len(self) if self.targets is None else self.targets.numel()
-
     def to(self, device: torch.device | str) -> "Batch":
-        """The same batch on another device."""
-        targets = None if self.targets is None else _moved(self.targets, device)
-        return replace(self, inputs=_moved(self.inputs, device), lengths=_moved(self.lengths, device), targets=targets)
+        """Return the same batch on another device."""
+        return replace(
+            self,
+            inputs=_moved(self.inputs, device),
+            lengths=_moved(self.lengths, device),
+            targets=None if self.targets is None else _moved(self.targets, device),
+            weights=None if self.weights is None else _moved(self.weights, device),
+        )
 
 
 def _moved(tensor: Tensor, device: torch.device | str) -> Tensor:
     if torch.device(device).type == "cuda" and tensor.device.type == "cpu":
-        return tensor.pin_memory().to(device, non_blocking=True)  # the copy runs beside the work before it
+        return tensor.pin_memory().to(device, non_blocking=True)  # the copy overlaps with earlier work
     return tensor.to(device)
 
 
@@ -96,8 +106,9 @@ class Batches:
         dataset: The rows.
         batch_size: Rows per batch; the last batch of an epoch may be smaller.
         seed: Seed of the order, which is a pure function of seed and epoch. None keeps the data set's order.
-        drop_last: Leave out a last batch that is not full (the book's training loader does).
-        classes: What targets index; None means the data set's own classes. Labels are matched by name.
+        drop_last: Leave out the last batch of an epoch if it is not full, as the book's training loader does.
+        task: The task that targets are made for, such as `model.task`; labels are matched by name. None means the data
+            set's own.
 
     Example:
         >>> from gptclf import TextDataset, load_gpt2
@@ -114,23 +125,17 @@ class Batches:
         seed: int | None = None,
         *,
         drop_last: bool = False,
-        classes: Sequence[Any] | None = None,
+        task: Task | None = None,
     ) -> None:
-        batch_size, seed = plain(batch_size), plain(seed)
-        for name, value, least in (("batch_size", batch_size, 1), ("seed", seed, 0)):
-            if value is None and name == "seed":
-                continue
-            if not isinstance(value, int) or isinstance(value, bool) or value < least:
-                raise ValueError(f"{name} is {value!r}; it must be an integer of at least {least}")
         self.dataset = dataset
-        self.batch_size = batch_size
-        self.seed = seed
-        self.drop_last = drop_last
-        self.classes = dataset.classes if classes is None else list(classes)
-        self._targets = dataset.targets(self.classes or []) if dataset.labelled else None
+        self.batch_size = integer("batch_size", batch_size, 1)
+        self.seed = integer("seed", seed, optional=True)
+        self.drop_last = boolean("drop_last", drop_last)
+        self.task = dataset.task if task is None else task
+        self._targets = dataset.targets(self.task) if dataset.labelled else None
 
     def __len__(self) -> int:
-        """Batches in one epoch."""
+        """Return the number of batches in an epoch."""
         full, rest = divmod(len(self.dataset), self.batch_size)
         return full + (rest > 0 and not self.drop_last)
 
@@ -138,22 +143,45 @@ class Batches:
         return self.epoch(0)
 
     def order(self, epoch: int) -> NDArray[np.int64]:
-        """Row numbers of the whole data set in the order of an epoch."""
+        """Return the row numbers of the whole data set in the order of an epoch."""
         if self.seed is None:
             return np.arange(len(self.dataset))
         return np.random.default_rng([self.seed, epoch]).permutation(len(self.dataset))
 
-    def epoch(self, epoch: int) -> Iterator[Batch]:
-        """The batches of epoch number `epoch`, counted from 0."""
-        order = self.order(epoch)
-        for i in range(len(self)):
-            yield self.take(order[i * self.batch_size : (i + 1) * self.batch_size])
+    def epoch(self, epoch: int, start: int = 0) -> Iterator[Batch]:
+        """Yield the batches of an epoch.
 
-    def take(self, indices: NDArray[np.int64]) -> Batch:
-        """The rows at `indices` as one batch."""
+        Args:
+            epoch: Number of the epoch, from 0.
+            start: Number of the first batch to yield, from 0. The batches before it are not computed, so a run can
+                resume inside an epoch.
+
+        Raises:
+            ValueError: If `start` is beyond the end of the epoch.
+        """
+        start = integer("start", start)
+        if start > len(self):
+            raise ValueError(f"start is {start}; it must be at most {len(self)}, the number of batches in an epoch")
+        order, size = self.order(epoch), self.batch_size
+        return (self.take(order[i * size : (i + 1) * size]) for i in range(start, len(self)))
+
+    def take(self, indices: Sequence[int] | NDArray[np.int64]) -> Batch:
+        """Return the rows at `indices` as one batch.
+
+        Raises:
+            IndexError: If the data set has no such row.
+        """
+        rows, weights = row_numbers(indices, len(self.dataset)), self.dataset.weights
         return Batch(
-            inputs=self.dataset.padded(indices),
-            lengths=torch.from_numpy(self.dataset.lengths[indices]),
-            targets=None if self._targets is None else torch.from_numpy(self._targets[indices].astype(np.int64)),
-            classes=None if self.classes is None else tuple(self.classes),
+            inputs=self.dataset.padded(rows),
+            lengths=torch.from_numpy(self.dataset.lengths[rows]),
+            targets=None if self._targets is None else _as_tensor(self._targets[rows]),
+            task=self.task,
+            weights=None if weights is None else torch.from_numpy(weights[rows]),
+            rows=torch.from_numpy(rows),
         )
+
+
+def _as_tensor(targets: NDArray[Any]) -> Tensor:
+    whole = np.issubdtype(targets.dtype, np.integer)
+    return torch.from_numpy(targets.astype(np.int64) if whole else targets)

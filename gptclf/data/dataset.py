@@ -1,20 +1,21 @@
-"""`TextDataset`: texts as ragged token ids with labels by name. Batching is `batches.py`'s job."""
+"""`TextDataset`: texts as ragged token ids, with labels matched by name."""
 
 import copy
 import logging
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
+from gptclf import checks
+from gptclf.data.ragged import RaggedIds
 from gptclf.data.read import read_file, read_table
-from gptclf.preparation import check_preparation, check_texts, check_tokenizer, row_numbers
-from gptclf.tasks import check_classes, check_labels, index_labels, infer_classes
-from gptclf.tokenizer.tokens import encode
+from gptclf.data.rows import check_column, check_texts, check_weights, row_numbers
+from gptclf.preparation import Preparation
+from gptclf.tasks import SingleLabel, Task, check_labels, infer_classes
+from gptclf.tokenizer.tokens import check_tokenizer, encode
 
 if TYPE_CHECKING:
     import tiktoken
@@ -22,26 +23,39 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 
-class TextDataset:
+class TextDataset(RaggedIds):
     """Texts as token ids, row after row without padding, and their labels by name.
 
     Args:
         texts: Strings. Empty text is one `<|endoftext|>`; `<|endoftext|>` inside a text is ordinary characters;
             a lone surrogate becomes U+FFFD.
-        labels: One hashable label per text, or None for texts to predict.
-        tokenizer: A `tiktoken.Encoding`, most often `model.tokenizer`.
-        classes: The labels that may occur, in order; None takes those that do occur, sorted where they can be.
+        labels: One label per text, of a kind that `task` takes, or None for texts to predict.
+        tokenizer: A `tiktoken.Encoding`, usually `model.tokenizer`.
+        classes: The possible labels, in order, if each text has exactly one. None takes the labels that occur, sorted
+            if they can be compared.
+        task: What the labels are, such as `model.task`, instead of `classes`.
+        weights: One non-negative number per text, by which its training loss is multiplied; None means 1 for all. A
+            text of weight 2 counts like the same text twice. Measures such as accuracy ignore weights.
         max_length: Longest row in tokens. None leaves the limit to the model's context length.
-        truncation: What a longer row loses: its "tail" (the book's way), its "head", or its "middle".
-        pad_to: Fill every row with `<|endoftext|>` up to this many tokens and treat them as text, as the book does;
-            a comparison aid that costs accuracy. It also sets `max_length` where that is None.
+        truncation: The part that a longer text loses: its "tail" (as in the book), its "head" or its "middle".
+        pad_to: Fill every row with `<|endoftext|>` up to this many tokens and treat them as text, as the book does.
+            This helps to compare with the book but costs accuracy. If `max_length` is None, it becomes `pad_to`.
 
     Attributes:
         texts: The strings.
-        labels: Index into `classes` for each row, int64 (N,), or None.
-        classes: List of labels, or None.
-        lengths: Tokens in each row (N,).
-        truncated: Whether each row lost tokens (N,); how many did is reported through `logging` as well.
+        labels: Targets under the data set's own task, or None. If each text has one label, the index of its class,
+            int64 (N,).
+        task: The task of the labels, or None without labels.
+        classes: The task's list of classes, or None.
+        weights: Each row's weight, float32 (N,), or None.
+        preparation: A `Preparation`: how texts became token ids.
+        ids: All token ids, int32, row after row.
+        offsets: Where each row begins in `ids`, and where the last one ends (N + 1,).
+        truncated: Which rows lost tokens, bool (N,); their number is also reported through `logging`.
+
+    Raises:
+        TypeError: If an argument has the wrong type; the error names the row.
+        ValueError: If a label or a weight is not allowed (the error names the row), or a text has none.
 
     Example:
         >>> from gptclf import load_gpt2
@@ -58,28 +72,35 @@ class TextDataset:
         *,
         tokenizer: "tiktoken.Encoding",
         classes: Sequence[Any] | None = None,
+        task: Task | None = None,
+        weights: Iterable[float] | None = None,
         max_length: int | None = None,
         truncation: str = "tail",
         pad_to: int | None = None,
     ) -> None:
-        self.max_length, self.truncation, self.pad_to = check_preparation(max_length, truncation, pad_to)
+        self.preparation = Preparation(max_length, truncation, pad_to)
         check_tokenizer(tokenizer)
         self.tokenizer = tokenizer
         self.texts = check_texts(texts)
-        self.classes: list[Any] | None = None
-        self.labels: NDArray[np.int64] | None = None
+        self.task: Task | None = None
+        self.labels: NDArray[Any] | None = None
+        self.weights = None if weights is None else check_weights(weights, len(self.texts))
+        # The labels as given, to be matched to another task.
+        self._given: list[Any] = []
         if labels is not None:
-            named = check_labels(labels, len(self.texts))
-            self.classes = infer_classes(named) if classes is None else check_classes(classes)
-            self.labels = index_labels(named, self.classes)
-        elif classes is not None:
-            raise ValueError("classes= was given without labels=; texts to predict need neither")
-        self._set_rows([self._prepare(text) for text in self.texts])
+            self._given = check_column(labels, "label", len(self.texts))
+            self.task = _task_of(self._given, classes, task)
+            self.labels = self._matched(self.task)
+        else:
+            for name, value in (("classes", classes), ("task", task), ("weights", weights)):
+                if value is not None:
+                    raise ValueError(f"{name}= was given without labels=; texts to predict need only a tokenizer")
+        self.set_rows([self._prepare(text) for text in self.texts])
         self.truncated = np.zeros(len(self.texts), dtype=bool)
-        if self.max_length is not None:
-            self._truncate(self.max_length)
-            if self.pad_to is not None:
-                self._pad(self.pad_to)
+        if self.preparation.max_length is not None:
+            self._truncate(self.preparation.max_length)
+            if self.preparation.pad_to is not None:
+                self._pad(self.preparation.pad_to)
 
     @classmethod
     def from_file(
@@ -88,10 +109,12 @@ class TextDataset:
         *,
         text: str | int = "text",
         label: str | int | None = "label",
+        weights: str | int | None = None,
         tokenizer: "tiktoken.Encoding",
         encoding: str = "utf-8-sig",
         quoted: bool | None = None,
         classes: Sequence[Any] | None = None,
+        task: Task | None = None,
         max_length: int | None = None,
         truncation: str = "tail",
         pad_to: int | None = None,
@@ -102,20 +125,24 @@ class TextDataset:
             path: The file; its suffix names the format.
             text: Column of the texts: a name (the first row is a header) or a position (there is no header).
             label: Column of the labels, likewise; None for texts to predict.
-            tokenizer: As in the constructor, like the rest.
+            weights: Column of the weights, likewise; None if all are 1.
+            tokenizer: As in the constructor.
             encoding: The file's text encoding.
-            quoted: Whether `"` quotes a field; None means yes for .csv and no for .tsv.
+            quoted: True if `"` quotes a field; None means True for .csv and False for .tsv.
             classes: As in the constructor.
+            task: As in the constructor.
             max_length: As in the constructor.
             truncation: As in the constructor.
             pad_to: As in the constructor.
         """
-        texts, labels = read_file(Path(path), text, label, encoding=encoding, quoted=quoted)
+        columns = read_file(checks.path("path", path), text, label, weights, encoding=encoding, quoted=quoted)
         return cls(
-            texts,
-            labels,
+            columns.texts,
+            columns.labels,
             tokenizer=tokenizer,
             classes=classes,
+            task=task,
+            weights=columns.weights,
             max_length=max_length,
             truncation=truncation,
             pad_to=pad_to,
@@ -128,37 +155,46 @@ class TextDataset:
         *,
         text: str = "text",
         label: str | None = "label",
+        weights: str | None = None,
         tokenizer: "tiktoken.Encoding",
         classes: Sequence[Any] | None = None,
+        task: Task | None = None,
         max_length: int | None = None,
         truncation: str = "tail",
         pad_to: int | None = None,
     ) -> "TextDataset":
-        """Take two columns of a DataFrame, a Hugging Face `datasets.Dataset` or a dictionary of columns.
+        """Take columns of a DataFrame, a Hugging Face `datasets.Dataset` or a dictionary of columns.
 
-        A `datasets` column of type ClassLabel gives its names, in its order.
+        `text`, `label` and `weights` name the columns; the rest is as in the constructor. A `datasets` column of type
+        ClassLabel gives the names of its classes, in its order.
         """
-        texts, labels, names = read_table(table, text, label)
+        columns = read_table(table, text, label, weights)
         return cls(
-            texts,
-            labels,
+            columns.texts,
+            columns.labels,
             tokenizer=tokenizer,
-            classes=names if classes is None else classes,
+            classes=columns.classes if classes is None and task is None else classes,
+            task=task,
+            weights=columns.weights,
             max_length=max_length,
             truncation=truncation,
             pad_to=pad_to,
         )
 
-    def __len__(self) -> int:
-        return len(self.texts)
-
     def __repr__(self) -> str:
-        kinds = "no labels" if self.classes is None else f"{len(self.classes)} classes"
+        kinds = "no labels" if self.task is None else repr(self.task)
+        if self.classes is not None:
+            kinds = f"{len(self.classes)} classes"
         return f"TextDataset({len(self):,} texts, {len(self.ids):,} tokens, {kinds})"
 
     @property
+    def classes(self) -> list[Any] | None:
+        """The classes of the data set's own task, in order, or None."""
+        return None if self.task is None else self.task.classes
+
+    @property
     def labelled(self) -> bool:
-        """Whether the rows have labels."""
+        """True if the rows have labels."""
         return self.labels is not None
 
     @property
@@ -166,90 +202,88 @@ class TextDataset:
         """Number of rows that lost tokens."""
         return int(self.truncated.sum())
 
-    @property
-    def lengths(self) -> NDArray[np.int64]:
-        """Tokens in each row (N,)."""
-        return np.diff(self.offsets)
-
-    def row(self, index: int) -> NDArray[np.int32]:
-        """Token ids of one row."""
-        return self.ids[self.offsets[index] : self.offsets[index + 1]]
-
-    def rows(self) -> Iterator[NDArray[np.int32]]:
-        """Token ids of every row, in order."""
-        return (self.row(i) for i in range(len(self)))
-
-    def padded(self, indices: NDArray[np.int64]) -> Tensor:
-        """Rows at `indices` as one tensor (B, T), int64, 0 right of each row's length."""
-        starts, ends = self.offsets[indices], self.offsets[indices + 1]
-        batch = np.zeros((len(indices), int((ends - starts).max(initial=0))), dtype=np.int64)
-        for row, start, end in zip(batch, starts, ends, strict=True):
-            row[: end - start] = self.ids[start:end]
-        return torch.from_numpy(batch)
-
-    def packed(self, indices: NDArray[np.int64]) -> Tensor:
-        """Rows at `indices` one after the other (N,), int64."""
-        rows = [self.row(i) for i in indices]
-        return torch.from_numpy(np.concatenate(rows).astype(np.int64)) if rows else torch.zeros(0, dtype=torch.int64)
-
     def subset(self, indices: Sequence[int] | NDArray[np.int64]) -> "TextDataset":
-        """The rows at `indices` (or where a mask is true), in that order, with the same classes."""
+        """Return the rows at `indices` (or those where a mask is True), in that order, with the same task.
+
+        Args:
+            indices: Row numbers, negative ones counted from the end as in numpy, or a bool mask (N,).
+
+        Raises:
+            IndexError: If there is no such row.
+        """
         chosen = row_numbers(indices, len(self))
         part = copy.copy(self)
         part.texts = [self.texts[i] for i in chosen]
-        part.labels = None if self.labels is None else self.labels[chosen]
+        if self.labels is not None:
+            part.labels, part._given = self.labels[chosen], [self._given[i] for i in chosen]
+        part.weights = None if self.weights is None else self.weights[chosen]
         part.truncated = self.truncated[chosen]
-        part._set_rows([self.row(i) for i in chosen])
+        part.set_rows(self.rows_at(chosen))
         return part
 
     def within(self, context_length: int) -> "TextDataset":
-        """The same rows cut to a model's context length; this very data set where all fit."""
+        """Return the same rows cut to a model's context length, or this data set itself if all fit."""
         if not len(self) or int(self.lengths.max()) <= context_length:
             return self
         part = copy.copy(self)
         part._truncate(context_length)
         return part
 
-    def targets(self, classes: Sequence[Any]) -> NDArray[np.int64]:
-        """Each row's index into `classes`, matched by name.
+    def targets(self, task: Task | None = None) -> NDArray[Any]:
+        """Return each row's target under a task; labels are matched by name, not by their number.
+
+        Args:
+            task: The task, such as `model.task`; None means the data set's own.
 
         Raises:
-            ValueError: Without labels, or for a label that `classes` lacks.
+            ValueError: If there are no labels, or `task` does not know one; the error names the row.
         """
-        if self.labels is None or self.classes is None:
+        if self.labels is None:
             raise ValueError("this data set has no labels; give TextDataset(texts, labels, ...)")
-        if list(classes) == self.classes:
-            return self.labels
-        return index_labels([self.classes[i] for i in self.labels], list(classes))
+        return self.labels if task is None or task == self.task else self._matched(task)
+
+    def _matched(self, task: Task) -> NDArray[Any]:
+        targets = np.asarray(task.targets(self._given))
+        if len(targets) != len(self._given):
+            raise ValueError(
+                f"{type(task).__name__}.targets gave {len(targets)} targets for {len(self._given)} labels; it must "
+                "return one for each label"
+            )
+        return targets
 
     def _prepare(self, text: str) -> NDArray[np.int32]:
         return np.asarray(encode(text, self.tokenizer) or [self.tokenizer.eot_token], dtype=np.int32)
 
     def _truncate(self, limit: int) -> None:
         lengths = self.lengths
-        long = lengths > limit
-        self.truncated = self.truncated | long
-        if long.any():
+        too_long = lengths > limit
+        self.truncated = self.truncated | too_long
+        if too_long.any():
             logger.warning(
                 "%d of %d texts are longer than %d tokens (longest: %d) and lost their %s",
-                long.sum(),
+                too_long.sum(),
                 len(self),
                 limit,
                 lengths.max(),
-                self.truncation,
+                self.preparation.truncation,
             )
-            self._set_rows([_cut(row, limit, self.truncation) for row in self.rows()])
+            self.set_rows([_cut(row, limit, self.preparation.truncation) for row in self.rows()])
 
     def _pad(self, width: int) -> None:
         rows = np.full((len(self), width), self.tokenizer.eot_token, dtype=np.int32)
         for padded, row in zip(rows, self.rows(), strict=True):
             padded[: len(row)] = row
-        self._set_rows(list(rows))
+        self.set_rows(list(rows))
 
-    def _set_rows(self, rows: list[NDArray[np.int32]]) -> None:
-        # One flat array: a batch is cut out of it with a few slices instead of N small Python objects.
-        self.offsets = np.cumsum([0, *(len(row) for row in rows)], dtype=np.int64)
-        self.ids = np.concatenate(rows) if rows else np.zeros(0, dtype=np.int32)
+
+def _task_of(labels: list[Any], classes: Sequence[Any] | None, task: Task | None) -> Task:
+    if task is None:
+        return SingleLabel(infer_classes(check_labels(labels, len(labels))) if classes is None else classes)
+    if not isinstance(task, Task):
+        raise TypeError(f"task is a {type(task).__name__}; it must be a gptclf Task, such as model.task")
+    if classes is not None:
+        raise ValueError("classes= and task= were both given; a task has its own classes: give one of the two")
+    return task
 
 
 def _cut(row: NDArray[np.int32], limit: int, truncation: str) -> NDArray[np.int32]:

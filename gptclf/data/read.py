@@ -1,35 +1,66 @@
-"""Columns of texts and labels out of files and tables. Knows nothing of tokens."""
+"""Columns of texts, labels and weights from files and tables, before any tokenizing."""
 
 import csv
 import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 _SEPARATORS = {".csv": ",", ".tsv": "\t"}
 
 
+class Columns(NamedTuple):
+    """The columns that were asked for, each with a value per row, and the names of a ClassLabel column."""
+
+    texts: list[Any]
+    labels: list[Any] | None
+    weights: list[Any] | None
+    classes: list[str] | None = None
+
+
 def read_file(
-    path: Path, text: str | int, label: str | int | None, *, encoding: str, quoted: bool | None
-) -> tuple[list[str], list[Any] | None]:
-    """Texts and labels of a .csv, .tsv or .jsonl file; see `TextDataset.from_file`."""
+    path: Path,
+    text: str | int,
+    label: str | int | None,
+    weights: str | int | None,
+    *,
+    encoding: str,
+    quoted: bool | None,
+) -> Columns:
+    """Read the columns of a .csv, .tsv or .jsonl file; see `TextDataset.from_file`."""
     suffix = path.suffix.lower()
     if suffix not in (*_SEPARATORS, ".jsonl"):
         raise ValueError(f"{path}: the suffix names the format; it must be .csv, .tsv or .jsonl")
-    columns = [text] if label is None else [text, label]
-    if len({type(column) for column in columns}) > 1:
-        raise TypeError(f"text={text!r} and label={label!r} must both be column names or both be positions")
+    named = {"text": text, "label": label, "weights": weights}
+    wanted = [column for column in named.values() if column is not None]
+    if len({type(column) for column in wanted}) > 1:
+        given = " and ".join(f"{name}={column!r}" for name, column in named.items() if column is not None)
+        each = "both" if len(wanted) == 2 else "all"
+        raise TypeError(f"{given} must {each} be column names or {each} be positions")
     try:
         if suffix == ".jsonl":
-            rows = list(_json_rows(path, columns, encoding))
+            rows = list(_json_rows(path, wanted, encoding))
         else:
             quoted = suffix == ".csv" if quoted is None else quoted
-            rows = list(_separated_rows(path, columns, encoding, _SEPARATORS[suffix], quoted))
+            rows = list(_separated_rows(path, wanted, encoding, _SEPARATORS[suffix], quoted))
     except UnicodeDecodeError as error:
         raise ValueError(
             f"{path} is not {error.encoding} ({error.reason} at byte {error.start}); give its encoding="
         ) from error
-    return [row[0] for row in rows], None if label is None else [row[1] for row in rows]
+    columns = iter([row[place] for row in rows] for place in range(len(wanted)))
+    return Columns(
+        next(columns),
+        None if label is None else next(columns),
+        None if weights is None else [_number(value, row, path) for row, value in enumerate(next(columns))],
+    )
+
+
+def _number(value: Any, row: int, path: Path) -> Any:
+    """Return a weight as a number if the file has it as text, as .csv and .tsv do."""
+    try:
+        return float(value) if isinstance(value, str) else value
+    except ValueError:
+        raise ValueError(f"{path}: weight {row} is {value!r}; it must be a number") from None
 
 
 def _json_rows(path: Path, columns: list[Any], encoding: str) -> Iterator[list[Any]]:
@@ -50,7 +81,7 @@ def _json_rows(path: Path, columns: list[Any], encoding: str) -> Iterator[list[A
 
 def _separated_rows(path: Path, columns: list[Any], encoding: str, separator: str, quoted: bool) -> Iterator[list[str]]:
     limit = csv.field_size_limit()
-    # The module's limit of 131,072 characters a field is for all readers of the process; put back below.
+    # The csv module's limit of 131,072 characters per field holds for the whole process; it is restored below.
     csv.field_size_limit(2**31 - 1)
     try:
         with path.open(encoding=encoding, newline="") as file:
@@ -81,20 +112,19 @@ def _separated_rows(path: Path, columns: list[Any], encoding: str, separator: st
         csv.field_size_limit(limit)
 
 
-def read_table(table: Any, text: str, label: str | None) -> tuple[list[str], list[Any] | None, list[str] | None]:
-    """Texts, labels and the names of a ClassLabel column; see `TextDataset.from_table`."""
+def read_table(table: Any, text: str, label: str | None, weights: str | None) -> Columns:
+    """Take columns of a table; see `TextDataset.from_table`."""
     texts = _column(table, text)
-    if label is None:
-        return texts, None, None
-    labels = _column(table, label)
-    # Hugging Face `datasets` is no dependency, so its ClassLabel is known by what it offers.
+    labels = None if label is None else _column(table, label)
+    weight = None if weights is None else _column(table, weights)
+    # Hugging Face `datasets` is not a dependency, so its ClassLabel is recognised by its attributes.
     names = getattr((getattr(table, "features", None) or {}).get(label), "names", None)
-    if names is None:
-        return texts, labels, None
+    if labels is None or names is None:
+        return Columns(texts, labels, weight)
     bad = [i for i, value in enumerate(labels) if value is None or value < 0]
     if bad:
         raise ValueError(f"row {bad[0]} of column {label!r} has no label ({labels[bad[0]]!r}); drop such rows")
-    return texts, [names[value] for value in labels], list(names)
+    return Columns(texts, [names[value] for value in labels], weight, list(names))
 
 
 def _column(table: Any, name: str) -> list[Any]:

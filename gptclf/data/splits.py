@@ -1,11 +1,13 @@
-"""Dividing a data set into parts, and finding texts that stand in two of them."""
+"""Split a data set into parts, and find texts that occur in two of them."""
 
 import logging
+import math
 from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
 
+from gptclf import checks
 from gptclf.data.dataset import TextDataset
 
 logger = logging.getLogger(__name__)
@@ -14,16 +16,16 @@ logger = logging.getLogger(__name__)
 def split(
     dataset: TextDataset, fractions: Sequence[float] = (0.7, 0.1, 0.2), *, seed: int, stratify: bool = True
 ) -> tuple[TextDataset, ...]:
-    """Divide a data set at random into parts, each with the classes' shares of the whole.
+    """Split a data set at random into parts, with the proportions of the classes in each.
 
-    Warns (through `logging`) of texts that stand in more than one part: a test text seen in training measures
-    memory. `shared_texts` finds them.
+    A text that occurs in several parts is reported as a warning through `logging`: a score on test texts that were
+    trained on measures memory. `shared_texts` finds them.
 
     Args:
-        dataset: The rows to divide.
-        fractions: The parts' shares; they sum to 1. The default is the book's 70/10/20.
-        seed: Determines the division.
-        stratify: Keep each class's share in every part as nearly as whole rows allow; needs labels.
+        dataset: The rows to split.
+        fractions: Each part's share of the rows; they sum to 1. The default is the book's 70/10/20.
+        seed: Seed of the split; equal seeds give equal parts.
+        stratify: Keep each class's share in every part as close as whole rows allow. This needs one class per text.
 
     Returns:
         One data set per fraction.
@@ -35,30 +37,29 @@ def split(
         >>> [len(part) for part in split(data, (0.5, 0.5), seed=1)]
         [10, 10]
     """
-    if not isinstance(fractions, Sequence):
-        raise TypeError(f"fractions is {fractions!r}; give one share for each part, such as (0.7, 0.1, 0.2)")
-    if not fractions or min(fractions) <= 0 or abs(sum(fractions) - 1) > 1e-6:
-        raise ValueError(f"fractions are {list(fractions)!r}; they must be positive and sum to 1")
-    if stratify and dataset.labels is None:
-        raise ValueError("stratify=True needs labels; this data set has none: give stratify=False")
-    rng = np.random.default_rng(seed)
+    shares = _check_fractions(fractions)
+    rng = np.random.default_rng(checks.integer("seed", seed))
+    labels = np.zeros(len(dataset), dtype=np.int64)
+    if checks.boolean("stratify", stratify):
+        if dataset.labels is None:
+            raise ValueError("stratify=True needs labels; this data set has none: give stratify=False")
+        if dataset.labels.ndim != 1 or not np.issubdtype(dataset.labels.dtype, np.integer):
+            raise ValueError("stratify=True needs one class per text; for other labels give stratify=False")
+        labels = dataset.labels
     order = rng.permutation(len(dataset))
-    sizes = np.diff(np.rint(np.cumsum([0.0, *fractions]) * len(dataset)).astype(int))
-    labels = dataset.labels if stratify and dataset.labels is not None else np.zeros(len(dataset), dtype=np.int64)
+    sizes = np.diff(np.rint(np.cumsum([0.0, *shares]) * len(dataset)).astype(int))
     parts = _deal(order, labels, sizes)
     for i, part in enumerate(parts):
         if not len(part):
-            raise ValueError(
-                f"{len(dataset)} rows are too few for fractions {list(fractions)!r}: part {i} would be empty"
-            )
-    # Rows of a part keep the data set's order; whoever trains on it shuffles by the training seed.
+            raise ValueError(f"{len(dataset)} rows are too few for fractions {shares!r}: part {i} would be empty")
+    # The rows of a part keep the data set's order; training shuffles them by its own seed.
     divided = tuple(dataset.subset(part) for part in parts)
     for i, later in enumerate(divided):
         for j, earlier in enumerate(divided[:i]):
             shared = len(shared_texts(earlier, later))
             if shared:
                 logger.warning(
-                    "%d of the %d texts in part %d of the split also stand in part %d; drop them before you trust "
+                    "%d of the %d texts in part %d of the split also occur in part %d; drop them before you trust "
                     "a score (gptclf.shared_texts finds them)",
                     shared,
                     len(later),
@@ -69,21 +70,38 @@ def split(
 
 
 def shared_texts(first: TextDataset, second: TextDataset) -> NDArray[np.int64]:
-    """Row numbers of `second` whose text stands, verbatim and whole, in `first` too."""
+    """Return the row numbers of `second` whose whole text occurs verbatim in `first`.
+
+    Example:
+        >>> from gptclf import load_gpt2
+        >>> tokenizer = load_gpt2("nano").tokenizer
+        >>> first, second = (TextDataset(texts, tokenizer=tokenizer) for texts in (["a", "b"], ["c", "b"]))
+        >>> shared_texts(first, second).tolist()
+        [1]
+    """
     seen = set(first.texts)
     found = [i for i, text in enumerate(second.texts) if text in seen]
     return np.asarray(found, dtype=np.int64)
 
 
+def _check_fractions(fractions: Sequence[float]) -> list[float]:
+    if not isinstance(fractions, Sequence) or isinstance(fractions, str | bytes):
+        raise TypeError(f"fractions is {fractions!r}; give one share for each part, such as (0.7, 0.1, 0.2)")
+    shares = [checks.number(f"fractions[{i}]", share, least=-math.inf) for i, share in enumerate(fractions)]
+    if not shares or min(shares) <= 0 or abs(sum(shares) - 1) > 1e-6:
+        raise ValueError(f"fractions are {shares!r}; they must be positive and sum to 1")
+    return shares
+
+
 def _deal(order: NDArray[np.int64], labels: NDArray[np.int64], sizes: NDArray[np.int64]) -> list[NDArray[np.int64]]:
-    """Rows dealt out in `order` to parts of these sizes, the classes in the shares they have among what is left."""
+    """Deal rows out in `order` to parts of these sizes; each part takes the classes in proportion to the rows left."""
     piles = [order[labels[order] == label] for label in np.unique(labels)]
     parts = []
     for size in sizes:
         left = np.asarray([len(pile) for pile in piles])
         ideal = left * size / max(1, left.sum())
         take = np.floor(ideal).astype(int)
-        # The rows that rounding down left out go to the classes that lost most by it.
+        # The rows lost to rounding down go to the classes that lost most.
         take[np.argsort(take - ideal, kind="stable")[: size - take.sum()]] += 1
         parts.append(np.sort(np.concatenate([pile[:n] for pile, n in zip(piles, take, strict=True)] or [order])))
         piles = [pile[n:] for pile, n in zip(piles, take, strict=True)]

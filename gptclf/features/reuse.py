@@ -19,7 +19,7 @@ from gptclf.features.store import FeatureStore, text_key
 from gptclf.gpt2.arithmetic import product_dtype
 from gptclf.gpt2.model import GPT2
 from gptclf.gpt2.stages import Suffix, frozen_depth
-from gptclf.progress import Meter, spoken, spoken_bytes
+from gptclf.progress import Meter, format_bytes, format_seconds
 
 logger = logging.getLogger(__name__)
 
@@ -132,8 +132,8 @@ def _store_with_room(
             "features of %d texts take %s, more than the %s of memory that they may: they go to %s until this run "
             "ends. Name cache_dir= to keep them",
             len(rows),
-            spoken_bytes(needed(None)),
-            spoken_bytes(stores.memory_allowed()),
+            format_bytes(needed(None)),
+            format_bytes(stores.memory_allowed()),
             folder,
         )
     else:
@@ -148,6 +148,6 @@ def _announcement(cut: Cut, rows: Sequence[NDArray[np.int32]], missing: Sequence
     kind = str(cut.dtype).removeprefix("torch.")
     return (
         f"frozen part: {cut.n_blocks} blocks over {tokens:,} tokens in {kind}; {len(missing):,} of {len(rows):,} "
-        f"texts, the others are repeated or kept; about {spoken(prefix_seconds(cut, tokens))}, "
-        f"{spoken_bytes(cut.nbytes(lengths))} {where}"
+        f"texts, the others are repeated or kept; about {format_seconds(prefix_seconds(cut, tokens))}, "
+        f"{format_bytes(cut.nbytes(lengths))} {where}"
     )

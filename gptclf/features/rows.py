@@ -10,8 +10,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from gptclf.data.batches import TokenRows
+from gptclf.data.rows import row_numbers
 from gptclf.features.store import Place
-from gptclf.preparation import row_numbers
 
 
 class FeatureSet:

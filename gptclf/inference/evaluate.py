@@ -12,17 +12,17 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
+from gptclf.checks import python_value
 from gptclf.data.batches import Batches, Rows
 from gptclf.data.dataset import TextDataset
 from gptclf.features.reuse import kept
 from gptclf.features.store import check_cache
 from gptclf.gpt2.arithmetic import answering, arithmetic
 from gptclf.gpt2.model import GPT2
-from gptclf.next_token_loss import hits_and_loss
 from gptclf.gpt2.stages import Classifier
 from gptclf.inference.predict import check_classifier, class_logits
 from gptclf.metrics import confusion_matrix, per_class_scores, plain_vocabulary
-from gptclf.tasks import plain
+from gptclf.next_token_loss import hits_and_loss
 
 if TYPE_CHECKING:
     import pandas
@@ -228,7 +228,7 @@ def _scored(
 ) -> tuple[Tensor, Tensor]:
     """Logits (N, C) and targets (N,) of the first rows."""
     if num_batches is not None:
-        num_batches = plain(num_batches)
+        num_batches = python_value(num_batches)
         if not isinstance(num_batches, int) or isinstance(num_batches, bool) or num_batches < 1:
             raise ValueError(f"num_batches is {num_batches!r}; it must be an integer of at least 1, or None for all")
         rows = rows.subset(np.arange(min(len(rows), num_batches * batch_size)))

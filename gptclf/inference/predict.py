@@ -10,8 +10,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from gptclf.checks import python_value
 from gptclf.data.batches import Rows
 from gptclf.data.dataset import TextDataset
+from gptclf.data.rows import check_source, check_text
 from gptclf.features.frozen_prefix import slabs
 from gptclf.gpt2.arithmetic import answering, arithmetic, product_dtype, resolve_precision
 from gptclf.gpt2.gradients import Embedding as Table
@@ -21,9 +23,7 @@ from gptclf.gpt2.packed import advance, embed, last_block_and_head, runs_of
 from gptclf.gpt2.stages import Classifier
 from gptclf.gpt2.trunk import Embedding, Trunk, is_watched
 from gptclf.metrics import check_finite
-from gptclf.preparation import check_source, check_text
 from gptclf.progress import Meter
-from gptclf.tasks import plain
 
 
 @dataclass(frozen=True, eq=False)
@@ -117,7 +117,7 @@ def predict_stream(
     """
     check_classifier(model)
     check_source(texts)
-    window = plain(window)
+    window = python_value(window)
     if not isinstance(window, int) or isinstance(window, bool) or window < 1:
         raise ValueError(f"window is {window!r}; it must be an integer of at least 1")
     resolve_precision(precision, model)
@@ -162,7 +162,7 @@ def class_logits(
     report: Callable[[int], None] = lambda positions: None,
 ) -> Tensor:
     """Logits (N, C) of a data set's rows, float32, on the CPU."""
-    batch_size = plain(batch_size)
+    batch_size = python_value(batch_size)
     if batch_size is not None and (not isinstance(batch_size, int) or isinstance(batch_size, bool) or batch_size < 1):
         raise ValueError(f"batch_size is {batch_size!r}; it must be an integer of at least 1, or None")
     logits = torch.empty(len(rows), len(model.classes or ()), dtype=torch.float32)

@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from gptclf.tasks import plain
+from gptclf.checks import python_value
 
 
 class Sampler:
@@ -65,7 +65,7 @@ class Sampler:
 
 def whole(name: str, value: Any, least: int) -> int:
     """The setting `name` as an integer of at least `least`."""
-    number = plain(value)
+    number = python_value(value)
     if not isinstance(number, int) or isinstance(number, bool):
         raise TypeError(f"{name} is {value!r}; it must be an integer of at least {least}")
     if number < least:
@@ -74,7 +74,7 @@ def whole(name: str, value: Any, least: int) -> int:
 
 
 def _number(name: str, value: Any, wanted: str) -> float:
-    number = plain(value)
+    number = python_value(value)
     if not isinstance(number, int | float) or isinstance(number, bool):
         raise TypeError(f"{name} is {value!r}; it must be {wanted}")
     return float(number)

@@ -13,6 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from gptclf.data.rows import check_source, check_text
 from gptclf.features.frozen_prefix import SLAB_TOKENS, slabs
 from gptclf.gpt2.arithmetic import answering, arithmetic, product_dtype, resolve_precision
 from gptclf.gpt2.model import GPT2
@@ -20,7 +21,6 @@ from gptclf.gpt2.packed import advance, embed, runs_of
 from gptclf.language.checks import check_float32, check_language_model, is_plain, rows_of_ids
 from gptclf.language.sampling import whole
 from gptclf.metrics import check_finite
-from gptclf.preparation import check_source, check_text
 from gptclf.tokenizer.tokens import Ids, encode
 
 # Hidden states whose logits are computed at once: V numbers for each.

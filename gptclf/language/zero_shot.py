@@ -11,13 +11,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
+from gptclf.data.rows import check_texts
 from gptclf.gpt2.arithmetic import answering, arithmetic, resolve_precision
 from gptclf.gpt2.model import GPT2
 from gptclf.gpt2.trunk import Block
 from gptclf.language.checks import check_float32, check_language_model, is_plain
 from gptclf.language.scoring import Window, candidate_log_probs, window_log_probs
 from gptclf.metrics import check_finite
-from gptclf.preparation import check_texts
 from gptclf.tokenizer.tokens import encode
 
 logger = logging.getLogger(__name__)

@@ -1,4 +1,4 @@
-"""Text to token ids and back, as the book has it (Raschka, "Build a Large Language Model (From Scratch)", 5.1.1)."""
+"""Text to token ids and back, as in Raschka, "Build a Large Language Model (From Scratch)", section 5.1.1."""
 
 import re
 from collections.abc import Sequence
@@ -9,22 +9,24 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from gptclf.preparation import check_tokenizer, pieces
-
 if TYPE_CHECKING:
     import tiktoken
 
 Ids = Tensor | NDArray[np.integer] | Sequence[int] | Sequence[Sequence[int]]
 
+# The most characters encoded at once. The tokenizer's regular expression keeps a stack, which a run of about 500,000
+# spaces overflows.
+PIECE = 250_000
+
 
 def text_to_token_ids(text: str, tokenizer: "tiktoken.Encoding", *, special_tokens: bool = False) -> Tensor:
-    """The tokens of a text as a batch of one row.
+    """Encode a text as a batch of one row.
 
     Args:
         text: The text. Empty text has no tokens; a lone surrogate becomes U+FFFD.
-        tokenizer: Most often `model.tokenizer`.
-        special_tokens: Let `<|endoftext|>` in the text be the token of that name, as the book does. Otherwise it is
-            ordinary characters, as is right for text that somebody else wrote.
+        tokenizer: The encoding, usually `model.tokenizer`.
+        special_tokens: Encode `<|endoftext|>` in the text as the special token of that name, as the book does. By
+            default it is ordinary characters, which is right for text from users.
 
     Returns:
         Ids (1, T), int64.
@@ -40,14 +42,15 @@ def text_to_token_ids(text: str, tokenizer: "tiktoken.Encoding", *, special_toke
 
 
 def token_ids_to_text(ids: Ids, tokenizer: "tiktoken.Encoding") -> str:
-    """The text that tokens stand for; bytes that are no UTF-8, as where a character is cut in two, become U+FFFD.
+    """Decode one text; bytes that are not valid UTF-8, such as half a character, become U+FFFD.
 
     Args:
-        ids: Ids (T,), or (1, T) as `text_to_token_ids` gives them.
-        tokenizer: What made them.
+        ids: Ids (T,), or (1, T) as `text_to_token_ids` returns them.
+        tokenizer: The encoding that made them.
 
     Raises:
-        ValueError: For several rows, or ids that the tokenizer does not have.
+        TypeError: If `ids` does not hold integers.
+        ValueError: If there are several rows, or the tokenizer lacks an id.
     """
     check_tokenizer(tokenizer)
     tokens = ids_as_tensor(ids)
@@ -61,19 +64,19 @@ def token_ids_to_text(ids: Ids, tokenizer: "tiktoken.Encoding") -> str:
     except (KeyError, OverflowError) as error:
         wrong = next((i for i in known if not 0 <= i < tokenizer.n_vocab), error.args[0])
         raise ValueError(
-            f"the tokenizer has no token {wrong}; its ids run from 0 to {tokenizer.n_vocab - 1}. The ids are another "
-            "tokenizer's, or a model drew one that its tokenizer does not use"
+            f"the tokenizer has no token {wrong}; its ids run from 0 to {tokenizer.n_vocab - 1}. The ids are from "
+            "another tokenizer, or from a model whose vocabulary is larger than its tokenizer's"
         ) from error
 
 
 def encode(text: str, tokenizer: "tiktoken.Encoding", *, special_tokens: bool = False) -> list[int]:
-    """Token ids of a text of any length; arguments are those of `text_to_token_ids`."""
+    """Return the token ids of a text of any length; the arguments are those of `text_to_token_ids`."""
     check_tokenizer(tokenizer)
     if not isinstance(text, str):
         raise TypeError(f"text is a {type(text).__name__}; it must be a str")
     ids: list[int] = []
     if special_tokens and tokenizer.special_tokens_set:
-        # Split before anything is cut into pieces, so that no special token falls between two of them.
+        # Split here first, so that no special token is cut in two by `pieces`.
         names = sorted(tokenizer.special_tokens_set, key=len, reverse=True)
         for part in re.split(f"({'|'.join(map(re.escape, names))})", text):
             if part in tokenizer.special_tokens_set:
@@ -86,12 +89,28 @@ def encode(text: str, tokenizer: "tiktoken.Encoding", *, special_tokens: bool = 
     return ids
 
 
+def pieces(text: str) -> list[str]:
+    """Split a text into pieces of at most `PIECE` characters that have the same tokens as the whole.
+
+    A cut goes before a space that follows no other white space, where GPT-2's pattern always ends a token. Half a
+    piece without such a place is not natural language; it is cut at the limit.
+    """
+    parts, start = [], 0
+    while len(text) - start > PIECE:
+        end = start + PIECE
+        window = range(end, end - PIECE // 2, -1)
+        place = next((i for i in window if text[i] == " " and not text[i - 1].isspace()), end)
+        parts.append(text[start:place])
+        start = place
+    return [*parts, text[start:]]
+
+
 def ids_as_tensor(ids: Ids) -> Tensor:
-    """Token ids of any kind as an int64 tensor of one or two dimensions.
+    """Return token ids of any kind as an int64 tensor of one or two dimensions.
 
     Raises:
-        TypeError: For what holds no whole numbers.
-        ValueError: For rows of different lengths, or more dimensions.
+        TypeError: If `ids` does not hold integers.
+        ValueError: If the rows differ in length, or there are more dimensions.
     """
     if isinstance(ids, str | bytes):
         raise TypeError(f"ids is a {type(ids).__name__}; give token ids, such as text_to_token_ids(text, tokenizer)")
@@ -104,7 +123,30 @@ def ids_as_tensor(ids: Ids) -> Tensor:
     if not tokens.numel():
         tokens = tokens.to(torch.int64)  # an empty list has no type
     if tokens.dtype == torch.bool or tokens.is_floating_point() or tokens.is_complex():
-        raise TypeError(f"ids holds {tokens.dtype}; token ids are whole numbers")
+        raise TypeError(f"ids holds {tokens.dtype}; token ids are integers")
     if tokens.dim() not in (1, 2):
         raise ValueError(f"ids has shape {tuple(tokens.shape)}; token ids are (T,) or (B, T)")
     return tokens.to(torch.int64)
+
+
+def check_tokenizer(tokenizer: object) -> None:
+    """Raise a TypeError if `tokenizer` is not a `tiktoken.Encoding`."""
+    import tiktoken
+
+    if not isinstance(tokenizer, tiktoken.Encoding):
+        raise TypeError(
+            f"tokenizer is a {type(tokenizer).__name__}; it must be a tiktoken.Encoding, such as model.tokenizer"
+        )
+
+
+def check_same_tokenizer(ours: "tiktoken.Encoding", theirs: "tiktoken.Encoding") -> None:
+    """Raise a ValueError if texts encoded by `theirs` have other ids under `ours`, the model's tokenizer."""
+    if ours is theirs:
+        return
+    tokens = ours.token_byte_values()
+    same = ours.n_vocab == theirs.n_vocab and tokens == theirs.token_byte_values()
+    if not same or any(ours.encode_single_token(t) != theirs.encode_single_token(t) for t in tokens):
+        raise ValueError(
+            f"the texts were encoded with another tokenizer ({theirs.n_vocab} tokens) than the model's "
+            f"({ours.n_vocab}); build the data set with tokenizer=model.tokenizer"
+        )

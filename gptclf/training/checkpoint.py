@@ -16,12 +16,12 @@ import torch
 from torch import Tensor
 from torch.optim import Optimizer
 
+from gptclf.checks import python_value
 from gptclf.data.batches import TokenRows
 from gptclf.data.windows import TextWindows
 from gptclf.files.atomic import tensor_writer, write_all
 from gptclf.gpt2.heads import ClassifierHead
 from gptclf.gpt2.model import GPT2
-from gptclf.tasks import plain
 from gptclf.training.callbacks import Callback
 from gptclf.training.history import History, Scores
 from gptclf.training.loop import Step
@@ -45,7 +45,7 @@ def run_identity(
             frozen.update(parameter.detach().cpu().contiguous().numpy().data)
     pooling = model.head.pooling if isinstance(model.head, ClassifierHead) else None
     identity = {
-        **{name: plain(value) for name, value in settings.items()},
+        **{name: python_value(value) for name, value in settings.items()},
         "model": {**model.config.to_dict(), "pooling": pooling, "classes": len(model.classes or [])},
         "train_set": _digest_of_rows(model, train_set),
         "val_set": None if val_set is None else _digest_of_rows(model, val_set),

@@ -18,7 +18,7 @@ from gptclf.gpt2.stages import Classifier, Suffix, own_trainable
 from gptclf.inference.evaluate import labelled_rows
 from gptclf.inference.predict import check_classifier
 from gptclf.metrics import loss_sum
-from gptclf.progress import spoken, spoken_bytes
+from gptclf.progress import format_bytes, format_seconds
 from gptclf.training.checks import check_arguments, check_model, check_rows
 
 # What AdamW reads and writes for each number that trains: weight, gradient and two moments in, all but the gradient
@@ -52,10 +52,10 @@ class Estimate:
     def __str__(self) -> str:
         frozen = ""
         if self.feature_bytes:
-            frozen = f"frozen part about {spoken(self.frozen_seconds)} and {spoken_bytes(self.feature_bytes)}; "
+            frozen = f"frozen part about {format_seconds(self.frozen_seconds)} and {format_bytes(self.feature_bytes)}; "
         return (
-            f"{frozen}{self.steps:,} steps about {spoken(self.training_seconds)} and "
-            f"{spoken_bytes(self.training_bytes)}"
+            f"{frozen}{self.steps:,} steps about {format_seconds(self.training_seconds)} and "
+            f"{format_bytes(self.training_bytes)}"
         )
 
 

@@ -19,7 +19,7 @@ from gptclf.gpt2.line import recomputed_activations
 from gptclf.gpt2.model import GPT2
 from gptclf.gpt2.stages import Classifier, own_trainable
 from gptclf.inference.evaluate import loss_and_accuracy
-from gptclf.progress import spoken
+from gptclf.progress import format_seconds
 from gptclf.training.callbacks import Callback, Progress
 from gptclf.training.checkpoint import STATE, load_checkpoint, run_identity, save_checkpoint, with_state
 from gptclf.training.checks import check_arguments, check_callbacks, check_state_folder
@@ -170,7 +170,7 @@ def fit(model: GPT2, train_set: TokenRows, val_set: TokenRows | None, settings: 
         if settings.progress:
             left = total_steps - len(history.steps)
             each = settings.accumulate * step_seconds(learner, typical_batch(learner, train_set, batch_size), precision)
-            print(f"{left:,} steps, about {spoken(left * each)}, measurements not counted", file=sys.stderr)
+            print(f"{left:,} steps, about {format_seconds(left * each)}, measurements not counted", file=sys.stderr)
         if isinstance(train_set, TextDataset):
             model.max_length, model.truncation, model.pad_to = (
                 train_set.max_length,

@@ -9,10 +9,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from gptclf.checks import python_value
 from gptclf.gpt2.config import PRESETS, GPT2Config
 from gptclf.gpt2.model import GPT2, initialise
 from gptclf.gpt2.stages import freeze, share
-from gptclf.tasks import check_classes, plain
+from gptclf.tasks import check_classes
 from gptclf.tokenizer.find import find_tokenizer
 from gptclf.weights.book import is_book, read_book
 from gptclf.weights.folders import CONFIG, check_device, fill, fill_from_hugging_face, read_file, read_json
@@ -241,7 +242,7 @@ def add_classifier_head(
     if (num_classes is None) == (classes is None):
         raise ValueError("give either num_classes or classes: the number of classes, or their labels")
     if classes is None:
-        num_classes = plain(num_classes)
+        num_classes = python_value(num_classes)
         if not isinstance(num_classes, int) or isinstance(num_classes, bool):
             raise TypeError(f"num_classes is {num_classes!r}; it must be an integer. For labels give classes=")
         if num_classes < 2:

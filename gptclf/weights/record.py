@@ -10,7 +10,7 @@ from typing import Any
 from gptclf.gpt2.config import GPT2Config
 from gptclf.gpt2.heads import ClassifierHead
 from gptclf.gpt2.model import GPT2
-from gptclf.preparation import check_preparation
+from gptclf.preparation import Preparation
 
 logger = logging.getLogger(__name__)
 
@@ -101,7 +101,7 @@ def read_record(values: Mapping[str, Any], *, source: Path) -> Record:
                 "head_bias": _get(head, "bias", bool),
             }
         model = GPT2(GPT2Config.from_dict(_get(values, "config", dict)), device="meta", **settings)
-        model.max_length, model.truncation, model.pad_to = check_preparation(
+        model.preparation = Preparation(
             _get(values, "max_length", int, type(None)),
             _get(values, "truncation", str),
             _get(values, "pad_to", int, type(None)),

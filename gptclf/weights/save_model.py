@@ -18,11 +18,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from gptclf.checks import python_value
 from gptclf.files.atomic import Writer, tensor_writer, text_writer, write_all
 from gptclf.gpt2.heads import ClassifierHead
 from gptclf.gpt2.model import GPT2, check_gpt2
 from gptclf.gpt2.stages import policy_of
-from gptclf.tasks import plain
 from gptclf.tokenizer.bpe import tokenizer_files
 from gptclf.weights.card import Card, is_our_card, model_card
 from gptclf.weights.folders import CONFIG, INDEX, TORCH_INDEX, TORCH_WEIGHTS, WEIGHTS
@@ -94,7 +94,7 @@ def save_model(
     if data is not None and not isinstance(data, str):
         raise TypeError(f"data is a {type(data).__name__}; describe in a str what the model learned from")
     for name, value in (metrics or {}).items():
-        if not isinstance(plain(value), int | float):
+        if not isinstance(python_value(value), int | float):
             raise TypeError(f"metrics[{name!r}] is {value!r}; give numbers by name")
     if not isinstance(folder, str | Path) or not str(folder):
         raise TypeError(f"folder is {folder!r}; give the path of a folder, there or to be made")

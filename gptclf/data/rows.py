@@ -1,0 +1,102 @@
+"""Checks of the columns that callers give for a data set: texts, labels, weights and row numbers."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gptclf.checks import number, python_value
+
+# Weights are kept in float32.
+_LARGEST = float(np.finfo(np.float32).max)
+
+
+def row_numbers(indices: Sequence[int] | NDArray[Any], n: int) -> NDArray[np.int64]:
+    """Return the row numbers, each from 0 to `n` - 1, that `indices` means among `n` rows.
+
+    Args:
+        indices: Row numbers, negative ones counted from the end as in numpy, or a mask over all rows.
+        n: Number of rows.
+
+    Raises:
+        TypeError: If `indices` is neither.
+        IndexError: If there is no such row, or the mask has another length.
+    """
+    chosen = np.asarray(indices)
+    if chosen.dtype == bool:
+        if chosen.shape != (n,):
+            raise IndexError(f"the mask has shape {chosen.shape}; the data set has {n} rows")
+        return np.flatnonzero(chosen)
+    if chosen.ndim != 1 or (chosen.size and not np.issubdtype(chosen.dtype, np.integer)):
+        raise TypeError(
+            f"rows are chosen by {chosen.dtype} values of shape {chosen.shape}; give a list of integers or a mask"
+        )
+    outside = (chosen < -n) | (chosen >= n)
+    if outside.any():
+        raise IndexError(
+            f"there is no row {chosen[outside][0]}; the data set has {n} rows, numbered from 0, or from -1 backwards"
+        )
+    numbers = chosen.astype(np.int64)
+    return np.where(numbers < 0, numbers + n, numbers)
+
+
+def check_texts(texts: Iterable[str]) -> list[str]:
+    """Return the texts as a list of strings.
+
+    Raises:
+        TypeError: If `texts` is not an ordered series of strings; the error names the row.
+    """
+    check_source(texts)
+    return [check_text(text, i) for i, text in enumerate(texts)]
+
+
+def check_text(text: object, row: int) -> str:
+    """Return the text of a row; raise a TypeError that names the row if it is not a string."""
+    if not isinstance(text, str):
+        raise TypeError(
+            f"text {row} is {text!r} ({type(text).__name__}); every text must be a str. "
+            "Drop missing rows or replace them by ''"
+        )
+    return text
+
+
+def check_source(texts: object) -> None:
+    """Raise a TypeError if `texts` is not an ordered series of texts, such as a list or a generator."""
+    if isinstance(texts, str | bytes):
+        raise TypeError(
+            f"texts is a single {type(texts).__name__}; give a list of strings: [{texts[:20]!r}]. "
+            "Iterating over it would make every character a text"
+        )
+    if hasattr(texts, "column_names") or hasattr(texts, "columns") or isinstance(texts, Mapping):
+        raise TypeError(
+            f"texts is a whole table ({type(texts).__name__}); give its columns, or use "
+            "TextDataset.from_table(table, text=..., label=...)"
+        )
+    if not isinstance(texts, Iterable) or isinstance(texts, set | frozenset):
+        raise TypeError(f"texts is a {type(texts).__name__}; give a list of strings, whose order the labels follow")
+
+
+def check_column(values: Any, name: str, n_texts: int) -> list[Any]:
+    """Return a column as a list of Python values, one for each text; `name` is "label" or "weight"."""
+    # Iterating over a string gives characters, over a dictionary keys, over a table column names.
+    several = isinstance(values, Iterable) and not isinstance(values, str | bytes | Mapping | set | frozenset)
+    if not several or hasattr(values, "columns"):
+        raise TypeError(f"{name}s is a {type(values).__name__}; it must be a list, or one column")
+    column = [python_value(value) for value in values]
+    if len(column) != n_texts:
+        raise ValueError(f"{n_texts} texts but {len(column)} {name}s; every text needs one {name}")
+    return column
+
+
+def check_weights(weights: Any, n_texts: int) -> NDArray[np.float32]:
+    """Return the weights of the rows, float32 (N,).
+
+    Raises:
+        TypeError: If a weight is not a number; the error names its row.
+        ValueError: If a weight is negative or not finite (the error names its row), or their number is not that of
+            the texts.
+    """
+    column = check_column(weights, "weight", n_texts)
+    checked = [number(f"weight {i}", weight, most=_LARGEST) for i, weight in enumerate(column)]
+    return np.asarray(checked, dtype=np.float32)
