@@ -51,7 +51,7 @@ def text_key(ids: NDArray[np.int32]) -> bytes:
 
 
 @dataclass(frozen=True)
-class Place:
+class StoredRow:
     """Where one text's features stand: positions `start` to `start + length` of a segment."""
 
     segment: Tensor
@@ -76,7 +76,7 @@ class FeatureStore:
         self.identity = identity
         self.folder = None if folder is None else folder / f"features-{identity[:32]}"
         self.nbytes = 0
-        self._places: dict[bytes, Place] = {}
+        self._rows: dict[bytes, StoredRow] = {}
         if self.folder is not None and self.folder.is_dir():
             for path in sorted(self.folder.glob(f"*{_SUFFIX}")):
                 self._open(path)
@@ -87,13 +87,13 @@ class FeatureStore:
                 os.utime(self.folder)  # the prefix used last is the last to be given up
 
     def __len__(self) -> int:
-        return len(self._places)
+        return len(self._rows)
 
     def __contains__(self, key: bytes) -> bool:
-        return key in self._places
+        return key in self._rows
 
-    def __getitem__(self, key: bytes) -> Place:
-        return self._places[key]
+    def __getitem__(self, key: bytes) -> StoredRow:
+        return self._rows[key]
 
     def add(self, keys: Sequence[bytes], lengths: Sequence[int], values: Tensor) -> None:
         """Keep a segment: rows one after the other in `values` (sum of lengths, D), which is not changed after this.
@@ -138,7 +138,7 @@ class FeatureStore:
     def _register(self, keys: Sequence[bytes], lengths: Sequence[int], values: Tensor) -> None:
         start = 0
         for key, length in zip(keys, lengths, strict=True):
-            self._places.setdefault(key, Place(values, start, length))
+            self._rows.setdefault(key, StoredRow(values, start, length))
             start += length
         self.nbytes += values.nbytes
 

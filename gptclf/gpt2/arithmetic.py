@@ -23,7 +23,7 @@ _WORTH_CASTING = 256
 _WORTH_CASTING_TOKENS = 512
 
 # Tokens per product. On a CPU more does not multiply faster, and less keeps the MLP's inside out of the caches' reach.
-_CHUNK = {"cpu": 1024, "cuda": 16384}
+_PIECE = {"cpu": 1024, "cuda": 16384}
 
 M = TypeVar("M", bound=nn.Module)
 
@@ -73,13 +73,13 @@ FLOAT32, BFLOAT16, FLOAT16 = Arithmetic("float32"), Arithmetic("bfloat16"), Arit
 
 
 class _Matrix:
-    """A linear layer over chunks of one shape."""
+    """A linear layer over pieces of one shape."""
 
     def __init__(self, weight: Tensor, bias: Tensor | None, operators: tuple[Any, Any] | None) -> None:
         self.weight, self.bias, self.linear = weight, bias, None
         if operators is not None:
             pack, self.linear = operators
-            self.weight = pack(weight.contiguous(), _CHUNK["cpu"])
+            self.weight = pack(weight.contiguous(), _PIECE["cpu"])
 
     def __call__(self, x: Tensor) -> Tensor:
         if self.linear is None:
@@ -100,9 +100,9 @@ def activated(kernel: Kernel, activation: str) -> Kernel:
     return lambda x: ACTIVATIONS[activation](kernel(x))
 
 
-def chunk_size(device: torch.device) -> int:
+def piece_size(device: torch.device) -> int:
     """Return the number of tokens per matrix product on a device."""
-    return _CHUNK.get(device.type, _CHUNK["cuda"])
+    return _PIECE.get(device.type, _PIECE["cuda"])
 
 
 def resolve_precision(precision: str, model: Placed) -> str:

@@ -1,7 +1,7 @@
 """Blocks over packed tokens without gradients: how features and answers are computed fast.
 
 The tokens of many rows lie one after the other, rows of one length side by side. Everything that treats tokens one by
-one (norms, projections, MLP) runs over chunks of a fixed number of tokens, whatever rows they belong to, and attention
+one (norms, projections, MLP) runs over pieces of a fixed number of tokens, whatever rows they belong to, and attention
 over rows of one exact length. So nothing is computed for padding, and because every product has one shape, a row's
 result does not depend on the rows computed with it: computed today or next to others tomorrow, it has the same bits.
 
@@ -19,10 +19,14 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from gptclf.gpt2.arithmetic import Arithmetic, activated, chunk_size
+from gptclf.gpt2.arithmetic import Arithmetic, activated, piece_size
 from gptclf.gpt2.heads import reads_of
 from gptclf.gpt2.standard import is_standard
 from gptclf.gpt2.trunk import Block, TokenPositions, can_pool
+
+# Tokens that go through the blocks together. Each chunk lays out every block's weights anew, and its buffers take
+# some twenty bytes per token and unit of width.
+CHUNK_TOKENS = 32768
 
 # Tokens whose attention is computed at once, to keep its buffers small.
 _ATTENTION_TOKENS = 2048
@@ -71,6 +75,18 @@ def row_groups(lengths: NDArray[np.int64]) -> list[RowGroup]:
     return found
 
 
+def chunks_of(lengths: NDArray[np.int64], rows: int | None = None) -> Iterator[slice]:
+    """Divide rows into neighbours of at most `CHUNK_TOKENS` tokens, and at most `rows` rows, together."""
+    start, tokens = 0, 0
+    for i, length in enumerate(lengths.tolist()):
+        if i > start and (tokens + length > CHUNK_TOKENS or (rows is not None and i - start >= rows)):
+            yield slice(start, i)
+            start, tokens = i, 0
+        tokens += length
+    if start < len(lengths):
+        yield slice(start, len(lengths))
+
+
 def embed(embedding: nn.Module, ids: Tensor, groups: Sequence[RowGroup], *, capacity: int, width: int) -> Tensor:
     """Compute the residual stream (capacity, width) before the first block, float32; past the last token it is 0."""
     x = torch.zeros(capacity, width, dtype=torch.float32, device=ids.device)
@@ -92,18 +108,18 @@ def advance(block: nn.Module, x: Tensor, groups: Sequence[RowGroup], arithmetic:
         return
     block = cast(Block, block)
     attention, mlp, dtype = block.attention, block.mlp, arithmetic.dtype
-    width, size = x.shape[1], chunk_size(x.device)
+    width, size = x.shape[1], piece_size(x.device)
     qkv_of, out_of = attention.qkv.prepared(arithmetic), attention.out.prepared(arithmetic)
     up_of = activated(mlp.up.prepared(arithmetic), mlp.activation)
     down_of = mlp.down.prepared(arithmetic)
     qkv = torch.empty(len(x), 3 * width, dtype=dtype, device=x.device)
-    for part in _chunks(len(x), size):
+    for part in _pieces(len(x), size):
         qkv[part] = qkv_of(_normalised(block.norm1, x[part], dtype))
     mixed = torch.zeros(len(x), width, dtype=dtype, device=x.device)
     for group in groups:
         mixed[group.tokens] = attention.mix(group.of(qkv)).flatten(0, 1)
     del qkv
-    for part in _chunks(len(x), size):
+    for part in _pieces(len(x), size):
         stream = x[part]
         stream += out_of(mixed[part])
         stream += down_of(up_of(_normalised(block.norm2, stream, dtype)))
@@ -206,6 +222,6 @@ def _normalised(norm: nn.LayerNorm, x: Tensor, dtype: torch.dtype) -> Tensor:
     return F.layer_norm(x, norm.normalized_shape, norm.weight, norm.bias, norm.eps).to(dtype)
 
 
-def _chunks(n: int, size: int) -> Iterator[slice]:
+def _pieces(n: int, size: int) -> Iterator[slice]:
     for start in range(0, n, size):
         yield slice(start, start + size)
