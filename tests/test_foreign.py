@@ -19,10 +19,10 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from gptclf import GPT2, GPT2Config, load_gpt2, load_model
-from gptclf.files.torch_file import read_torch_file
+from gptclf.files.torch_file import read_torch_file, unwrap_names
 from gptclf.weights.folders import fill, fill_from_hugging_face, read_weights
 from gptclf.weights.guess import guess_from_config, guess_from_files, guess_from_tensors
-from gptclf.weights.hugging_face import config_from_hugging_face, from_hugging_face, unwrap_names
+from gptclf.weights.hugging_face import config_from_hugging_face, from_hugging_face
 
 # Of the bytes that stand where a damaged file's protocol was.
 pytestmark = pytest.mark.filterwarnings("ignore:Detected pickle protocol")

@@ -25,8 +25,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from gptclf.files.atomic import tensor_writer, write_all
-from gptclf.weights.folders import read_safetensors
+from gptclf.files.atomic import write_all
+from gptclf.files.safetensors_file import read_safetensors, tensor_writer
 
 logger = logging.getLogger(__name__)
 

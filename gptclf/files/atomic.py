@@ -2,13 +2,10 @@
 
 import errno
 import glob
-import json
 import os
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
-
-from torch import Tensor
 
 # A save takes seconds to minutes; a half-written file this old has nobody who would finish it.
 _ABANDONED_SECONDS = 3600
@@ -24,37 +21,6 @@ def text_writer(text: str) -> Writer:
         path.write_text(text, encoding="utf-8", newline="\n")
 
     return write
-
-
-def tensor_writer(tensors: dict[str, Tensor], metadata: dict[str, str]) -> Writer:
-    """A writer of a safetensors file."""
-
-    def write(path: Path) -> None:
-        from safetensors import SafetensorError
-        from safetensors.torch import save_file
-
-        try:
-            save_file(tensors, path, metadata=metadata)
-            _sort_metadata(path)
-        except SafetensorError as error:
-            raise OSError(str(error)) from error
-
-    return write
-
-
-def _sort_metadata(path: Path) -> None:
-    """Put the header's metadata in order: the library writes it at random, and equal models shall be equal files.
-
-    Format: 8 bytes with the header's length (little-endian), then the header, JSON filled up with spaces.
-    """
-    with path.open("r+b") as file:
-        size = int.from_bytes(file.read(8), "little")
-        header = json.loads(file.read(size))
-        header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
-        text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
-        if len(text) <= size:  # the same characters in another order
-            file.seek(8)
-            file.write(text.ljust(size))
 
 
 def write_all(folder: Path, writers: Mapping[str, Writer]) -> None:

@@ -12,13 +12,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gptclf.weights.hugging_face import unwrap_names
-
 # Where training scripts put the parameters beside their optimizer's state.
 _HOLDERS = ("model_state_dict", "state_dict", "model")
 
 # What else such scripts keep that has tensors in it and is no part of the model.
 _STATES = re.compile(r".*(optim|sched|scaler|rng|callback|loop|loss|history|metric|step|epoch).*", re.IGNORECASE)
+
+# Parts of a name that wrappers of a module add: torch.compile and FSDP anywhere, DataParallel in front.
+_WRAPPERS = {"_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"}
 
 _STARTS = (
     (b"version https://git-lfs", "is a git-lfs pointer to the real file; fetch that with: git lfs pull"),
@@ -75,6 +76,28 @@ def read_torch_file(path: Path) -> dict[str, Tensor]:
             f"{', ...' if len(wrong) > 6 else ''}; it is no state dict of a model. Save model.state_dict()"
         )
     return unwrap_names({name: value.detach() for name, value in content.items()}, source=str(path))
+
+
+def unwrap_names(tensors: Mapping[str, Tensor], *, source: str) -> dict[str, Tensor]:
+    """Tensors without what torch.compile (`_orig_mod.`), DataParallel (`module.`) and FSDP put into their names.
+
+    Raises:
+        ValueError: Two tensors would have one name.
+
+    Example:
+        >>> list(unwrap_names({"module._orig_mod.wte.weight": torch.ones(1)}, source="here"))
+        ['wte.weight']
+    """
+    result: dict[str, Tensor] = {}
+    for name, tensor in tensors.items():
+        parts = [part for part in name.split(".") if part not in _WRAPPERS]
+        while len(parts) > 1 and parts[0] == "module":
+            del parts[0]
+        plain = ".".join(parts)
+        if plain in result:
+            raise ValueError(f"{source} holds {plain} twice, with and without a wrapper's prefix; keep one of them")
+        result[plain] = tensor
+    return result
 
 
 def _load(path: Path) -> Any:

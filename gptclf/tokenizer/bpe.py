@@ -5,11 +5,13 @@ Hugging Face's `tokenizer.json`, which is only written. The id of every token fo
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import cache
 from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from gptclf.files.json_file import read_json
 
 if TYPE_CHECKING:
     import tiktoken
@@ -67,7 +69,7 @@ def build_tokenizer(merges_file: Path, ids_file: Path | None = None) -> "tiktoke
     }
     ranks = _ranks_from_merges(merges)
     if ids_file is not None:
-        _check_ids(ranks, _read_object(ids_file), ids_file)
+        _check_ids(ranks, read_json(ids_file), ids_file)
     return make_encoding(ranks)
 
 
@@ -77,7 +79,7 @@ def build_from_whole(path: Path) -> "tiktoken.Encoding":
     Raises:
         ValueError: It is damaged, or splits or changes texts otherwise than GPT-2's tokenizer.
     """
-    whole = _read_object(path)
+    whole = read_json(path)
     splitter = whole.get("pre_tokenizer")
     normalizer = whole.get("normalizer")
     plain = {"type": "ByteLevel", "add_prefix_space": False, "use_regex": True}
@@ -114,16 +116,6 @@ def _ranks_from_merges(merges: Mapping[str, Any]) -> dict[bytes, int]:
             raise ValueError(f"{place}: {pair!r} makes a token that exists already")
         ranks[first + second] = len(ranks)
     return ranks
-
-
-def _read_object(path: Path) -> dict[str, Any]:
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path} is not JSON ({error}); the file is damaged") from error
-    if not isinstance(values, dict):
-        raise ValueError(f"{path} holds a {type(values).__name__}, not an object with keys; the file is damaged")
-    return values
 
 
 def make_encoding(ranks: dict[bytes, int]) -> "tiktoken.Encoding":
@@ -196,9 +188,30 @@ def tokenizer_files(tokenizer: "tiktoken.Encoding", context_length: int) -> dict
     char = byte_characters()
     merges = [["".join(char[byte] for byte in part) for part in pair] for pair in merges_of(ranks)]
     table = _id_table(ranks)
+    config = {
+        "add_prefix_space": False,
+        "bos_token": END_OF_TEXT,
+        "eos_token": END_OF_TEXT,
+        "pad_token": END_OF_TEXT,
+        "unk_token": END_OF_TEXT,
+        "model_max_length": context_length,
+        "padding_side": "right",
+        "tokenizer_class": "GPT2Tokenizer",
+    }
+    lines = ["#version: 0.2", *(" ".join(pair) for pair in merges)]
+    return {
+        "vocab.json": json.dumps(table, ensure_ascii=False),
+        "merges.txt": "\n".join(lines) + "\n",
+        "tokenizer.json": json.dumps(_whole(table, merges), ensure_ascii=False),
+        "tokenizer_config.json": json.dumps(config, indent=2) + "\n",
+    }
+
+
+def _whole(table: Mapping[str, int], merges: Sequence[Sequence[str]]) -> dict[str, Any]:
+    """Return the content of a `tokenizer.json` with this vocabulary and these merges."""
     byte_level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True}
     end_of_text = {
-        "id": len(ranks),
+        "id": table[END_OF_TEXT],
         "content": END_OF_TEXT,
         "single_word": False,
         "lstrip": False,
@@ -206,7 +219,7 @@ def tokenizer_files(tokenizer: "tiktoken.Encoding", context_length: int) -> dict
         "normalized": False,
         "special": True,
     }
-    whole: dict[str, Any] = {
+    return {
         "version": "1.0",
         "truncation": None,
         "padding": None,
@@ -227,21 +240,4 @@ def tokenizer_files(tokenizer: "tiktoken.Encoding", context_length: int) -> dict
             "vocab": table,
             "merges": merges,
         },
-    }
-    config = {
-        "add_prefix_space": False,
-        "bos_token": END_OF_TEXT,
-        "eos_token": END_OF_TEXT,
-        "pad_token": END_OF_TEXT,
-        "unk_token": END_OF_TEXT,
-        "model_max_length": context_length,
-        "padding_side": "right",
-        "tokenizer_class": "GPT2Tokenizer",
-    }
-    lines = ["#version: 0.2", *(" ".join(pair) for pair in merges)]
-    return {
-        "vocab.json": json.dumps(table, ensure_ascii=False),
-        "merges.txt": "\n".join(lines) + "\n",
-        "tokenizer.json": json.dumps(whole, ensure_ascii=False),
-        "tokenizer_config.json": json.dumps(config, indent=2) + "\n",
     }

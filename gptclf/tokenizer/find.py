@@ -6,15 +6,16 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from gptclf.gpt2.config import PRESETS
 from gptclf.hub.download import cached_file, hub_file
 from gptclf.tokenizer.bpe import build_from_whole, build_tokenizer, read_tokenizer
 
 if TYPE_CHECKING:
     import tiktoken
 
-# Every published size has the same tokenizer, so the smallest repository stands for all.
+# All published sizes share one tokenizer, which is taken from the smallest one's repository.
 _GPT2 = "openai-community/gpt2"
+_PUBLISHED = (_GPT2, f"{_GPT2}-medium", f"{_GPT2}-large", f"{_GPT2}-xl")
+_GPT2_VOCAB_SIZE = 50257
 
 # tiktoken names a cached file by the SHA-1 of the address it came from; the SHA-256 is of the content.
 TIKTOKEN_FILES = {
@@ -40,18 +41,18 @@ def find_tokenizer(
         beside = read_tokenizer(folder)
         if beside is not None:
             return beside
-    if repo is not None and repo not in {f"openai-community/{name}" for name in PRESETS}:
+    if repo is not None and repo not in _PUBLISHED:
         try:
             return _from_hub(repo, revision, cache_dir)
         except FileNotFoundError:
-            if vocab_size != PRESETS["gpt2"].vocab_size:
+            if vocab_size != _GPT2_VOCAB_SIZE:
                 raise
-    if vocab_size < PRESETS["gpt2"].vocab_size:
+    if vocab_size < _GPT2_VOCAB_SIZE:
         where = "the weights' folder" if folder is None else str(folder)
         raise FileNotFoundError(
             f"no tokenizer for a vocabulary of {vocab_size} tokens: {where} has no merges.txt, vocab.bpe or "
-            "tokenizer.json, and it is "
-            "not GPT-2's vocabulary (50257). Put the files there, or pass tokenizer= to load_gpt2"
+            f"tokenizer.json, and it is not GPT-2's vocabulary ({_GPT2_VOCAB_SIZE}). Put the files there, or pass "
+            "tokenizer= to load_gpt2"
         )
     merges = cached_file(_GPT2, "merges.txt", cache_dir=cache_dir)
     if merges is not None:
