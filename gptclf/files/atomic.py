@@ -1,4 +1,4 @@
-"""Writing a folder's files so that an interruption leaves what was there before."""
+"""Atomic writes: an interrupted save leaves the previous files intact."""
 
 import errno
 import glob
@@ -7,15 +7,15 @@ import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-# A save takes seconds to minutes; a half-written file this old has nobody who would finish it.
+# A save takes seconds to minutes, so a temporary file this old was left by a process that died.
 _ABANDONED_SECONDS = 3600
 
-# Writes one file at the path it is given.
+# Writes one file at the given path.
 Writer = Callable[[Path], None]
 
 
 def text_writer(text: str) -> Writer:
-    """A writer of UTF-8 text with the same line ends everywhere."""
+    """Return a writer of UTF-8 text, with Unix line endings on every platform."""
 
     def write(path: Path) -> None:
         path.write_text(text, encoding="utf-8", newline="\n")
@@ -24,7 +24,11 @@ def text_writer(text: str) -> Writer:
 
 
 def write_all(folder: Path, writers: Mapping[str, Writer]) -> None:
-    """Write every file beside its place, then rename them all in the order given."""
+    """Write every file under a temporary name in `folder`, then rename them all in the given order.
+
+    Raises:
+        OSError: A file could not be written; the previous files are unchanged unless renaming had begun.
+    """
     beside = {name: folder / f".{name}.{os.getpid()}.tmp" for name in writers}
     _sweep(folder, writers)
     try:
@@ -35,8 +39,8 @@ def write_all(folder: Path, writers: Mapping[str, Writer]) -> None:
     except OSError as error:
         raise OSError(
             error.errno or errno.EIO,
-            f"could not save to {folder} ({error}); what was there before is untouched unless renaming had begun. "
-            "Free space or choose another folder, and save again: the model in memory is whole",
+            f"could not save to {folder} ({error}); the files that were there are unchanged unless renaming had begun. "
+            "Free some space or choose another folder, and save again: the model in memory is intact",
         ) from error
     finally:
         for path in beside.values():
@@ -44,7 +48,7 @@ def write_all(folder: Path, writers: Mapping[str, Writer]) -> None:
 
 
 def _sweep(folder: Path, writers: Mapping[str, Writer]) -> None:
-    """Remove what a save that was killed left here an hour ago or earlier."""
+    """Remove temporary files that a killed save left here at least an hour ago."""
     for name in writers:
         for path in folder.glob(f".{glob.escape(name)}.*.tmp"):
             if time.time() - path.stat().st_mtime > _ABANDONED_SECONDS:

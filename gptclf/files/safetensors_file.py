@@ -9,7 +9,7 @@ from gptclf.files.atomic import Writer
 
 
 def tensor_writer(tensors: dict[str, Tensor], metadata: dict[str, str]) -> Writer:
-    """A writer of a safetensors file."""
+    """Return a writer of a safetensors file."""
 
     def write(path: Path) -> None:
         from safetensors import SafetensorError
@@ -25,22 +25,27 @@ def tensor_writer(tensors: dict[str, Tensor], metadata: dict[str, str]) -> Write
 
 
 def _sort_metadata(path: Path) -> None:
-    """Put the header's metadata in order: the library writes it at random, and equal models shall be equal files.
+    """Sort the metadata in the header: the library writes it in random order, and equal models should give equal files.
 
-    Format: 8 bytes with the header's length (little-endian), then the header, JSON filled up with spaces.
+    Format: 8 bytes with the length of the header (little-endian), then the header, JSON padded with spaces.
     """
     with path.open("r+b") as file:
         size = int.from_bytes(file.read(8), "little")
         header = json.loads(file.read(size))
         header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
         text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
-        if len(text) <= size:  # the same characters in another order
+        if len(text) <= size:  # the same characters in a different order
             file.seek(8)
             file.write(text.ljust(size))
 
 
 def read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Tensors (memory-mapped) and metadata of one file."""
+    """Return the tensors of a file, memory-mapped, and its metadata.
+
+    Raises:
+        FileNotFoundError: The file does not exist.
+        ValueError: The file is incomplete or of another format.
+    """
     import safetensors
 
     try:
@@ -50,6 +55,6 @@ def read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         raise FileNotFoundError(f"{path} does not exist; the folder is incomplete") from None
     except (safetensors.SafetensorError, ValueError) as error:
         raise ValueError(
-            f"{path} ({path.stat().st_size:,} bytes) is not a whole safetensors file: {error}. "
-            "It may be cut off or a pointer to the real file; fetch it again"
+            f"{path} ({path.stat().st_size:,} bytes) is not a complete safetensors file: {error}. "
+            "It may be truncated, or a git-lfs pointer to the real file; download it again"
         ) from error
