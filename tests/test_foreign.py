@@ -199,7 +199,7 @@ class TestNothingIsRun:
             ValueError, match=rf"model\.pth would run code when opened: it (names {names}|calls)"
         ):
             read_torch_file(path)
-        with pytest.raises(ValueError, match=r"Nothing of it was run.*torch\.save\(model\.state_dict\(\), "):
+        with pytest.raises(ValueError, match=r"Nothing was run.*torch\.save\(model\.state_dict\(\), "):
             read_torch_file(path)
         assert not ran
         assert not (tmp_path / "ran").exists()
@@ -244,7 +244,7 @@ class TestDamagedFiles:
     @pytest.mark.parametrize(
         ("content", "message"),
         [
-            (b"", "is empty; fetch or save it again"),
+            (b"", "is empty; download or save it again"),
             (
                 b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 5\n",
                 "is a git-lfs pointer.*git lfs pull",
@@ -254,8 +254,8 @@ class TestDamagedFiles:
             (b'{"error": "not found"}', "is JSON"),
             (b"GGUF" + bytes(60), "is a GGUF file"),
             (b"\x89HDF\r\n\x1a\n" + bytes(60), "is an HDF5"),
-            (b"not weights at all", "is not a whole file of torch.save"),
-            (bytes(1000), "is not a whole file of torch.save"),
+            (b"not weights at all", "is not a complete torch.save file"),
+            (bytes(1000), "is not a complete torch.save file"),
         ],
         ids=["empty", "lfs", "html", "html after spaces", "json", "gguf", "keras", "text", "zeros"],
     )
@@ -267,7 +267,7 @@ class TestDamagedFiles:
     def test_a_zip_of_something_else_is_known(self, tmp_path: Path) -> None:
         with zipfile.ZipFile(tmp_path / "model.pth", "w") as file:
             file.writestr("letter.txt", "dear reader")
-        with pytest.raises(ValueError, match="is not a whole file of torch"):
+        with pytest.raises(ValueError, match="is not a complete torch"):
             read_torch_file(tmp_path / "model.pth")
 
     @settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])

@@ -99,7 +99,7 @@ def unwrap_names(tensors: Mapping[str, Tensor], *, source: str) -> dict[str, Ten
         plain = ".".join(parts)
         if plain in result:
             raise ValueError(
-                f"{source} holds {plain} twice, with and without the prefix of a wrapper; keep one of them"
+                f"{source} holds {plain} twice, with and without a wrapper's prefix; keep one of them"
             )
         result[plain] = tensor
     return result
