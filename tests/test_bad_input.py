@@ -206,7 +206,7 @@ class TestWeights:
             whole = path.read_bytes()
             path.write_bytes(whole[: int(len(whole) * kept) if isinstance(kept, float) else kept])
             with pytest.raises(
-                ValueError, match=r"model\.safetensors \([0-9,]+ bytes\) is not a whole.*fetch it again"
+                ValueError, match=r"model\.safetensors \([0-9,]+ bytes\) is not a complete.*download it again"
             ):
                 load(folder)
 
@@ -214,7 +214,7 @@ class TestWeights:
         (language_model / "model.safetensors").write_text(
             "version https://git-lfs.github.com/spec/v1\noid sha256:" + "0" * 64 + "\nsize 548105171\n"
         )
-        with pytest.raises(ValueError, match=r"model\.safetensors .* pointer to the real file; fetch it again"):
+        with pytest.raises(ValueError, match=r"model\.safetensors .* pointer to the real file; download it again"):
             load_gpt2(language_model)
 
     def test_another_models_file_is_recognised(self, language_model: Path) -> None:

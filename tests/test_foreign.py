@@ -19,10 +19,10 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from gptclf import GPT2, GPT2Config, load_gpt2, load_model
-from gptclf.files.torch_file import read_torch_file
+from gptclf.files.torch_file import read_torch_file, unwrap_names
 from gptclf.weights.folders import fill, fill_from_hugging_face, read_weights
 from gptclf.weights.guess import guess_from_config, guess_from_files, guess_from_tensors
-from gptclf.weights.hugging_face import config_from_hugging_face, from_hugging_face, unwrap_names
+from gptclf.weights.hugging_face import config_from_hugging_face, from_hugging_face
 
 # Of the bytes that stand where a damaged file's protocol was.
 pytestmark = pytest.mark.filterwarnings("ignore:Detected pickle protocol")
@@ -91,7 +91,7 @@ class TestTorchFiles:
 
     def test_tensors_of_an_unknown_kind_beside_it_are_not_dropped_in_silence(self, tmp_path: Path) -> None:
         for beside in ({"ema": torch.ones(2)}, {"adapter": [{"x": (torch.ones(2),)}]}):
-            with pytest.raises(ValueError, match=r"model\.pth holds tensors beside 'model', under (ema|adapter), "):
+            with pytest.raises(ValueError, match=r"model\.pth holds tensors next to 'model', under keys that gptclf does not know: (ema|adapter);"):
                 read_torch_file(saved({"model": TENSORS, **beside}, tmp_path))
 
     def test_what_holds_itself_is_looked_at_once(self, tmp_path: Path) -> None:
@@ -100,7 +100,7 @@ class TestTorchFiles:
         assert_holds(saved({"model": TENSORS, "log": round_and_round}, tmp_path), TENSORS)
 
     def test_two_models_in_one_file_are_a_question(self, tmp_path: Path) -> None:
-        with pytest.raises(ValueError, match=r"under state_dict and model; save one of them on its own"):
+        with pytest.raises(ValueError, match=r"under state_dict and model; save only one of them"):
             read_torch_file(saved({"model": TENSORS, "state_dict": TENSORS}, tmp_path))
 
     def test_a_tensor_may_be_called_as_a_holder_is(self, tmp_path: Path) -> None:
@@ -135,7 +135,7 @@ class TestTorchFiles:
             (3, "holds a int"),
             ({}, "holds no tensors"),
             ({"model": {}}, "holds no tensors"),
-            ({**TENSORS, "lr": 0.1, "name": "x"}, r"beside 2 tensors, lr \(float\), name \(str\); .*model\.state_dict"),
+            ({**TENSORS, "lr": 0.1, "name": "x"}, r"in addition to 2 tensors, lr \(float\), name \(str\); .*model\.state_dict"),
             ({3: torch.ones(2)}, r"3 \(torch.strided\)"),
             ({"a": torch.ones(2).to_sparse()}, r"a \(torch\.sparse_coo\)"),
             ({"a": {"b": torch.ones(2)}}, r"a \(dict\)"),
@@ -196,10 +196,10 @@ class TestNothingIsRun:
         path = saved(content, tmp_path, _use_new_zipfile_serialization=zipped)
         ran.clear()
         with pytest.raises(
-            ValueError, match=rf"model\.pth wants to run code when it is opened: it (names {names}|calls)"
+            ValueError, match=rf"model\.pth would run code when opened: it (names {names}|calls)"
         ):
             read_torch_file(path)
-        with pytest.raises(ValueError, match=r"Nothing of it was run.*torch\.save\(model\.state_dict\(\), "):
+        with pytest.raises(ValueError, match=r"Nothing was run.*torch\.save\(model\.state_dict\(\), "):
             read_torch_file(path)
         assert not ran
         assert not (tmp_path / "ran").exists()
@@ -215,7 +215,7 @@ class TestNothingIsRun:
     @pytest.mark.filterwarnings("ignore:.*torch.jit|.*TorchScript")
     def test_a_torchscript_program_is_refused(self, tmp_path: Path) -> None:
         torch.jit.save(torch.jit.trace(nn.Linear(2, 2), torch.ones(1, 2)), tmp_path / "model.pth")  # type: ignore[no-untyped-call]
-        with pytest.raises(ValueError, match="wants to run code when it is opened: it is a TorchScript program"):
+        with pytest.raises(ValueError, match="would run code when opened: it is a TorchScript program"):
             read_torch_file(tmp_path / "model.pth")
 
     def test_a_hostile_file_in_a_folder_is_refused(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -223,7 +223,7 @@ class TestNothingIsRun:
         their_model().config.save_pretrained(tmp_path)
         torch.save({"wte.weight": HostileCommand()}, tmp_path / "pytorch_model.bin")
         for load in (load_gpt2, load_model):
-            with pytest.raises(ValueError, match=r"pytorch_model\.bin wants to run code"):
+            with pytest.raises(ValueError, match=r"pytorch_model\.bin would run code"):
                 load(tmp_path)
         assert not (tmp_path / "ran").exists()
 
@@ -235,16 +235,16 @@ class TestDamagedFiles:
         whole = path.read_bytes()
         for size in sorted({1, 2, 5, 64, 100, *range(1, len(whole), 97), len(whole) - 1}):
             path.write_bytes(whole[:size])
-            message = rf"model\.pth \({size:,} bytes\) is not a whole file of torch\.save"
+            message = rf"model\.pth \({size:,} bytes\) is not a complete torch\.save file"
             # Cut within a name that the old format spells out, it names something else.
-            other = "" if zipped else r"|model\.pth wants to run code .*it names (collections|torch)[\w.]*\. Nothing"
+            other = "" if zipped else r"|model\.pth would run code .*it names (collections|torch)[\w.]*\. Nothing"
             with pytest.raises(ValueError, match=message + other):
                 read_torch_file(path)
 
     @pytest.mark.parametrize(
         ("content", "message"),
         [
-            (b"", "is empty; fetch or save it again"),
+            (b"", "is empty; download or save it again"),
             (
                 b"version https://git-lfs.github.com/spec/v1\noid sha256:00\nsize 5\n",
                 "is a git-lfs pointer.*git lfs pull",
@@ -254,8 +254,8 @@ class TestDamagedFiles:
             (b'{"error": "not found"}', "is JSON"),
             (b"GGUF" + bytes(60), "is a GGUF file"),
             (b"\x89HDF\r\n\x1a\n" + bytes(60), "is an HDF5"),
-            (b"not weights at all", "is not a whole file of torch.save"),
-            (bytes(1000), "is not a whole file of torch.save"),
+            (b"not weights at all", "is not a complete torch.save file"),
+            (bytes(1000), "is not a complete torch.save file"),
         ],
         ids=["empty", "lfs", "html", "html after spaces", "json", "gguf", "keras", "text", "zeros"],
     )
@@ -267,7 +267,7 @@ class TestDamagedFiles:
     def test_a_zip_of_something_else_is_known(self, tmp_path: Path) -> None:
         with zipfile.ZipFile(tmp_path / "model.pth", "w") as file:
             file.writestr("letter.txt", "dear reader")
-        with pytest.raises(ValueError, match="is not a whole file of torch"):
+        with pytest.raises(ValueError, match="is not a complete torch"):
             read_torch_file(tmp_path / "model.pth")
 
     @settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -601,5 +601,5 @@ def test_a_tensor_larger_than_its_record_never_reads_past_the_file(kept: int, tm
     with zipfile.ZipFile(tmp_path / "short.pth", "w") as file:
         for name, content in records.items():
             file.writestr(name, content[:kept] if name.endswith("data/0") else content)
-    with pytest.raises(ValueError, match=r"short\.pth .*is not a whole file of torch\.save"):
+    with pytest.raises(ValueError, match=r"short\.pth .*is not a complete torch\.save file"):
         read_torch_file(tmp_path / "short.pth")

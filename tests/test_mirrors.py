@@ -20,7 +20,8 @@ from hub_server import Answer, Mirror, running
 from gptclf.gpt2.config import PRESETS, GPT2Config
 from gptclf.hub import transfer
 from gptclf.weights import openai_download as mirrors
-from gptclf.weights.openai_download import ADDRESSES, FILES, download_openai_checkpoint, parameter_count
+from gptclf.weights.openai import parameter_count
+from gptclf.weights.openai_download import ADDRESSES, FILES, download_openai_checkpoint
 
 SMALL = GPT2Config(vocab_size=57, context_length=10, emb_dim=6, n_heads=2, n_layers=3)
 DATA = "model.ckpt.data-00000-of-00001"

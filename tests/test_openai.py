@@ -22,13 +22,8 @@ from gptclf import GPT2, GPT2Config
 from gptclf.gpt2.config import ALIASES, PRESETS
 from gptclf.weights.folders import fill
 from gptclf.weights.hugging_face import from_hugging_face
-from gptclf.weights.openai import (
-    config_from_settings,
-    find_checkpoint,
-    load_gpt2_params_from_tf_ckpt,
-    read_settings,
-    tensors_from_params,
-)
+from gptclf.weights.openai import load_gpt2_params_from_tf_ckpt, tensors_from_params
+from gptclf.weights.openai_folder import config_from_settings, find_checkpoint, read_settings
 
 DATA = Path(__file__).parent / "data" / "tf_gpt2"
 HPARAMS = {"n_vocab": 257, "n_ctx": 16, "n_embd": 4, "n_head": 2, "n_layer": 11}

@@ -27,7 +27,7 @@ from gptclf.features import frozen_prefix as prefix
 from gptclf.features import store as stores
 from gptclf.features.frozen_prefix import reusable_cut
 from gptclf.features.store import FeatureStore, in_memory, on_disk, peek
-from gptclf.files import atomic
+from gptclf.files import safetensors_file
 
 CONFIG = GPT2Config(vocab_size=257, context_length=40, emb_dim=24, n_heads=3, n_layers=3, mlp_dim=56)
 TEXTS = [f"{'text ' * (i % 5)}number {i}" for i in range(24)]
@@ -122,7 +122,7 @@ def train_there(folder: Path, slab: int, sleep: float, dies_writing: int | None,
         time.sleep(sleep)
         return real(cut, some, *more)
 
-    writer, calls = atomic.tensor_writer, iter(range(100))
+    writer, calls = safetensors_file.tensor_writer, iter(range(100))
 
     def tensor_writer(*arguments: Any) -> Any:
         def write(path: Path) -> None:
@@ -416,7 +416,7 @@ def test_what_names_no_folder_is_an_error(folder: Any) -> None:
 def test_a_full_disk_is_an_error_that_leaves_whole_segments_and_the_next_run_goes_on(
     whole: int, tmp_path: Path, expected: list[float], small_slabs: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real, calls = atomic.tensor_writer, iter(range(100))
+    real, calls = safetensors_file.tensor_writer, iter(range(100))
 
     def tensor_writer(*arguments: Any) -> Any:
         def write(path: Path) -> None:

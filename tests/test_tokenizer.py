@@ -253,7 +253,7 @@ class TestFilesWritten:
             mergeable_ranks={bytes([i]): i for i in range(256)},
             special_tokens={END_OF_TEXT: 256, "<|pad|>": 257},
         )
-        with pytest.raises(ValueError, match=r"'odd' is not laid out as GPT-2's.*256.*257"):
+        with pytest.raises(ValueError, match=r"'odd' is not laid out like GPT-2's.*256.*257"):
             tokenizer_files(odd, 40)
 
     def test_ranks_that_no_merges_give_are_refused(self) -> None:
@@ -314,7 +314,7 @@ class TestDamage:
     def test_an_id_table_that_has_more_tokens_is_refused(self, folder: Path) -> None:
         table = json.loads((folder / "vocab.json").read_text(encoding="utf-8"))
         (folder / "vocab.json").write_text(json.dumps({**table, "<|pad|>": len(table)}), encoding="utf-8")
-        with pytest.raises(ValueError, match=r"vocab\.json has 1 tokens that no merge makes.*<\|pad\|>"):
+        with pytest.raises(ValueError, match=r"vocab\.json has 1 tokens that no merge produces.*<\|pad\|>"):
             read_tokenizer(folder)
 
     @pytest.mark.parametrize("content", ["", '{"a": 1', "[1, 2]", '"text"', "null"])

@@ -193,6 +193,11 @@ class TextDataset(RaggedIds):
         return None if self.task is None else self.task.classes
 
     @property
+    def given(self) -> list[Any]:
+        """The labels as given, one per row; empty without labels."""
+        return list(self._given)
+
+    @property
     def labelled(self) -> bool:
         """True if the rows have labels."""
         return self.labels is not None

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gptclf.data.batches import Rows, TokenRows
-from gptclf.features import store as stores
+from gptclf.features import cache
 from gptclf.features.estimate import prefix_seconds
 from gptclf.features.frozen_prefix import FrozenPrefix, NoPrefix, compute_missing, frozen_prefix, missing_rows
 from gptclf.features.rows import FeatureSet
@@ -43,7 +43,7 @@ def features_of(
     *,
     precision: str,
     cache_dir: Path | None = None,
-    cache_limit: float = stores.DISK_LIMIT,
+    cache_limit: float = cache.DISK_LIMIT,
     spill: bool = True,
     progress: bool = False,
 ) -> Iterator[Features]:
@@ -106,7 +106,7 @@ def prefix_of(model: GPT2, precision: str) -> FrozenPrefix | NoPrefix:
 
 def store_in_use(prefix: FrozenPrefix) -> FeatureStore | None:
     """Return what this process's memory holds of a prefix."""
-    return stores.peek(prefix.identity())
+    return cache.peek(prefix.identity())
 
 
 def _store_with_room(
@@ -124,19 +124,19 @@ def _store_with_room(
         return prefix.nbytes(lengths)
 
     if cache_dir is not None:
-        return stores.on_disk(identity, cache_dir, needed, cache_limit)
-    store = stores.in_memory(identity, needed, renew=ending is not None)
+        return cache.on_disk(identity, cache_dir, needed, cache_limit)
+    store = cache.in_memory(identity, needed, renew=ending is not None)
     if store is not None or ending is None:
         return store
     folder = Path(ending.enter_context(tempfile.TemporaryDirectory(prefix="gptclf-")))
-    store = stores.on_disk(identity, folder, needed, float("inf"))
+    store = cache.on_disk(identity, folder, needed, float("inf"))
     if store is not None:
         logger.warning(
             "features of %d texts take %s, more than the %s of memory that they may take; they are written to %s "
             "until this run ends. Name cache_dir= to keep them",
             len(rows),
             format_bytes(needed(None)),
-            format_bytes(stores.memory_allowed()),
+            format_bytes(cache.memory_allowed()),
             folder,
         )
     else:

@@ -1,1 +1,1 @@
-"""Bytes on disk: atomic writes, safetensors, PyTorch's and TensorFlow's files."""
+"""Files on disk: atomic writes, JSON, safetensors, PyTorch and TensorFlow formats."""

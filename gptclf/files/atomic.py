@@ -1,24 +1,21 @@
-"""Writing a folder's files so that an interruption leaves what was there before."""
+"""Atomic writes: an interrupted save leaves the previous files intact."""
 
 import errno
 import glob
-import json
 import os
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from torch import Tensor
-
-# A save takes seconds to minutes; a half-written file this old has nobody who would finish it.
+# A save takes seconds to minutes, so a temporary file this old was left by a process that died.
 _ABANDONED_SECONDS = 3600
 
-# Writes one file at the path it is given.
+# Writes one file at the given path.
 Writer = Callable[[Path], None]
 
 
 def text_writer(text: str) -> Writer:
-    """A writer of UTF-8 text with the same line ends everywhere."""
+    """Return a writer of UTF-8 text, with Unix line endings on every platform."""
 
     def write(path: Path) -> None:
         path.write_text(text, encoding="utf-8", newline="\n")
@@ -26,39 +23,12 @@ def text_writer(text: str) -> Writer:
     return write
 
 
-def tensor_writer(tensors: dict[str, Tensor], metadata: dict[str, str]) -> Writer:
-    """A writer of a safetensors file."""
-
-    def write(path: Path) -> None:
-        from safetensors import SafetensorError
-        from safetensors.torch import save_file
-
-        try:
-            save_file(tensors, path, metadata=metadata)
-            _sort_metadata(path)
-        except SafetensorError as error:
-            raise OSError(str(error)) from error
-
-    return write
-
-
-def _sort_metadata(path: Path) -> None:
-    """Put the header's metadata in order: the library writes it at random, and equal models shall be equal files.
-
-    Format: 8 bytes with the header's length (little-endian), then the header, JSON filled up with spaces.
-    """
-    with path.open("r+b") as file:
-        size = int.from_bytes(file.read(8), "little")
-        header = json.loads(file.read(size))
-        header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
-        text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
-        if len(text) <= size:  # the same characters in another order
-            file.seek(8)
-            file.write(text.ljust(size))
-
-
 def write_all(folder: Path, writers: Mapping[str, Writer]) -> None:
-    """Write every file beside its place, then rename them all in the order given."""
+    """Write every file under a temporary name in `folder`, then rename them all in the given order.
+
+    Raises:
+        OSError: A file could not be written; the previous files are unchanged unless renaming had begun.
+    """
     beside = {name: folder / f".{name}.{os.getpid()}.tmp" for name in writers}
     _sweep(folder, writers)
     try:
@@ -69,8 +39,8 @@ def write_all(folder: Path, writers: Mapping[str, Writer]) -> None:
     except OSError as error:
         raise OSError(
             error.errno or errno.EIO,
-            f"could not save to {folder} ({error}); what was there before is untouched unless renaming had begun. "
-            "Free space or choose another folder, and save again: the model in memory is whole",
+            f"could not save to {folder} ({error}); the files that were there are unchanged unless renaming had begun. "
+            "Free some space or choose another folder, and save again: the model in memory is intact",
         ) from error
     finally:
         for path in beside.values():
@@ -78,7 +48,7 @@ def write_all(folder: Path, writers: Mapping[str, Writer]) -> None:
 
 
 def _sweep(folder: Path, writers: Mapping[str, Writer]) -> None:
-    """Remove what a save that was killed left here an hour ago or earlier."""
+    """Remove temporary files that a killed save left here at least an hour ago."""
     for name in writers:
         for path in folder.glob(f".{glob.escape(name)}.*.tmp"):
             if time.time() - path.stat().st_mtime > _ABANDONED_SECONDS:

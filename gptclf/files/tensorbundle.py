@@ -1,8 +1,8 @@
-"""Reads TensorFlow's checkpoint format (V2, "TensorBundle") with numpy alone.
+"""Reading TensorFlow's checkpoint format (V2, "TensorBundle") with numpy alone.
 
-A checkpoint `P` is a table `P.index` and the tensors' bytes in `P.data-00000-of-00001` and its like. The table's
-values are protocol buffers (tensorflow/core/protobuf/tensor_bundle.proto): a header under the empty key, then an entry
-under each tensor's name.
+A checkpoint `P` consists of a table `P.index` and data files such as `P.data-00000-of-00001` with the bytes of the
+tensors. The values in the table are protocol buffers (tensorflow/core/protobuf/tensor_bundle.proto): a header under the
+empty key, then one entry per tensor under its name.
 """
 
 import math
@@ -17,14 +17,14 @@ from numpy.typing import NDArray
 from gptclf.files.crc32c import crc32c
 from gptclf.files.leveldb_table import read_table, unmask, varint
 
-_VERSION = 1  # of the bundle format; there has been no other
+_VERSION = 1  # the only version of the bundle format so far
 
-# GPT-2's indexes have 7 to 30 kB. No forged one, and no keys unfolded from it, may take more memory than this.
+# The indexes of GPT-2 have 7 to 30 kB. A forged index, or the keys expanded from it, must not take more than this.
 _LARGEST_INDEX = 1 << 24
 _MOST_DIMENSIONS = 32
 _LARGEST_TENSOR = 1 << 48
 
-# DataType in tensorflow/core/framework/types.proto: what is read, and names for what is not.
+# DataType in tensorflow/core/framework/types.proto: the supported types, then the names of the others for messages.
 _DTYPES = {
     1: "<f4",
     2: "<f8",
@@ -46,7 +46,7 @@ _PARTITIONED = "it is partitioned (saved in slices); save the variable whole"
 
 @dataclass(frozen=True)
 class Entry:
-    """Where a tensor lies: its type's number, shape, data file, first byte, bytes and checksum (CRC-32C)."""
+    """The location of a tensor: DataType number, shape, data file, offset and size in bytes, and CRC-32C checksum."""
 
     dtype: int
     shape: tuple[int, ...]
@@ -57,12 +57,12 @@ class Entry:
 
 
 class Bundle(Mapping[str, NDArray[Any]]):
-    """A checkpoint's tensors by name, memory-mapped.
+    """The tensors of a checkpoint by name, memory-mapped.
 
-    Arrays are views of the files, copy-on-write: writing to one changes memory, never a file.
+    Arrays are copy-on-write views of the files: writing to one changes memory, never a file.
 
     Attributes:
-        entries: What the index says of each tensor, in its order (h0, h1, h10, h2, ...).
+        entries: The entry of each tensor, in the order of the index (h0, h1, h10, h2, ...).
     """
 
     def __init__(self, entries: dict[str, Entry], files: Mapping[int, Path]) -> None:
@@ -78,9 +78,10 @@ class Bundle(Mapping[str, NDArray[Any]]):
         if entry.dtype not in _DTYPES:
             what = _UNREAD.get(entry.dtype, f"of TensorFlow's type {entry.dtype}")
             raise ValueError(
-                f"{self._files[entry.shard]}: tensor {name!r} is {what}; integers and float16, 32 and 64 can be read"
+                f"{self._files[entry.shard]}: tensor {name!r} is {what}; "
+                "supported are integers and float16, float32 and float64"
             )
-        # Copied only where the tensor does not start at a multiple of its item's size.
+        # Copied only if the tensor does not start at a multiple of its item size.
         return np.require(self._bytes(entry).view(_DTYPES[entry.dtype]), requirements="A").reshape(entry.shape)
 
     def __iter__(self) -> Iterator[str]:
@@ -90,43 +91,45 @@ class Bundle(Mapping[str, NDArray[Any]]):
         return len(self.entries)
 
     def verify(self) -> None:
-        """Compare every tensor with its checksum; strings and variants, whose checksums are of another kind, are not.
+        """Compare every tensor with its checksum, except strings and variants, which use another kind of checksum.
 
         Raises:
-            ValueError: Names the first tensor that is not what was written.
+            ValueError: A checksum does not match; the message names the first such tensor.
         """
         for name, entry in self.entries.items():
             if entry.dtype not in (_STRING, _VARIANT) and crc32c(self._bytes(entry)) != entry.crc:
                 path = self._files[entry.shard]
-                raise ValueError(f"{path}: tensor {name!r} is damaged, its checksum differs; fetch the file again")
+                raise ValueError(
+                    f"{path}: tensor {name!r} is damaged: its checksum does not match. Download the file again"
+                )
 
     def _bytes(self, entry: Entry) -> NDArray[np.uint8]:
         return self._data[entry.shard][entry.offset : entry.offset + entry.size]
 
 
 def open_bundle(prefix: Path, *, verify: bool = True) -> Bundle:
-    """Open a checkpoint; the index is always checked, byte for byte.
+    """Open a checkpoint. Every byte of the index is always verified.
 
     Args:
-        prefix: The files' common beginning, such as `124M/model.ckpt`.
-        verify: Whether the tensors are compared with their checksums, which reads the data once.
+        prefix: The common prefix of the file names, such as `124M/model.ckpt`.
+        verify: Whether to compare the tensors with their checksums, which reads the data once.
 
     Raises:
         FileNotFoundError: The index or a data file is missing.
-        ValueError: A file is damaged, cut off, or in a part of the format that is not read (compressed, big-endian
-            or partitioned); names the file, and the tensor where it is one.
+        ValueError: A file is damaged, truncated, or uses an unsupported part of the format (compression, big-endian
+            numbers, partitioned variables). The message names the file and, if it applies, the tensor.
     """
     index = prefix.with_name(prefix.name + ".index")
     if not index.is_file():
         raise FileNotFoundError(f"{index} does not exist; a TensorFlow checkpoint needs it")
     try:
         if index.stat().st_size > _LARGEST_INDEX:
-            raise ValueError(f"it has {index.stat().st_size:,} bytes, an index at most {_LARGEST_INDEX:,}")
+            raise ValueError(f"it has {index.stat().st_size:,} bytes; an index has at most {_LARGEST_INDEX:,}")
         n_shards, entries = _read_index(index.read_bytes())
     except ValueError as error:
         raise ValueError(
-            f"{index} cannot be read as a TensorFlow checkpoint's index: {error}. "
-            "If it is damaged, cut off or a pointer to the real file, fetch it again"
+            f"{index} cannot be read as the index of a TensorFlow checkpoint: {error}. "
+            "It may be damaged, truncated or a git-lfs pointer to the real file; download it again"
         ) from error
     bundle = Bundle(entries, _data_files(prefix, n_shards, {entry.shard for entry in entries.values()}))
     if verify:
@@ -135,15 +138,17 @@ def open_bundle(prefix: Path, *, verify: bool = True) -> Bundle:
 
 
 def _data_files(prefix: Path, n_shards: int, used: set[int]) -> dict[int, Path]:
-    # Shards without a tensor are passed over.
+    # Shards that hold no tensor are not needed.
     files = {shard: prefix.with_name(f"{prefix.name}.data-{shard:05d}-of-{n_shards:05d}") for shard in sorted(used)}
     for path in files.values():
         if not path.is_file():
             other = sorted(p.name for p in prefix.parent.iterdir() if p.name.startswith(f"{prefix.name}.data-"))
             message = f"{path} does not exist; {prefix.name}.index names {n_shards} data file{'s' * (n_shards > 1)}"
             if any(not name.endswith(f"-of-{n_shards:05d}") for name in other):
-                raise ValueError(f"{message}, but here is {', '.join(other[:4])}: they are not of one checkpoint")
-            raise FileNotFoundError(f"{message}. Fetch it")
+                raise ValueError(
+                    f"{message}, but the folder holds {', '.join(other[:4])}: the files are from different checkpoints"
+                )
+            raise FileNotFoundError(f"{message}. Download it")
     return files
 
 
@@ -154,24 +159,24 @@ def _map(path: Path) -> NDArray[np.uint8]:
 
 
 def _check_extent(entries: Mapping[str, Entry], size: int, path: Path) -> None:
-    """Every byte of a data file belongs to one tensor, so no damage goes unnoticed."""
+    """Check that every byte of a data file belongs to exactly one tensor, so that no damage goes unnoticed."""
     end = 0
     for name, entry in sorted(entries.items(), key=lambda item: (item[1].offset, item[1].size)):
         if entry.offset != end:
             raise ValueError(
-                f"{path}: tensor {name!r} starts at byte {entry.offset:,}, but the one before ends at {end:,}"
+                f"{path}: tensor {name!r} starts at byte {entry.offset:,}, but the previous one ends at byte {end:,}"
             )
         end += entry.size
         if end > size:
             raise ValueError(
-                f"{path} is cut off: tensor {name!r} ends at byte {end:,}, the file has {size:,}; fetch it again"
+                f"{path} is truncated: tensor {name!r} ends at byte {end:,}, the file at {size:,}; download it again"
             )
     if end != size:
-        raise ValueError(f"{path} has {size:,} bytes, but its tensors end at {end:,}; fetch it again")
+        raise ValueError(f"{path} has {size:,} bytes, but its tensors end at byte {end:,}; download it again")
 
 
 def _read_index(data: bytes) -> tuple[int, dict[str, Entry]]:
-    """The number of data files, and the entries in the order of their keys."""
+    """Return the number of data files, and the entries in key order."""
     rows = read_table(data, largest=_LARGEST_INDEX)
     key, value = next(rows, (None, b""))
     if key != b"":
@@ -183,11 +188,11 @@ def _read_index(data: bytes) -> tuple[int, dict[str, Entry]]:
     if big_endian:
         raise ValueError("its tensors are big-endian; gptclf reads little-endian checkpoints")
     if _number(version, 2) > _VERSION:
-        raise ValueError(f"it is for readers of format {_number(version, 2)}; this one reads {_VERSION}")
+        raise ValueError(f"it needs a reader of format version {_number(version, 2)}; gptclf reads version {_VERSION}")
     entries = {}
     for key, value in rows:
         try:
-            if key.startswith(b"\0"):  # a slice's own key
+            if key.startswith(b"\0"):  # the key of a slice
                 raise ValueError(_PARTITIONED)
             name = key.decode("utf-8")
             entries[name] = _entry(value, n_shards)
@@ -205,7 +210,7 @@ def _entry(value: bytes, n_shards: int) -> Entry:
         raise ValueError("it has no shape")
     dimensions = shape.get(2, [])
     if len(dimensions) > _MOST_DIMENSIONS:
-        raise ValueError(f"it has {len(dimensions)} dimensions; at most {_MOST_DIMENSIONS} can be read")
+        raise ValueError(f"it has {len(dimensions)} dimensions; at most {_MOST_DIMENSIONS} are supported")
     sizes = tuple(_number(_fields(_as_message(dimension)), 1) for dimension in dimensions)
     entry = Entry(
         dtype=_number(fields, 1),
@@ -216,16 +221,16 @@ def _entry(value: bytes, n_shards: int) -> Entry:
         crc=unmask(_number(fields, 6)),
     )
     if min(entry.offset, entry.size, *sizes) < 0 or math.prod(max(n, 1) for n in sizes) > _LARGEST_TENSOR:
-        raise ValueError(f"it cannot have the shape {sizes} and {entry.size} bytes from byte {entry.offset} on")
+        raise ValueError(f"its shape {sizes}, size {entry.size} and offset {entry.offset} are impossible")
     if not 0 <= entry.shard < n_shards:
-        raise ValueError(f"it lies in data file {entry.shard}, but there are {n_shards}, counted from 0")
+        raise ValueError(f"it is in data file {entry.shard}, but there are {n_shards}, counted from 0")
     if entry.dtype in _DTYPES and math.prod(sizes) * np.dtype(_DTYPES[entry.dtype]).itemsize != entry.size:
-        raise ValueError(f"its shape {sizes} does not fit its {entry.size} bytes of {np.dtype(_DTYPES[entry.dtype])}")
+        raise ValueError(f"its shape {sizes} does not match its {entry.size} bytes of {np.dtype(_DTYPES[entry.dtype])}")
     return entry
 
 
 def _fields(message: bytes) -> dict[int, list[int | bytes]]:
-    """A protocol buffer's values by field number; unknown fields are kept as well."""
+    """Return the values of a protocol buffer by field number, unknown fields included."""
     fields: dict[int, list[int | bytes]] = {}
     at = 0
     while at < len(message):
@@ -238,7 +243,7 @@ def _fields(message: bytes) -> dict[int, list[int | bytes]]:
             if tag & 7 == 2:
                 length, at = varint(message, at)
             if length is None or at + length > len(message):
-                raise ValueError("one of its fields is damaged or runs over the end")
+                raise ValueError("one of its fields is damaged or extends past the end")
             value = message[at : at + length]
             if tag & 7 != 2:
                 value = int.from_bytes(value, "little")
@@ -248,7 +253,7 @@ def _fields(message: bytes) -> dict[int, list[int | bytes]]:
 
 
 def _number(fields: Mapping[int, list[int | bytes]], number: int) -> int:
-    """A field's value as a signed 64-bit number; a field that is absent is 0."""
+    """Return the value of a field as a signed 64-bit number; a missing field is 0."""
     value = fields.get(number, [0])[-1]
     if isinstance(value, bytes):
         raise ValueError(f"its field {number} is not a number")
@@ -261,5 +266,5 @@ def _message(fields: Mapping[int, list[int | bytes]], number: int) -> bytes:
 
 def _as_message(value: int | bytes) -> bytes:
     if isinstance(value, int):
-        raise ValueError("it has a number where a message belongs")
+        raise ValueError("it has a number where a message should be")
     return value

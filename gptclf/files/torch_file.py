@@ -1,7 +1,7 @@
-"""Reads the tensors of a file that `torch.save` wrote (.pth, .pt, .bin) and runs nothing that it holds.
+"""Reading the tensors of a file that `torch.save` wrote (.pth, .pt, .bin), without running any code in it.
 
-Such a file is a pickle, which can name any function to be called. Torch's restricted unpickler (`weights_only=True`)
-puts together tensors and plain containers and refuses everything else; nothing here falls back to another.
+Such a file is a pickle, which can name any function to be called. PyTorch's restricted unpickler (`weights_only=True`)
+builds tensors and plain containers and refuses everything else; there is no fallback to the unrestricted one.
 """
 
 import re
@@ -12,34 +12,38 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gptclf.weights.hugging_face import unwrap_names
-
-# Where training scripts put the parameters beside their optimizer's state.
+# Keys under which training scripts save the parameters, next to the state of their optimizer.
 _HOLDERS = ("model_state_dict", "state_dict", "model")
 
-# What else such scripts keep that has tensors in it and is no part of the model.
+# Other keys of such scripts whose values may contain tensors that are not part of the model.
 _STATES = re.compile(r".*(optim|sched|scaler|rng|callback|loop|loss|history|metric|step|epoch).*", re.IGNORECASE)
 
+# Parts of a name that module wrappers add: torch.compile and FSDP anywhere, DataParallel at the start.
+_WRAPPERS = {"_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"}
+
 _STARTS = (
-    (b"version https://git-lfs", "is a git-lfs pointer to the real file; fetch that with: git lfs pull"),
-    (b"<", "is a web page, not weights: a download that needed a login or another address. Fetch the file again"),
-    (b"{", "is JSON, not a file of torch.save"),
+    (b"version https://git-lfs", "is a git-lfs pointer to the real file; download that with: git lfs pull"),
+    (b"<", "is a web page, not weights: the download needed a login or another address. Download the file again"),
+    (b"{", "is JSON, not a file that torch.save wrote"),
     (b"GGUF", "is a GGUF file, which gptclf does not read"),
-    (b"\x89HDF", "is an HDF5 (Keras) file, not one of torch.save"),
+    (b"\x89HDF", "is an HDF5 (Keras) file, not one that torch.save wrote"),
 )
 
 
 def read_torch_file(path: Path) -> dict[str, Tensor]:
-    """The tensors of a model in a file of `torch.save`, on the CPU, read as a whole.
+    """Return the tensors of a model in a file that `torch.save` wrote, on the CPU.
 
-    Not memory-mapped: `torch.save` writes over a file in place, and a mapped one would fall to pieces under the model.
+    The file may hold a state dict, or a dictionary with a state dict under "model_state_dict", "state_dict" or "model",
+    for example next to the state of an optimizer. Prefixes that wrappers add to names ("_orig_mod." of torch.compile,
+    "module." of DataParallel) are removed.
 
-    They may stand bare (a state dict) or under "model_state_dict", "state_dict" or "model" beside an optimizer's
-    state. Prefixes of wrappers ("_orig_mod." of torch.compile, "module." of DataParallel) are taken off.
+    The file is read into memory, not mapped: `torch.save` overwrites files in place, which would corrupt the tensors of
+    a model that maps one.
 
     Raises:
-        FileNotFoundError: There is no such file.
-        ValueError: The file wants to run code, is damaged or of another kind, or holds more than a model's tensors.
+        FileNotFoundError: The file does not exist.
+        ValueError: Opening the file would run code, or it is damaged, of another kind, or holds more than the tensors
+            of a model.
 
     Example:
         >>> _ = torch.save({"model_state_dict": {"a": torch.ones(2)}, "epoch": 3}, "model.pth")
@@ -52,9 +56,9 @@ def read_torch_file(path: Path) -> dict[str, Tensor]:
         raise ValueError(f"{path} holds a {type(content).__name__}, not tensors by name; save model.state_dict()")
     holders = [name for name in _HOLDERS if isinstance(content.get(name), Mapping)]
     if len(holders) > 1:
-        raise ValueError(f"{path} holds parameters under {' and '.join(holders)}; save one of them on its own")
+        raise ValueError(f"{path} holds parameters under {' and '.join(holders)}; save only one of them")
     if holders:
-        # Numbers and texts beside the model change nothing; tensors of an unknown kind might have to be in it.
+        # Numbers and strings next to the model are harmless; tensors under an unknown key might belong to the model.
         other = [
             str(name)
             for name, value in content.items()
@@ -62,8 +66,8 @@ def read_torch_file(path: Path) -> dict[str, Tensor]:
         ]
         if other:
             raise ValueError(
-                f"{path} holds tensors beside {holders[0]!r}, under {', '.join(other[:6])}, unknown to gptclf; "
-                f"save the content of {holders[0]!r} on its own"
+                f"{path} holds tensors next to {holders[0]!r}, under keys that gptclf does not know: "
+                f"{', '.join(other[:6])}; save only the value of {holders[0]!r}"
             )
         content = content[holders[0]]
     if not content:
@@ -71,10 +75,34 @@ def read_torch_file(path: Path) -> dict[str, Tensor]:
     wrong = [f"{name} ({_kind(value)})" for name, value in content.items() if not _is_plain(name, value)]
     if wrong:
         raise ValueError(
-            f"{path} holds, beside {len(content) - len(wrong)} tensors, {', '.join(wrong[:6])}"
-            f"{', ...' if len(wrong) > 6 else ''}; it is no state dict of a model. Save model.state_dict()"
+            f"{path} holds, in addition to {len(content) - len(wrong)} tensors, {', '.join(wrong[:6])}"
+            f"{', ...' if len(wrong) > 6 else ''}; it is not the state dict of a model. Save model.state_dict()"
         )
     return unwrap_names({name: value.detach() for name, value in content.items()}, source=str(path))
+
+
+def unwrap_names(tensors: Mapping[str, Tensor], *, source: str) -> dict[str, Tensor]:
+    """Remove what torch.compile (`_orig_mod.`), DataParallel (`module.`) and FSDP add to the names of tensors.
+
+    Raises:
+        ValueError: Two tensors would get the same name.
+
+    Example:
+        >>> list(unwrap_names({"module._orig_mod.wte.weight": torch.ones(1)}, source="here"))
+        ['wte.weight']
+    """
+    result: dict[str, Tensor] = {}
+    for name, tensor in tensors.items():
+        parts = [part for part in name.split(".") if part not in _WRAPPERS]
+        while len(parts) > 1 and parts[0] == "module":
+            del parts[0]
+        plain = ".".join(parts)
+        if plain in result:
+            raise ValueError(
+                f"{source} holds {plain} twice, with and without a wrapper's prefix; keep one of them"
+            )
+        result[plain] = tensor
+    return result
 
 
 def _load(path: Path) -> Any:
@@ -85,7 +113,7 @@ def _load(path: Path) -> Any:
         raise FileNotFoundError(f"{path} does not exist") from None
     size = path.stat().st_size
     if not size:
-        raise ValueError(f"{path} is empty; fetch or save it again")
+        raise ValueError(f"{path} is empty; download or save it again")
     for magic, what in _STARTS:
         if start.lstrip().startswith(magic):
             raise ValueError(f"{path} {what}")
@@ -93,31 +121,31 @@ def _load(path: Path) -> Any:
         return torch.load(path, map_location="cpu", weights_only=True)
     except MemoryError:
         raise
-    except Exception as error:  # a damaged or hostile pickle can make anything of its unpickler
-        # Raised from none: torch's own words advise to run the file.
+    except Exception as error:  # a damaged or hostile pickle can raise any exception
+        # "from None", because PyTorch's own message advises running the file.
         refused = _refused(str(error))
         if refused:
             raise ValueError(
-                f"{path} wants to run code when it is opened: {refused}. Nothing of it was run. It holds a whole "
-                "pickled model or other objects, not tensors alone. If you trust who made it, open it where it was "
-                'made and save its tensors there: torch.save(model.state_dict(), "weights.pth")'
+                f"{path} would run code when opened: {refused}. Nothing was run. It holds a pickled model or other "
+                "objects, not just tensors. If you trust its author, open it where it was made and save the tensors "
+                'there: torch.save(model.state_dict(), "weights.pth")'
             ) from None
         reason = str(error).strip().rpartition("WeightsUnpickler error:")[2].strip().partition("\n")[0]
         raise ValueError(
-            f"{path} ({size:,} bytes) is not a whole file of torch.save ({type(error).__name__}: {reason[:200]}); "
-            "it is cut off, damaged or of another kind. Fetch or save it again"
+            f"{path} ({size:,} bytes) is not a complete torch.save file ({type(error).__name__}: {reason[:200]}); "
+            "it is truncated, damaged or of another kind. Download or save it again"
         ) from None
 
 
 def _refused(message: str) -> str:
-    """What the restricted unpickler would not touch; "" where it failed for another reason."""
+    """Return what the restricted unpickler refused, or "" if it failed for another reason."""
     if "TorchScript archives" in message:
         return "it is a TorchScript program"
     named = re.search(r"GLOBAL (\S+) (?:was not an allowed|whose module)", message)
     if named:
         return f"it names {named[1]}"
     if re.search(r"call reduce|Can only (create new object|build)|must be imported to load", message):
-        return "it calls what makes no tensor"
+        return "it calls a function that does not build a tensor"
     return ""
 
 
@@ -137,7 +165,7 @@ def _is_plain(name: Any, value: Any) -> bool:
 
 def _holds_tensor(value: Any) -> bool:
     waiting, seen = [value], set()
-    while waiting:  # not by recursion: a file may nest without end, or hold itself
+    while waiting:  # not recursive: a file may nest deeply, or contain itself
         item = waiting.pop()
         if isinstance(item, Tensor):
             return True

@@ -1,1 +1,1 @@
-"""Bytes from elsewhere: HTTP, resumed downloads, Hugging Face's hub and cache."""
+"""Downloads: HTTP, resumable transfers, and the Hugging Face hub and its cache."""

@@ -1,7 +1,7 @@
-"""Gets one file of a Hugging Face hub repository into, or out of, the standard Hugging Face cache.
+"""Downloading one file of a Hugging Face hub repository into the standard Hugging Face cache, or finding it there.
 
-It owns the hub's protocol: what its answers say of a file, and what its refusals mean. Getting the bytes is
-transfer.py's, the cache's layout hub_cache.py's; which files make up a model is the loader's business. Environment
+This module implements the hub's protocol: the metadata in its responses and the meaning of its errors. Transfers are in
+transfer.py, the layout of the cache is in cache.py; which files make up a model is up to the caller. Environment
 variables are read at each call.
 """
 
@@ -45,29 +45,30 @@ _ETAG = re.compile(r"\w[\w.-]*", re.ASCII)
 
 
 class EntryNotFoundError(FileNotFoundError):
-    """The repository and revision exist but hold no such file: what a probe for an optional file catches."""
+    """The repository and revision exist but do not have the file; catch this to probe for an optional file."""
 
 
 def hub_file(repo: str, filename: str, *, revision: str | None = None, cache_dir: str | Path | None = None) -> Path:
-    """Return the path of a repository's file in the Hugging Face cache, downloading it if it is not there.
+    """Return the path of a file in the Hugging Face cache, downloading the file first if it is not cached.
 
-    A cached file is returned without any network call. A branch means the commit the cache knows it by, so
-    files fetched at different times are of one commit; the hub is asked what it means now only if the cache
-    knows none or the hub has it no more.
+    A cached file is returned without any network request. A branch stands for the commit that the cache has
+    recorded for it, so files downloaded at different times come from the same commit. The hub is asked for the
+    current commit only if the cache has none or the hub no longer has that one.
 
     Args:
         repo: The repository, such as "openai-community/gpt2".
-        filename: The file's path inside the repository, with forward slashes.
+        filename: The path of the file inside the repository, with forward slashes.
         revision: A branch, tag or commit; None means "main".
-        cache_dir: The cache's folder; None means what HF_HUB_CACHE, HF_HOME or their defaults say.
+        cache_dir: The folder of the cache; None means HF_HUB_CACHE, HF_HOME or their defaults.
 
     Raises:
-        EntryNotFoundError: The repository holds no such file.
-        FileNotFoundError: No such repository or revision, or no cached file and no network allowed.
-        PermissionError: The hub wants another token than HF_TOKEN; or the cache may not be written.
-        ConnectionError: The hub could not be reached, was busy, or the connection kept being cut.
-        OSError: What arrived is not what the hub announced, or the disk is full.
-        ValueError: The repository, file name or revision is not well formed.
+        EntryNotFoundError: The repository does not have the file.
+        FileNotFoundError: The repository or revision does not exist, or the file is not cached and the
+            environment forbids network access.
+        PermissionError: The hub denies access with HF_TOKEN; or the cache is not writable.
+        ConnectionError: The hub could not be reached, was busy, or the connection was cut repeatedly.
+        OSError: The download does not match what the hub announced, or the disk is full.
+        ValueError: The repository, file name or revision is malformed.
     """
     wanted = wanted_file(repo, filename, revision, cache_dir)
     commit = wanted.cached_commit()
@@ -83,7 +84,7 @@ def hub_file(repo: str, filename: str, *, revision: str | None = None, cache_dir
     remote = retry(lambda: _look_up(wanted, commit), on=CutError)
     pointer = wanted.snapshot(remote.commit)
     if pointer.is_file():
-        # Somebody else's cache, say: it is only to be read.
+        # The cache may be read-only, for example a shared one.
         with suppress(OSError):
             write_ref(wanted, remote.commit)
         return pointer
@@ -99,7 +100,7 @@ def hub_file(repo: str, filename: str, *, revision: str | None = None, cache_dir
 def cached_file(
     repo: str, filename: str, *, revision: str | None = None, cache_dir: str | Path | None = None
 ) -> Path | None:
-    """Return what `hub_file` would if the file is in the cache, else None; never the network."""
+    """Return the path of a file if it is in the cache, else None, without any network request."""
     wanted = wanted_file(repo, filename, revision, cache_dir)
     commit = wanted.cached_commit()
     return wanted.snapshot(commit) if commit is not None and wanted.snapshot(commit).is_file() else None
@@ -107,7 +108,7 @@ def cached_file(
 
 @dataclass(frozen=True)
 class _Remote:
-    """What the hub says of a file: its names in the cache, and where to get it."""
+    """The hub's metadata of a file: its names in the cache, and where to download it."""
 
     commit: str
     etag: str
@@ -115,7 +116,7 @@ class _Remote:
 
 
 def _is_right(blob: Path, source: Source) -> bool:
-    """Whether a blob is there and what its name says: whoever wrote it may have been cut short."""
+    """Return True if a blob exists and is intact: its writer may have been interrupted."""
     if not blob.is_file():
         return False
     try:
@@ -153,14 +154,14 @@ def _token() -> str | None:
 
 def _raise_for_hub_code(response: requests.Response, wanted: Wanted) -> None:
     if origin(response.url) != origin(endpoint()):
-        return  # a store the hub sends to knows none of its codes
+        return  # the storage servers that the hub redirects to do not use its error codes
     status, code = response.status_code, response.headers.get("X-Error-Code", "")
     said = f"{response.url} answered {status} ({response.headers.get('X-Error-Message') or response.reason})"
     if status in (401, 403):
         sent = "The token sent" if "Authorization" in response.request.headers else "No token was sent, which"
         raise PermissionError(
-            f"No access to {wanted}: {said}. {sent} does not open a private or gated repository; the hub "
-            "answers alike to a name it does not know. Check the name, and set HF_TOKEN to a token that may read it."
+            f"No access to {wanted}: {said}. {sent} does not open a private or gated repository; the hub gives "
+            "the same answer for a name that does not exist. Check the name, and set HF_TOKEN to a token with access."
         )
     if status == 404 and code == "EntryNotFound":
         raise EntryNotFoundError(f"The repository has no such file: {wanted}; {said}. Check the file's name.")
@@ -170,7 +171,7 @@ def _raise_for_hub_code(response: requests.Response, wanted: Wanted) -> None:
 
 
 def _look_up(wanted: Wanted, commit: str | None) -> _Remote:
-    """Ask for the file at the commit the cache knows; on the branch if it knows none or the hub dropped it."""
+    """Look the file up at the cached commit, or on the branch if there is none or the hub no longer has it."""
     try:
         return _metadata(wanted, wanted.revision if commit is None else commit)
     except EntryNotFoundError:
@@ -183,7 +184,7 @@ def _look_up(wanted: Wanted, commit: str | None) -> _Remote:
 
 def _metadata(wanted: Wanted, revision: str) -> _Remote:
     source = _source(wanted, revision, "HF_HUB_ETAG_TIMEOUT")
-    with send("HEAD", source, follow=_says_nothing_yet) as response:
+    with send("HEAD", source, follow=_is_within_hub) as response:
         head = response.headers
         commit = head.get("X-Repo-Commit", "")
         if head.get("X-Error-Code") == "EntryNotFound" and COMMIT.fullmatch(commit):
@@ -193,20 +194,20 @@ def _metadata(wanted: Wanted, revision: str) -> _Remote:
         if not response.is_redirect:
             raise_for_status(response, source)
         etag = (head.get("X-Linked-Etag") or head.get("ETag", "")).removeprefix("W/").strip('"')
-        # Both become file names here, so a mirror may not choose them freely.
+        # Both become file names here, so they must not be anything a mirror likes.
         if not COMMIT.fullmatch(commit) or not _ETAG.fullmatch(etag):
             raise OSError(
-                f"{response.url} answered with X-Repo-Commit {commit!r} and ETag {etag!r}, where a hub gives "
-                f"a commit and a hash. Check HF_ENDPOINT (now {endpoint()}) and the proxy. {BY_HAND}"
+                f"{response.url} answered with X-Repo-Commit {commit!r} and ETag {etag!r}; a hub gives a commit "
+                f"and a hash. Check HF_ENDPOINT (now {endpoint()}) and the proxy. {BY_HAND}"
             )
         linked = head.get("X-Linked-Size", "")
         size = int(linked) if re.fullmatch(r"[0-9]{1,18}", linked) else announced_size(response)
-    # The etag is sha256 of a large file, git's blob sha1 of a small one; a mirror may make up others.
+    # The ETag is the sha256 of a large file or git's blob sha1 of a small one; mirrors may use others.
     digest = etag if re.fullmatch(r"[0-9a-f]{40}|[0-9a-f]{64}", etag) else None
     source = dataclasses.replace(_source(wanted, commit, "HF_HUB_DOWNLOAD_TIMEOUT"), size=size, digest=digest)
     return _Remote(commit, etag, source)
 
 
-def _says_nothing_yet(response: requests.Response, target: str) -> bool:
-    """Whether a redirect is the hub's to another of its pages; one to a store comes with what is known of the file."""
+def _is_within_hub(response: requests.Response, target: str) -> bool:
+    """Return True if a redirect leads to another page of the hub; one to a storage server comes with the metadata."""
     return "X-Linked-Etag" not in response.headers and origin(target) == origin(response.url)

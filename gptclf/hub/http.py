@@ -1,4 +1,4 @@
-"""Asks an address over HTTP and says what its answer means: redirects, the token's bounds, errors, patience."""
+"""HTTP requests: redirects, where a token may be sent, errors with advice, and retries."""
 
 from __future__ import annotations
 
@@ -25,32 +25,32 @@ _logger = logging.getLogger(__name__)
 
 
 class CutError(ConnectionError):
-    """The server broke off or kept silent; asking again may help."""
+    """The connection was cut or timed out; a retry may help."""
 
 
 class BusyError(CutError):
-    """The server asks for patience, for `retry_after_seconds` at least."""
+    """The server is busy; retry after `retry_after_seconds` at the earliest."""
 
     retry_after_seconds = 0.0
 
 
 @dataclass(frozen=True)
 class Source:
-    """One address, and what is known of the file there.
+    """An address, and what is known about the file there.
 
     Attributes:
-        url: The address, http or https.
-        what: The file, as messages name it.
-        advice: What to do where it cannot be had: whole sentences.
-        elsewhere: What to do where it cannot be written: the end of a sentence.
-        timeout: Seconds without a connection or a byte after which it counts as cut.
-        token: Sent to the address's own scheme, host and port alone.
-        size: Its bytes; None if not known.
-        digest: A hash in hexadecimal: of 64 digits sha256, of 40 git's blob sha1, of 32 md5; None if not known.
-        etag: What this very address gives as the content's ETag, for resuming.
-        check: Called with the file before it gets its name; raises ValueError for a wrong one.
-        refuse: Called with an answer before its status is judged here; may raise what a protocol makes of it.
-        progress: Whether to show how far a big file is.
+        url: The http or https address.
+        what: The name of the file in messages.
+        advice: What to do if the file cannot be downloaded, as complete sentences.
+        elsewhere: What to do if the file cannot be written, as the end of a sentence.
+        timeout: Seconds without a connection or a byte after which the connection counts as cut.
+        token: Sent only to the scheme, host and port of `url`.
+        size: Size in bytes; None if not known.
+        digest: Hash in hexadecimal: sha256 (64 digits), git's blob sha1 (40) or md5 (32); None if not known.
+        etag: The ETag that this address gives for the content, for resuming.
+        check: Called with the downloaded file before it is renamed into place; raises ValueError if it is wrong.
+        refuse: Called with each response before its status is checked; may raise an error of its own.
+        progress: Whether to show the progress of a large file.
     """
 
     url: str
@@ -74,49 +74,49 @@ def send(
     headers: Mapping[str, str] | None = None,
     follow: Callable[[requests.Response, str], bool] = lambda response, target: True,
 ) -> requests.Response:
-    """Ask for a source's address, and for where it redirects to if `follow(response, target)` says so."""
+    """Request the address of a source, and follow its redirects as long as `follow(response, target)` is true."""
     import requests
     import urllib3
 
     url = _joined(source.url, "", source)
     for _ in range(MAX_REDIRECTS):
         if urlsplit(url).scheme not in ("http", "https"):
-            raise OSError(f"Could not get {source.what}: {url!r} is no http or https address. {source.advice}")
+            raise OSError(f"Could not get {source.what}: {url!r} is not an http or https address. {source.advice}")
         token = source.token if origin(url) == origin(source.url) else None
         try:
             response = requests.request(
                 method,
                 url,
                 headers={"Accept-Encoding": "identity", **(headers or {})},
-                # As `auth`, for requests would put a password from ~/.netrc in place of a plain header.
+                # Passed as `auth`, because requests would replace a plain header by a password from ~/.netrc.
                 auth=_bearer(token) if token else None,
                 timeout=source.timeout,
                 stream=True,
                 allow_redirects=False,
             )
         except requests.RequestException as error:
-            # A connection that was made may do better next time; one that was not is most likely not to be had.
-            made = isinstance(error, requests.ReadTimeout) or isinstance(
+            # An established connection that broke may work next time; one that was refused most likely will not.
+            established = isinstance(error, requests.ReadTimeout) or isinstance(
                 next(iter(error.args), None), urllib3.exceptions.ProtocolError
             )
-            raise (CutError if made else ConnectionError)(
+            raise (CutError if established else ConnectionError)(
                 f"Could not get {source.what} from {url}: {error}. Check the network and its proxy. {source.advice}"
             ) from error
         except ValueError as error:
-            # requests looks at where a redirect leads, though it is not to follow.
+            # requests parses the target of a redirect even if it does not follow it.
             raise OSError(
-                f"Could not get {source.what}: {url} leads to no address ({error}). {source.advice}"
+                f"Could not get {source.what}: {url} redirects to an invalid address ({error}). {source.advice}"
             ) from error
         target = _joined(url, response.headers.get("Location", ""), source)
         if not response.is_redirect or not follow(response, target):
             return response
         response.close()
         url = target
-    raise ConnectionError(f"Could not get {source.what}: more than {MAX_REDIRECTS} redirects, the last to {url}.")
+    raise ConnectionError(f"Could not get {source.what}: more than {MAX_REDIRECTS} redirects, the last one to {url}.")
 
 
 def origin(url: str) -> tuple[str, str | None, int | None]:
-    """Scheme, host and port: what a token is for."""
+    """Return scheme, host and port of an address: a token is valid for one combination of these."""
     parts = urlsplit(url)
     return parts.scheme, parts.hostname, parts.port or {"http": 80, "https": 443}.get(parts.scheme)
 
@@ -127,7 +127,7 @@ def _joined(base: str, location: str, source: Source) -> str:
         origin(url)
     except ValueError as error:
         raise OSError(
-            f"Could not get {source.what}: {location or base!r} is no address ({error}). {source.advice}"
+            f"Could not get {source.what}: {location or base!r} is not a valid address ({error}). {source.advice}"
         ) from error
     return url
 
@@ -141,19 +141,19 @@ def _bearer(token: str) -> Callable[[requests.PreparedRequest], requests.Prepare
 
 
 def announced_size(response: requests.Response) -> int | None:
-    """The length that an answer gives; None if it is not that of the file (a redirect's, a compressed body's)."""
+    """Return the announced size of the file; None if the length is that of a redirect or a compressed body."""
     length = response.headers.get("Content-Length", "")
     plain = not response.is_redirect and not is_encoded(response)
     return int(length) if plain and re.fullmatch(r"[0-9]{1,18}", length) else None
 
 
 def is_encoded(response: requests.Response) -> bool:
-    """Whether the body is compressed, though it was asked for as it is."""
+    """Return True if the body is compressed although the request asked for an uncompressed one."""
     return response.headers.get("Content-Encoding", "identity").lower() != "identity"
 
 
 def raise_for_status(response: requests.Response, source: Source) -> None:
-    """Raise what an answer that brings no file means."""
+    """Raise an error for a response without the file."""
     if source.refuse is not None:
         source.refuse(response)
     status = response.status_code
@@ -163,7 +163,7 @@ def raise_for_status(response: requests.Response, source: Source) -> None:
     if status in (404, 410):
         raise FileNotFoundError(f"There is no {source.what}: {said}. {source.advice}")
     if status in (408, 429) or status >= 500:
-        busy = BusyError(f"The server has no time for {source.what}: {said}. Try later. {source.advice}")
+        busy = BusyError(f"The server is too busy to send {source.what}: {said}. Try again later. {source.advice}")
         busy.retry_after_seconds = _retry_after(response)
         raise busy
     if status not in (200, 206):
@@ -171,21 +171,21 @@ def raise_for_status(response: requests.Response, source: Source) -> None:
 
 
 def _retry_after(response: requests.Response) -> float:
-    """Seconds from the Retry-After header, a number or a date (RFC 9110, section 10.2.3)."""
+    """Return the seconds to wait by the Retry-After header, a number or a date (RFC 9110, section 10.2.3)."""
     asked = response.headers.get("Retry-After", "")
     if re.fullmatch(r"[0-9]{1,18}", asked):
         return float(asked)
     try:
-        # By the server's own clock, where it says what that shows.
+        # Relative to the server's own clock, if the response gives it.
         now = response.headers.get("Date")
         start = parsedate_to_datetime(now) if now else datetime.now(UTC)
         return max(0.0, (parsedate_to_datetime(asked) - start).total_seconds())
-    except (ValueError, TypeError):  # no date; or one of the two is without a time zone
+    except (ValueError, TypeError):  # not a date, or only one of the two has a time zone
         return 0.0
 
 
 def retry(attempt: Callable[[], _T], on: type[ConnectionError]) -> _T:
-    """The attempt's result; after an error of that kind it is made again, with growing pauses between."""
+    """Return the result of `attempt`, retrying with increasing pauses after errors of type `on`."""
     for wait in RETRY_WAITS_SECONDS:
         try:
             return attempt()

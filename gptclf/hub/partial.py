@@ -1,4 +1,4 @@
-"""A file on its way: written beside its place by one process alone, and left to the next one if that was cut off."""
+"""Partial downloads: written next to the target by one process, and resumed by another if interrupted."""
 
 import errno
 import glob
@@ -10,41 +10,41 @@ from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import IO
 
-# Where no lock tells whether a process still writes a file: untouched for so long, it is taken to be abandoned.
+# On systems without file locks, a partial file not modified for this long counts as abandoned.
 ABANDONED_SECONDS = 3600
 FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 def size_of(path: Path) -> int:
-    """The file's bytes; 0 if there is none."""
+    """Return the size of a file in bytes; 0 if it does not exist."""
     return path.stat().st_size if path.exists() else 0
 
 
 def replace(source: Path, target: Path) -> None:
-    """Rename over `target`, or drop `source` where another process was first."""
+    """Rename `source` to `target`, or delete it if another process has already written `target`."""
     try:
         source.replace(target)
     except (PermissionError, FileNotFoundError):
-        # Windows, where another process has made the same file and holds it open; or one has taken over ours.
+        # On Windows another process may hold the same target open; elsewhere one may have taken over our file.
         if not target.is_file():
             raise
     source.unlink(missing_ok=True)
 
 
 def refuse_directory(path: Path) -> None:
-    """Raise IsADirectoryError if a directory lies where a file shall be."""
+    """Raise IsADirectoryError if a directory is in the place of the file."""
     if path.is_dir():
         raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
 
 
 @contextmanager
 def writing(what: str, folder: Path, elsewhere: str, size: int | None = None) -> Iterator[None]:
-    """Say of the file system's errors, which have an errno, what was being written and what to do.
+    """Add to file system errors (those with an errno) what was being written and what to do.
 
     Args:
-        what: The file, as messages name it.
-        folder: Where it goes.
-        elsewhere: How to choose another place: the end of a sentence.
+        what: The name of the file in messages.
+        folder: The folder it is written to.
+        elsewhere: How to choose another folder, as the end of a sentence.
         size: The bytes it needs, if known.
     """
     try:
@@ -56,26 +56,26 @@ def writing(what: str, folder: Path, elsewhere: str, size: int | None = None) ->
             needs = "more room than there is" if size is None else f"{size} bytes"
             problem = f"The disk or quota is full: {what} needs {needs} in {folder}. Free some"
         else:
-            problem = f"Could not write {what} in {folder} ({error}). Clear the way or get the right to write there"
+            problem = f"Could not write {what} in {folder} ({error}). Remove what is in the way or make it writable"
         raise OSError(error.errno, f"{problem}, or {elsewhere}") from error
 
 
 @contextmanager
 def claimed(target: Path, version: str = "") -> Iterator[Path]:
-    """A file beside `target` for this call alone, which begins with what an earlier, interrupted one left.
+    """Give this call exclusive use of a partial file next to `target`, starting from what an interrupted call left.
 
-    What is left after an error stays for the next call, but for a full disk, where room is wanted more.
+    After an error the partial file is kept for the next call, unless the disk is full.
 
     Args:
-        target: Where the whole file will go; renaming the partial file there is the caller's.
-        version: Tells contents apart that the same target might get: only a part of the same one is gone on with.
+        target: Where the complete file will go; the caller renames the partial file.
+        version: Identifies the file version; a partial download is resumed only if its version matches.
     """
     name = f"{target.name}{version}"
     left_over = target.with_name(f"{name}.incomplete")
-    # Twelve characters, where huggingface_hub puts eight: what it is writing must not be taken from it.
+    # Twelve characters, because huggingface_hub uses eight: its own partial files must not be taken over.
     partial = target.with_name(f"{name}.{uuid.uuid4().hex[:12]}.incomplete")
     in_flight = list(target.parent.glob(f"{glob.escape(name)}.{'?' * 12}.incomplete"))
-    # Renaming is atomic: of processes that want the same left-over one gets it, and the others begin anew.
+    # Renaming is atomic: if several processes want the same partial file, one gets it and the others start anew.
     for found in sorted([left_over, *in_flight], key=size_of, reverse=True):
         with suppress(OSError):
             if found == left_over or _is_abandoned(found):
@@ -83,7 +83,7 @@ def claimed(target: Path, version: str = "") -> Iterator[Path]:
                 break
     try:
         with ExitStack() as open_files:
-            if os.name != "nt":  # Windows renames no open file
+            if os.name != "nt":  # Windows cannot rename an open file
                 _lock(open_files.enter_context(partial.open("ab")))
             yield partial
     except OSError as error:
@@ -108,10 +108,10 @@ def _is_abandoned(path: Path) -> bool:
 
 
 def _lock(file: IO[bytes]) -> bool | None:
-    """Mark an open file as a living process's, until it is closed or the process ends.
+    """Lock an open file until it is closed or the process ends.
 
     Returns:
-        Whether no other process has marked it; None where the system or its file system has no such marks.
+        True if no other process holds the lock; None if the system or the file system does not support locks.
     """
     try:
         import fcntl

@@ -1,6 +1,6 @@
-"""Brings the file at one address to one place: resumed where it was cut, checked, renamed when it is whole and right.
+"""Downloading one file: resumed after a cut, verified, and renamed into place once it is complete and correct.
 
-It knows nothing of hubs. The request is http.py's, the file while it is on its way partial.py's.
+Requests are made in http.py, partial files managed in partial.py; nothing here is specific to a hub.
 """
 
 from __future__ import annotations
@@ -22,31 +22,30 @@ if TYPE_CHECKING:
     import requests
 
 PROGRESS_FROM_BYTES = 5_000_000
-# A read that times out loses what it had of a chunk: in small ones a connection that stalls often still gets on.
+# A read that times out loses its unfinished chunk; with small chunks a connection that often stalls still advances.
 CHUNK_BYTES = 1 << 16
 
 _logger = logging.getLogger(__name__)
 
 
 class DamagedError(OSError):
-    """What arrived is not what was announced or published."""
+    """The downloaded file is not the announced or published one."""
 
 
 def fetch(source: Source, target: Path, *, version: str = "") -> None:
-    """Bring the file at `source` to `target`, in place of what is there.
+    """Download the file at `source` to `target`, replacing an existing file.
 
     Args:
-        source: Where it is and what is known of it.
-        target: Where it goes; its folder is made if need be.
-        version: Tells contents apart that the same target might get: a part that an interrupted call left is gone on
-            with if it is of the same.
+        source: The address of the file and what is known about it.
+        target: Where to put the file; its folder is created if necessary.
+        version: Identifies the file version; a partial download is resumed only if its version matches.
 
     Raises:
-        PermissionError: The server refuses; or, with an errno, the system does.
-        FileNotFoundError: The server has no such file.
-        ConnectionError: The server could not be reached, stayed busy, or kept breaking off.
-        DamagedError: What arrived is wrong; nothing of it is kept.
-        OSError: Any other answer; or, with an errno, the target cannot be written, the disk is full.
+        PermissionError: The server denied access; with an errno, the operating system did.
+        FileNotFoundError: The server does not have the file.
+        ConnectionError: The server could not be reached, stayed busy, or kept cutting the connection.
+        DamagedError: The downloaded file is wrong; it was deleted.
+        OSError: Any other response; with an errno, the target cannot be written or the disk is full.
     """
     with writing(source.what, target.parent, source.elsewhere, source.size):
         refuse_directory(target)
@@ -57,7 +56,7 @@ def fetch(source: Source, target: Path, *, version: str = "") -> None:
 
 
 def verify(source: Source, path: Path) -> None:
-    """Raise DamagedError if the file has not the size, hash or content that it should."""
+    """Raise DamagedError if the file does not have the expected size, hash or content."""
     size = size_of(path)
     if source.size not in (None, size):
         raise _damaged(source, source.size, size, path)
@@ -70,7 +69,7 @@ def verify(source: Source, path: Path) -> None:
         try:
             source.check(path)
         except ValueError as error:
-            raise DamagedError(f"{source.what} is not what it should be: {error}.") from error
+            raise DamagedError(f"{source.what} is not the expected file: {error}.") from error
 
 
 def _hasher(digits: int, size: int) -> Any:
@@ -82,12 +81,19 @@ def _hasher(digits: int, size: int) -> Any:
 def _damaged(source: Source, expected: object, got: object, path: Path) -> DamagedError:
     with path.open("rb") as file:
         page = file.read(64).lstrip().startswith(b"<")
-    advice = "It begins like a web page: a proxy or sign-in page may have answered." if page else "Try again."
+    advice = "It starts like a web page; a proxy or a sign-in page may have answered." if page else "Try again."
     return DamagedError(f"{source.what} arrived damaged: expected size or hash {expected}, got {got}. {advice}")
 
 
 class _Transfer:
-    """The work on one partial file until it is whole."""
+    """The download of one partial file until it is complete.
+
+    Attributes:
+        source: The address of the file.
+        partial: The partial file.
+        etag: The ETag of the content in the partial file; None if not known.
+        pieced: Whether the partial file comes from more than one response.
+    """
 
     def __init__(self, source: Source, partial: Path) -> None:
         self.source, self.partial = source, partial
@@ -95,13 +101,13 @@ class _Transfer:
         self.pieced = size_of(partial) > 0
 
     def run(self) -> None:
-        """Fill the file and check it; what was put together from pieces and is wrong gets a second chance."""
+        """Complete the file and verify it; if it was assembled from pieces and is wrong, download it once more."""
         try:
             self._fill()
         except DamagedError as error:
             if not self.pieced:
                 raise
-            _logger.warning("%s It was put together from pieces; downloading it anew.", error)
+            _logger.warning("%s It was assembled from several pieces; downloading it anew.", error)
             self._fill()
 
     def _fill(self) -> None:
@@ -112,7 +118,7 @@ class _Transfer:
                     retry(self._append, on=ConnectionError)
                     break
                 except ConnectionError:
-                    # A poor connection may go on for as long as it brings something.
+                    # On a poor connection, continue as long as something arrives.
                     if size_of(self.partial) <= before:
                         raise
             verify(self.source, self.partial)
@@ -121,65 +127,65 @@ class _Transfer:
             raise
 
     def _append(self) -> None:
-        """Get what is missing; a ConnectionError leaves what arrived."""
+        """Request the missing bytes and append them; after a ConnectionError, those that arrived are kept."""
         source, have = self.source, size_of(self.partial)
         if have and source.digest is None and self.etag is None:
-            # Nothing could tell whether the next piece is of the same content.
+            # Without a hash or an ETag, nothing could tell whether the next piece belongs to the same content.
             self._empty()
             have = 0
         if have and have == source.size:
             return
         headers = {"Range": f"bytes={have}-"} if have else {}
-        if have and self.etag is not None and self.etag.startswith('"'):  # a weak one is not allowed here
+        if have and self.etag is not None and self.etag.startswith('"'):  # weak ETags are not allowed here
             headers["If-Range"] = self.etag
         with send("GET", source, headers=headers) as response:
             if have and response.status_code == 416:
-                raise self._anew(f"has nothing from byte {have} on")
+                raise self._start_anew(f"has nothing from byte {have} on")
             raise_for_status(response, source)
-            goes_on = response.status_code == 206
-            total = self._total_of_rest(response, have) if goes_on else self._total(response)
+            resumed = response.status_code == 206
+            total = self._total_of_rest(response, have) if resumed else self._total(response)
             self.etag = response.headers.get("ETag")
-            self.pieced = goes_on and have > 0
-            self._write(response, "ab" if goes_on else "wb", total)
-        # Not every urllib3 notices an early end.
+            self.pieced = resumed and have > 0
+            self._write(response, "ab" if resumed else "wb", total)
+        # Some versions of urllib3 do not notice an early end.
         if size_of(self.partial) < (total or 0):
             raise CutError(f"The connection ended at byte {size_of(self.partial)} of {total} of {source.what}.")
 
     def _total(self, response: requests.Response) -> int | None:
-        """The file's length, after a look at whether a 200 answer can be the file."""
+        """Return the size of the file, after checking that a 200 response can be the file."""
         source, announced = self.source, announced_size(response)
         if source.digest is None and source.etag not in (None, response.headers.get("ETag")):
-            raise CutError(f"{source.url} does not give the {source.what} that was looked up. {source.advice}")
+            raise CutError(f"{source.url} does not have the version of {source.what} looked up. {source.advice}")
         if source.size is not None and announced is not None and announced < source.size:
             raise CutError(f"{source.url} announces an end at byte {announced} of {source.size} of {source.what}.")
         framed = "Content-Length" in response.headers or "Transfer-Encoding" in response.headers
         if source.size is None and source.digest is None and not framed:
             raise OSError(
-                f"{response.url} gives neither a length nor a hash of {source.what}, so there is no telling whether "
-                f"all of it arrives. {source.advice}"
+                f"{response.url} gives neither a length nor a hash of {source.what}, so a truncated download would go "
+                f"unnoticed. {source.advice}"
             )
         return announced if source.size is None else source.size
 
     def _total_of_rest(self, response: requests.Response, have: int) -> int | None:
-        """The file's length, after a look at whether a 206 answer goes on at byte `have` of the same content."""
+        """Return the size of the file, after checking that a 206 response continues it at byte `have`."""
         said, etag = response.headers.get("Content-Range", ""), response.headers.get("ETag")
         match = re.fullmatch(r"bytes ([0-9]{1,18})-[0-9]{1,18}/([0-9]{1,18}|\*)", said)
         if match is None or int(match[1]) != have or is_encoded(response):
-            raise self._anew(f"gives {said or 'something'!r} where bytes from {have} on were asked for")
+            raise self._start_anew(f"returned {said or 'another range'!r} instead of the bytes from {have} on")
         total = self.source.size if match[2] == "*" else int(match[2])
-        # Where a hash is known it has the last word, and an answer may do without an ETag.
+        # If a hash is known it decides at the end, so the response does not need an ETag.
         same = self.source.digest is not None if None in (etag, self.etag) else etag == self.etag
         if self.source.size not in (None, total) or (have and not same):
-            raise self._anew("has changed since the first part was fetched")
+            raise self._start_anew("has changed since the first part was downloaded")
         return total
 
-    def _anew(self, reason: str) -> CutError:
+    def _start_anew(self, reason: str) -> CutError:
         self._empty()
         self.etag = None
         return CutError(f"{self.source.url} {reason}. Starting {self.source.what} anew.")
 
     def _empty(self) -> None:
-        # Not removed: the mark that it is ours is on this very file.
+        # Truncated rather than deleted: our lock is on this very file.
         os.truncate(self.partial, 0)
 
     def _write(self, response: requests.Response, mode: str, total: int | None) -> None:
@@ -190,7 +196,7 @@ class _Transfer:
                 for chunk in response.iter_content(CHUNK_BYTES):
                     file.write(chunk)
                     tell(file.tell())
-                    # A server that never ends must not fill the disk.
+                    # A server that sends without end must not fill the disk.
                     if total is not None and file.tell() > total:
                         break
             except requests.RequestException as error:
@@ -203,7 +209,7 @@ class _Transfer:
 
 @contextmanager
 def _progress(source: Source, total: int, done: int) -> Iterator[Callable[[int], object]]:
-    """Give a function to be told how many bytes are there: a tqdm bar, or a logged line each tenth."""
+    """Yield a function that reports the bytes so far: to a tqdm bar, or to the log at each tenth."""
     name = unquote(source.url.rpartition("/")[2])
     if total < PROGRESS_FROM_BYTES or not source.progress:
         yield lambda done: None

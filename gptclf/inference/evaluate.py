@@ -1,28 +1,28 @@
-"""`evaluate`: loss, accuracy and every prediction on a labelled data set."""
+"""`evaluate`: measures and every answer on a labelled data set."""
 
 import logging
+from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import islice
+from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.nn import functional as F
 
-from gptclf.checks import python_value
+from gptclf.checks import integer
 from gptclf.data.batches import Batches, Rows
 from gptclf.data.dataset import TextDataset
-from gptclf.features.reuse import kept
-from gptclf.features.store import check_cache
-from gptclf.gpt2.arithmetic import answering, arithmetic
-from gptclf.gpt2.model import GPT2
-from gptclf.gpt2.stages import Classifier
-from gptclf.inference.predict import check_classifier, class_logits
-from gptclf.metrics import confusion_matrix, per_class_scores, plain_vocabulary
-from gptclf.next_token_loss import hits_and_loss
+from gptclf.features.cache import check_cache
+from gptclf.features.reuse import kept_features
+from gptclf.gpt2.arithmetic import casting, evaluating
+from gptclf.gpt2.learner import Learner
+from gptclf.gpt2.model import GPT2, check_classifier, check_encoding
+from gptclf.inference.predict import compute_outputs, warn_of_fresh_head
+from gptclf.preparation import Preparation
+from gptclf.tasks import Task
 
 if TYPE_CHECKING:
     import pandas
@@ -30,68 +30,67 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Evaluation:
-    """What a model did on a labelled data set.
+    """How a model did on a labelled data set.
+
+    Every measure of the model's task is an attribute: of a classifier `loss` (mean cross-entropy in nats), `accuracy`
+    (0 to 1) and `macro_f1`, and also `confusion` (counts (C, C): rows are true classes, columns predicted ones) and
+    `per_class` (precision, recall, F1 and support, each (C,)).
 
     Attributes:
-        loss: Mean cross-entropy in nats.
-        accuracy: Share of rows predicted right, 0 to 1.
-        targets: True label of each row.
-        predictions: Predicted label of each row.
-        probabilities: (N, C), columns in the order of `classes`.
-        classes: The model's labels.
-        confusion: Counts (C, C): rows are true classes, columns predicted ones.
+        task: The model's task.
+        measures: Name to value.
+        details: What else the task has to say, by name.
+        outputs: The model's outputs (N, n_outputs), float32.
+        targets: The label of each row.
+        predictions: The answer to each row.
         texts: The rows' texts.
     """
 
-    loss: float
-    accuracy: float
+    task: Task
+    measures: dict[str, float]
+    details: dict[str, Any]
+    outputs: NDArray[np.float32]
     targets: list[Any]
     predictions: list[Any]
-    probabilities: NDArray[np.float32]
-    classes: list[Any]
-    confusion: NDArray[np.int64]
     texts: list[str]
 
-    @property
-    def per_class(self) -> dict[str, NDArray[Any]]:
-        """Precision, recall, F1 and support of every class, each (C,)."""
-        return per_class_scores(self.confusion)
+    def __getattr__(self, name: str) -> Any:
+        values = {**vars(self).get("details", {}), **vars(self).get("measures", {})}
+        if name not in values:
+            raise AttributeError(f"this evaluation has no {name!r}; it has {', '.join(values) or 'no measures'}")
+        return values[name]
 
     @property
-    def macro_f1(self) -> float:
-        """Mean F1 over the classes that occur, as targets or as predictions (scikit-learn's convention)."""
-        occurs = (self.confusion.sum(axis=0) + self.confusion.sum(axis=1)) > 0
-        return float(self.per_class["f1"][occurs].mean())
+    def classes(self) -> list[Any] | None:
+        """The model's classes, or None if its task has none."""
+        return self.task.classes
+
+    @property
+    def probabilities(self) -> NDArray[np.float32]:
+        """Probabilities (N, C), columns in the order of `classes`. A TypeError if the task has none."""
+        return self.task.probabilities(torch.from_numpy(self.outputs))
 
     def to_frame(self) -> "pandas.DataFrame":
-        """One row per text: text, target, prediction and a probability column per class (needs pandas)."""
+        """Return one row per text: text, target, prediction, and a column per class or output (needs pandas)."""
         try:
             import pandas
         except ImportError as error:
             raise ImportError("to_frame needs pandas: pip install 'gptclf[examples]'") from error
         columns: dict[Any, Any] = {"text": self.texts, "target": self.targets, "prediction": self.predictions}
-        # 1 and "1" look alike; their columns must not.
-        names = [str(label) for label in self.classes]
-        names = names if len(set(names)) == len(names) else [repr(label) for label in self.classes]
-        columns |= {f"p({name})": self.probabilities[:, i] for i, name in enumerate(names)}
+        if self.classes is None:
+            columns |= {f"output {i}": self.outputs[:, i] for i in range(self.outputs.shape[1])}
+        else:
+            # 1 and "1" look alike; their columns must not.
+            names = [str(label) for label in self.classes]
+            names = names if len(set(names)) == len(names) else [repr(label) for label in self.classes]
+            columns |= {f"p({name})": column for name, column in zip(names, self.probabilities.T, strict=True)}
         return pandas.DataFrame(columns)
 
     def __str__(self) -> str:
-        lines = [
-            f"accuracy {100 * self.accuracy:.2f} %, macro-F1 {100 * self.macro_f1:.2f} %, loss {self.loss:.4f} "
-            f"on {len(self.targets):,} texts"
-        ]
-        if len(self.classes) <= 20:
-            scores = self.per_class
-            width = max(len(str(label)) for label in self.classes)
-            lines += [
-                f"  {label!s:<{width}}  precision {scores['precision'][i]:.3f}  recall {scores['recall'][i]:.3f}  "
-                f"f1 {scores['f1'][i]:.3f}  n {scores['support'][i]:,}"
-                for i, label in enumerate(self.classes)
-            ]
-        return "\n".join(lines)
+        first, *rest = self.task.report(self.measures, self.details)
+        return "\n".join([f"{first} on {len(self.targets):,} texts", *rest])
 
 
 def evaluate(
@@ -102,15 +101,15 @@ def evaluate(
     precision: str = "auto",
     cache_dir: str | Path | None = None,
 ) -> Evaluation:
-    """Score a classifier on a labelled data set; labels are matched to `model.classes` by name.
+    """Measure a classifier on a labelled data set; labels are matched to the model's task by name.
 
-    What the frozen part of the model made of these texts is taken from memory where `train` or an earlier call left
-    it, and kept there where there is room.
+    Features of the frozen part are taken from memory if `train` or an earlier call left them there, and kept there if
+    there is room. Weights of rows and classes shape training only; measures are plain means.
 
     Args:
         model: A classifier.
         dataset: Rows with labels.
-        batch_size: At most so many rows at once, where memory is short; it does not change answers. None chooses.
+        batch_size: At most so many rows at once, if memory is short; it does not change answers. None chooses.
         precision: "auto", "float32" or "bfloat16".
         cache_dir: The folder that `train` was given to keep features in, if it was.
 
@@ -123,22 +122,19 @@ def evaluate(
         (2, 2)
     """
     rows = labelled_rows(model, dataset)
-    model.warn_of_new_head(stacklevel=2)
+    warn_of_fresh_head(model, stacklevel=2)
     _warn_of_other_preparation(model, dataset)
-    found = kept(model, rows, precision=precision, cache_dir=check_cache(cache_dir))
-    scored, of = (model, rows) if found is None else found
-    logits = class_logits(scored, of, batch_size=batch_size, precision=precision)
-    indices = torch.from_numpy(rows.targets(model.classes or []))
-    classes = model.classes or []
-    predicted = logits.argmax(dim=1).numpy()
+    depth, (given,) = kept_features(model, rows, precision=precision, cache_dir=check_cache(cache_dir))
+    scored = Learner(model, depth) if depth else model
+    outputs = compute_outputs(scored, given, batch_size=batch_size, precision=precision)
+    targets = torch.from_numpy(rows.targets(model.task))
     return Evaluation(
-        loss=_mean_loss(logits, indices),
-        accuracy=float((predicted == indices.numpy()).mean()),
-        targets=[classes[i] for i in indices.tolist()],
-        predictions=[classes[i] for i in predicted.tolist()],
-        probabilities=logits.softmax(dim=1).numpy(),
-        classes=classes,
-        confusion=confusion_matrix(indices.numpy(), predicted, len(classes)),
+        task=model.task,
+        measures=model.task.scores(outputs, targets),
+        details=model.task.details(outputs, targets),
+        outputs=outputs.numpy(),
+        targets=rows.given,
+        predictions=model.task.answers(outputs),
         texts=dataset.texts,
     )
 
@@ -151,9 +147,11 @@ def dataset_loss(
     batch_size: int = 8,
     precision: str = "auto",
 ) -> float:
-    """Mean cross-entropy in nats over a data set, or over its first `num_batches` batches, in its own order."""
+    """Return the mean loss over a data set, or over its first `num_batches` batches, in its own order."""
     rows = labelled_rows(model, dataset)
-    return loss_and_accuracy(model, rows, num_batches=num_batches, batch_size=batch_size, precision=precision)[0]
+    return measured(model, rows, model.task, num_batches=num_batches, batch_size=batch_size, precision=precision)[
+        "loss"
+    ]
 
 
 def dataset_accuracy(
@@ -164,39 +162,67 @@ def dataset_accuracy(
     batch_size: int = 8,
     precision: str = "auto",
 ) -> float:
-    """Share of rows predicted right over a data set, or over its first `num_batches` batches, in its own order."""
+    """Return the share of correct answers on a data set, or on its first `num_batches` batches, in its own order."""
     rows = labelled_rows(model, dataset)
-    return loss_and_accuracy(model, rows, num_batches=num_batches, batch_size=batch_size, precision=precision)[1]
+    return measured(model, rows, model.task, num_batches=num_batches, batch_size=batch_size, precision=precision)[
+        "accuracy"
+    ]
 
 
-def loss_and_accuracy(
-    model: Classifier, rows: Rows, *, num_batches: int | None, batch_size: int, precision: str
-) -> tuple[float, float]:
-    """Mean cross-entropy and share of right predictions from one pass, over ids or features.
+def measured(
+    model: GPT2 | Learner,
+    rows: Rows,
+    task: Task,
+    *,
+    num_batches: int | None = None,
+    batch_size: int = 8,
+    precision: str = "auto",
+) -> dict[str, float]:
+    """Return the task's measures of some rows, ids or features, by name."""
+    batch_size = integer("batch_size", batch_size, 1)
+    num_batches = integer("num_batches", num_batches, 1, optional=True)
+    if num_batches is not None:
+        rows = rows.subset(np.arange(min(len(rows), num_batches * batch_size)))
+    with evaluating(model) as still, casting(precision, model):
+        return task.measure(_Scored(still, rows, task, batch_size, precision))
 
-    A classifier predicts each row's label, a language model the next token of each position.
-    """
-    if model.classes is None:
-        return _next_token_scores(model, rows, num_batches, batch_size, precision)
-    logits, targets = _scored(model, rows, num_batches, batch_size, precision)
-    return _mean_loss(logits, targets), float((logits.argmax(dim=1) == targets).double().mean())
+
+class _Scored:
+    """Rows to measure, and the model that computes their outputs."""
+
+    def __init__(self, model: GPT2 | Learner, rows: Rows, task: Task, batch_size: int, precision: str) -> None:
+        self.model, self._rows, self._task = model, rows, task
+        self._batch_size, self._precision = batch_size, precision
+
+    @cached_property
+    def targets(self) -> Tensor:
+        return torch.from_numpy(self._rows.targets(self._task))
+
+    def outputs(self) -> Tensor:
+        return compute_outputs(self.model, self._rows, precision=self._precision)
+
+    def batches(self) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+        for batch in Batches(self._rows, self._batch_size, task=self._task):
+            here = batch.to(self.model.device)
+            assert here.targets is not None
+            yield here.inputs, here.lengths, here.targets
 
 
 def labelled_rows(model: GPT2, dataset: TextDataset, name: str = "the data set") -> TextDataset:
-    """The rows of a data set cut to the model's context, or an error that says why they cannot be scored."""
+    """Return the rows of a data set cut to the model's context, or raise if they cannot be measured."""
     check_classifier(model)
     if not isinstance(dataset, TextDataset):
         raise TypeError(f"{name} is a {type(dataset).__name__}; it must be a TextDataset with labels")
     if not len(dataset):
         raise ValueError(f"{name} is empty; it needs at least one labelled text")
-    dataset.targets(model.classes or [])
-    model.check_same_tokenizer(dataset.tokenizer)
+    dataset.targets(model.task)
+    check_encoding(model, dataset.tokenizer)
     check_ids(model, dataset.ids, name)
     return dataset.within(model.config.context_length)
 
 
 def check_ids(model: GPT2, ids: NDArray[np.int32], name: str) -> None:
-    """Raise where token ids are not of the model's vocabulary."""
+    """Raise if token ids are outside the model's vocabulary."""
     if int(ids.max()) >= model.config.vocab_size:
         raise ValueError(
             f"{name} has token id {int(ids.max())}, but the model's vocabulary ends at "
@@ -204,51 +230,8 @@ def check_ids(model: GPT2, ids: NDArray[np.int32], name: str) -> None:
         )
 
 
-def _next_token_scores(
-    model: Classifier, rows: Rows, num_batches: int | None, batch_size: int, precision: str
-) -> tuple[float, float]:
-    hits, total, count = 0, 0.0, 0
-    head = plain_vocabulary(model)
-    with answering(model), arithmetic(precision, model):
-        for batch in islice(Batches(rows, batch_size), num_batches):
-            batch = batch.to(model.device)
-            targets = cast(Tensor, batch.targets)
-            if head is not None:
-                right, loss = hits_and_loss(model.hidden_states(batch.inputs), head.weight, targets)
-            else:
-                logits = model(batch.inputs, batch.lengths).float()
-                right = int((logits.argmax(dim=-1) == targets).sum())
-                loss = float(F.cross_entropy(logits.flatten(0, -2), targets.flatten(), reduction="sum"))
-            hits, total, count = hits + right, total + loss, count + targets.numel()
-    return total / count, hits / count
-
-
-def _scored(
-    model: Classifier, rows: Rows, num_batches: int | None, batch_size: int, precision: str
-) -> tuple[Tensor, Tensor]:
-    """Logits (N, C) and targets (N,) of the first rows."""
-    if num_batches is not None:
-        num_batches = python_value(num_batches)
-        if not isinstance(num_batches, int) or isinstance(num_batches, bool) or num_batches < 1:
-            raise ValueError(f"num_batches is {num_batches!r}; it must be an integer of at least 1, or None for all")
-        rows = rows.subset(np.arange(min(len(rows), num_batches * batch_size)))
-    targets = torch.from_numpy(rows.targets(model.classes or []))
-    return class_logits(model, rows, precision=precision), targets
-
-
-def _mean_loss(logits: Tensor, targets: Tensor) -> float:
-    return float(F.cross_entropy(logits.double(), targets))
-
-
 def _warn_of_other_preparation(model: GPT2, dataset: TextDataset) -> None:
-    trained = (model.max_length, model.truncation, model.pad_to)
-    given = (dataset.max_length, dataset.truncation, dataset.pad_to)
+    difference = dataset.preparation.difference(model.preparation)
     # Nothing noted means nothing known: a model that another library trained, or one trained without a limit.
-    if trained != given and trained != (None, "tail", None):
-        names = ("max_length", "truncation", "pad_to")
-        differences = [
-            f"{name}={b!r} (the model was trained with {a!r})"
-            for name, a, b in zip(names, trained, given, strict=True)
-            if a != b
-        ]
-        logger.warning("the data set was prepared with %s; predict would prepare it otherwise", ", ".join(differences))
+    if difference and model.preparation != Preparation():
+        logger.warning("the data set was prepared with %s; predict would prepare it differently", difference)

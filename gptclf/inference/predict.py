@@ -1,29 +1,27 @@
 """`predict` and `predict_proba`: answers to new texts, independent of their order and batching."""
 
+import warnings
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
+from torch import Tensor
 
-from gptclf.checks import python_value
+from gptclf.checks import integer
 from gptclf.data.batches import Rows
 from gptclf.data.dataset import TextDataset
 from gptclf.data.rows import check_source, check_text
-from gptclf.features.frozen_prefix import slabs
-from gptclf.gpt2.arithmetic import answering, arithmetic, product_dtype, resolve_precision
-from gptclf.gpt2.gradients import Embedding as Table
-from gptclf.gpt2.heads import ClassifierHead
-from gptclf.gpt2.model import GPT2, check_gpt2
-from gptclf.gpt2.packed import advance, embed, last_block_and_head, runs_of
-from gptclf.gpt2.stages import Classifier
-from gptclf.gpt2.trunk import Embedding, Trunk, is_watched
+from gptclf.gpt2.arithmetic import arithmetic_for, casting, evaluating, resolve_precision
+from gptclf.gpt2.learner import Learner
+from gptclf.gpt2.model import GPT2, check_classifier
+from gptclf.gpt2.packed import advance, chunks_of, embed, outputs_at_end, row_groups
 from gptclf.metrics import check_finite
 from gptclf.progress import Meter
+from gptclf.tasks import Task
 
 
 @dataclass(frozen=True, eq=False)
@@ -31,12 +29,18 @@ class Prediction:
     """The answer to one text.
 
     Attributes:
-        label: The most probable class.
-        probabilities: One number per class (C,), in the order of `model.classes`.
+        label: The answer; of a classifier, the most probable class.
+        outputs: The model's outputs (n_outputs,), float32.
     """
 
     label: Any
-    probabilities: NDArray[np.float32]
+    outputs: NDArray[np.float32]
+    _task: Task = field(repr=False)
+
+    @property
+    def probabilities(self) -> NDArray[np.float32]:
+        """One number per class (C,), in the order of `model.classes`."""
+        return self._task.probabilities(torch.from_numpy(self.outputs)[None])[0]
 
 
 def predict(
@@ -47,20 +51,20 @@ def predict(
     precision: str = "auto",
     progress: bool = False,
 ) -> list[Any]:
-    """The most probable class of each text.
+    """Return the answer to each text: of a classifier, its most probable class.
 
-    Texts are prepared as in training (`max_length`, `truncation`, `pad_to` of the model), sorted by length and computed
-    without padding; answers come in the order of the texts.
+    Texts are prepared as in training (`model.preparation`), sorted by length and computed without padding; answers
+    come in the order of the texts.
 
     Args:
         model: A classifier.
         texts: Strings; a single one is a TypeError.
-        batch_size: At most so many rows at once, where memory is short; it does not change answers. None chooses.
+        batch_size: At most so many rows at once, if memory is short; it does not change answers. None chooses.
         precision: "auto", "float32" or "bfloat16".
-        progress: Show on standard error how far it is and how long it still takes.
+        progress: Show progress and the estimated time left on standard error.
 
     Returns:
-        One label of `model.classes` per text.
+        One answer per text, such as a label of `model.classes`.
 
     Example:
         >>> from gptclf import add_classifier_head, load_gpt2
@@ -69,9 +73,7 @@ def predict(
         >>> len(predict(clf, ["you won a prize", "see you at six"]))
         2
     """
-    logits = _text_logits(model, texts, batch_size, precision, progress)
-    classes = model.classes or []
-    return [classes[i] for i in logits.argmax(dim=1).tolist()]
+    return model.task.answers(_text_outputs(model, texts, batch_size, precision, progress))
 
 
 def predict_proba(
@@ -82,11 +84,14 @@ def predict_proba(
     precision: str = "auto",
     progress: bool = False,
 ) -> NDArray[np.float32]:
-    """Probability of each class for each text: (N, C), columns in the order of `model.classes`.
+    """Return the probability of each class for each text: (N, C), columns in the order of `model.classes`.
 
-    Arguments are those of `predict`.
+    The arguments are those of `predict`.
+
+    Raises:
+        TypeError: The model's task has no probabilities.
     """
-    return _text_logits(model, texts, batch_size, precision, progress).softmax(dim=1).numpy()
+    return model.task.probabilities(_text_outputs(model, texts, batch_size, precision, progress))
 
 
 def predict_stream(
@@ -96,7 +101,7 @@ def predict_stream(
     window: int = 2048,
     precision: str = "auto",
 ) -> Iterator[Prediction]:
-    """Answers to a stream of any length, one by one in its order, in constant memory.
+    """Classify an unbounded stream in constant memory, one answer after the other in its order.
 
     Args:
         model: A classifier.
@@ -117,9 +122,7 @@ def predict_stream(
     """
     check_classifier(model)
     check_source(texts)
-    window = python_value(window)
-    if not isinstance(window, int) or isinstance(window, bool) or window < 1:
-        raise ValueError(f"window is {window!r}; it must be an integer of at least 1")
+    window = integer("window", window, 1)
     resolve_precision(precision, model)
     return _stream(model, iter(texts), window, precision)
 
@@ -127,93 +130,87 @@ def predict_stream(
 def _stream(model: GPT2, texts: Iterator[str], window: int, precision: str) -> Iterator[Prediction]:
     numbered = (check_text(text, number) for number, text in enumerate(texts))
     while some := list(islice(numbered, window)):
-        probabilities = _text_logits(model, some, None, precision, False).softmax(dim=1).numpy()
-        classes = model.classes or []
-        for row in probabilities:
-            yield Prediction(classes[int(row.argmax())], row.copy())  # the view would keep the whole window
+        outputs = _text_outputs(model, some, None, precision, False)
+        for label, row in zip(model.task.answers(outputs), outputs.numpy(), strict=True):
+            yield Prediction(label, row.copy(), model.task)  # the view would keep the whole window
 
 
-def _text_logits(model: GPT2, texts: Iterable[str], batch_size: int | None, precision: str, progress: bool) -> Tensor:
+def _text_outputs(model: GPT2, texts: Iterable[str], batch_size: int | None, precision: str, progress: bool) -> Tensor:
     check_classifier(model)
+    prepared = model.preparation
     dataset = TextDataset(
         texts,
         tokenizer=model.tokenizer,
-        max_length=model.max_length,
-        truncation=model.truncation,
-        pad_to=model.pad_to,
+        max_length=prepared.max_length,
+        truncation=prepared.truncation,
+        pad_to=prepared.pad_to,
     ).within(model.config.context_length)
-    model.warn_of_new_head(stacklevel=3)
+    warn_of_fresh_head(model, stacklevel=3)
     # A text that comes more than once is computed once.
     number: dict[bytes, int] = {}
     answer = [number.setdefault(ids.tobytes(), len(number)) for ids in dataset.rows()]
     _, first = np.unique(answer, return_index=True)
     once = dataset if len(first) == len(dataset) else dataset.subset(first)
     with Meter(len(once.ids), "predicting", unit="tok", enabled=progress) as meter:
-        logits = class_logits(model, once, batch_size=batch_size, precision=precision, report=meter.update)
-    return logits[answer]
+        outputs = compute_outputs(model, once, batch_size=batch_size, precision=precision, report=meter.update)
+    return outputs[answer]
 
 
-def class_logits(
-    model: Classifier,
+def compute_outputs(
+    model: GPT2 | Learner,
     rows: Rows,
     *,
     batch_size: int | None = None,
     precision: str,
     report: Callable[[int], None] = lambda positions: None,
 ) -> Tensor:
-    """Logits (N, C) of a data set's rows, float32, on the CPU."""
-    batch_size = python_value(batch_size)
-    if batch_size is not None and (not isinstance(batch_size, int) or isinstance(batch_size, bool) or batch_size < 1):
-        raise ValueError(f"batch_size is {batch_size!r}; it must be an integer of at least 1, or None")
-    logits = torch.empty(len(rows), len(model.classes or ()), dtype=torch.float32)
+    """Compute the outputs (N, n_outputs) of a data set's rows, float32, on the CPU."""
+    batch_size = integer("batch_size", batch_size, 1, optional=True)
+    outputs = torch.empty(len(rows), model.task.n_outputs, dtype=torch.float32)
     order = np.argsort(rows.lengths, kind="stable")
-    with answering(model), torch.autocast(model.device.type, enabled=False):
-        for slab in slabs(rows.lengths[order], batch_size):
-            chosen = order[slab]
-            logits[chosen] = _slab_logits(model, rows, chosen, precision).cpu()
+    with evaluating(model) as still, torch.autocast(model.device.type, enabled=False):
+        for chunk in chunks_of(rows.lengths[order], batch_size):
+            chosen = order[chunk]
+            found = _chunk_outputs(still, rows, chosen, precision).cpu()
+            if found.shape != (len(chosen), outputs.shape[1]):
+                raise ValueError(
+                    f"the head gives outputs of shape {tuple(found.shape)} for {len(chosen)} texts, but the model's "
+                    f"task {model.task} has {outputs.shape[1]} outputs per text"
+                )
+            outputs[chosen] = found
             report(int(rows.lengths[chosen].sum()))
-    check_finite(logits, model)
-    return logits
+    check_finite(outputs, model)
+    return outputs
 
 
-def _slab_logits(model: Classifier, rows: Rows, chosen: NDArray[np.int64], precision: str) -> Tensor:
-    """Logits of rows of rising length, computed together."""
+def _chunk_outputs(model: GPT2 | Learner, rows: Rows, chosen: NDArray[np.int64], precision: str) -> Tensor:
+    """Compute the outputs of rows of rising length together."""
     lengths = rows.lengths[chosen]
-    if not _is_usual(model):
-        with arithmetic(precision, model):  # whoever watches a model, or made another of it, wants to see it called
+    if not model.is_plain:
+        with casting(precision, model):  # the model's own call does more than its parts
             counts = torch.from_numpy(lengths).to(model.device)
             return model(rows.padded(chosen).to(model.device), counts).float()  # type: ignore[no-any-return]
-    x, runs = rows.packed(chosen).to(model.device), runs_of(lengths)
-    dtype = product_dtype(precision, model, int(lengths.sum()))
-    blocks: list[nn.Module]
-    norm: nn.Module | None
-    if isinstance(model, GPT2):
-        x = embed(model.trunk.embed, x, runs, capacity=len(x))
-        blocks, norm = list(model.trunk.blocks), model.trunk.norm
-    else:
-        blocks, norm = list(model.blocks), model.norm
-    for block in blocks[:-1]:
-        advance(block, x, runs, dtype)
-    return last_block_and_head(blocks[-1] if blocks else None, norm, model.head, x, runs, dtype)
+    x, groups = rows.packed(chosen).to(model.device), row_groups(lengths)
+    arithmetic = arithmetic_for(precision, model, int(lengths.sum()))
+    if model.embed is not None:
+        x = embed(model.embed, x, groups, capacity=len(x), width=model.config.emb_dim)
+    *blocks, last = model.blocks or [None]
+    for block in blocks:
+        if block is not None:
+            advance(block, x, groups, arithmetic)
+    return outputs_at_end(last, model.norm, model.head, x, groups, arithmetic)
 
 
-def _is_usual(model: Classifier) -> bool:
-    """Whether the parts that are not blocks are this library's own and nothing watches them."""
-    parts: list[tuple[nn.Module, type[nn.Module]]] = [(model.head, ClassifierHead)]
-    if isinstance(model, GPT2):
-        embed = model.trunk.embed
-        parts += [
-            (model, GPT2),
-            (model.trunk, Trunk),
-            (embed, Embedding),
-            (embed.token, Table),
-            (embed.position, Table),
-        ]
-    return all(type(part) is kind and not is_watched(part) for part, kind in parts)
+def warn_of_fresh_head(model: GPT2, *, stacklevel: int) -> None:
+    """Warn, once in a head's life, that answers come from a head that never learned.
 
-
-def check_classifier(model: GPT2) -> None:
-    """Raise where `model` is not a classifier."""
-    check_gpt2(model)
-    if model.classes is None:
-        raise TypeError("this is a language model; put a classifier head on it first: add_classifier_head(model, ...)")
+    Args:
+        model: A classifier.
+        stacklevel: Calls between this one and the user's line, which the warning shows.
+    """
+    if getattr(model.head, "is_fresh", False) and not getattr(model.head, "warned", False):
+        model.head.warned = True  # type: ignore[assignment]
+        warnings.warn(
+            "this classifier's head was never trained or loaded; its answers are random. Call train first",
+            stacklevel=stacklevel + 1,
+        )

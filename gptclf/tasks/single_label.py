@@ -105,13 +105,15 @@ class SingleLabel(Task):
         occurs = (confusion.sum(axis=0) + confusion.sum(axis=1)) > 0
         return {"confusion": confusion, "per_class": per_class, "macro_f1": float(per_class["f1"][occurs].mean())}
 
-    def report(self, details: Mapping[str, Any]) -> list[str]:
-        """Return a line per class, for at most 20 classes."""
+    def report(self, measures: Mapping[str, float], details: Mapping[str, Any]) -> list[str]:
+        """Return the measures, and a line per class if there are at most 20."""
+        accuracy, macro = 100 * measures["accuracy"], 100 * details["macro_f1"]
+        lines = [f"accuracy {accuracy:.2f} %, macro-F1 {macro:.2f} %, loss {measures['loss']:.4f}"]
         if self.n_outputs > 20:
-            return []
+            return lines
         scores = details["per_class"]
         width = max(len(str(label)) for label in self.classes)
-        return [
+        return lines + [
             f"  {label!s:<{width}}  precision {scores['precision'][i]:.3f}  recall {scores['recall'][i]:.3f}  "
             f"f1 {scores['f1'][i]:.3f}  n {scores['support'][i]:,}"
             for i, label in enumerate(self.classes)

@@ -95,9 +95,9 @@ class Task:
         """Return what else an evaluation holds, by name, such as a confusion matrix."""
         return {}
 
-    def report(self, details: Mapping[str, Any]) -> list[str]:
-        """Return lines about `details` that an evaluation prints after its measures."""
-        return []
+    def report(self, measures: Mapping[str, float], details: Mapping[str, Any]) -> list[str]:
+        """Return the lines that an evaluation prints: the measures, then what `details` has to say."""
+        return [", ".join(f"{name} {value:.4f}" for name, value in measures.items())]
 
     def fitted(self, targets: NDArray[Any]) -> "Task":
         """Return the task with everything fixed that depends on the training set."""

@@ -1,15 +1,17 @@
-"""GPT-2's byte-level BPE tokenizer as a `tiktoken.Encoding`, read from and written to the files it comes in.
+"""GPT-2's byte-level BPE tokenizer as a `tiktoken.Encoding`: reading and writing its files.
 
 Formats: OpenAI's `vocab.bpe` and `encoder.json`, Hugging Face's `merges.txt` and `vocab.json` (the same tables), and
-Hugging Face's `tokenizer.json`, which is only written. The id of every token follows from the order of the merges.
+Hugging Face's `tokenizer.json`. The id of every token follows from the order of the merges.
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import cache
 from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from gptclf.files.json_file import read_json
 
 if TYPE_CHECKING:
     import tiktoken
@@ -20,14 +22,14 @@ END_OF_TEXT = "<|endoftext|>"
 # cannot backtrack: a megabyte without a space takes a fraction of a second.
 _PATTERN = r"""'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s++$|\s+(?!\S)|\s"""
 
-# The names under which each family of files is found in a folder: merges, then the id table.
+# OpenAI's and Hugging Face's names of the file with the merges and of the one with the token ids.
 _MERGES_FILES = ("vocab.bpe", "merges.txt")
 _IDS_FILES = ("encoder.json", "vocab.json")
 
 
 @cache
 def byte_characters() -> dict[int, str]:
-    """Byte to the printable character that stands for it in GPT-2's files (`bytes_to_unicode` of openai/gpt-2).
+    """Return the printable character that represents each byte in GPT-2's files (openai/gpt-2, `bytes_to_unicode`).
 
     The order of the dictionary is the order of the first 256 token ids.
     """
@@ -38,23 +40,23 @@ def byte_characters() -> dict[int, str]:
 
 
 def read_tokenizer(folder: Path) -> "tiktoken.Encoding | None":
-    """The tokenizer whose files lie in `folder`; None if there are none.
+    """Return the tokenizer whose files are in `folder`; None if there are none.
 
-    `transformers` 5 writes `tokenizer.json` alone, older releases and OpenAI the merges and the id table.
+    `transformers` 5 writes only `tokenizer.json`; older releases and OpenAI write the merges and the id table.
     """
     merges = next((folder / name for name in _MERGES_FILES if (folder / name).is_file()), None)
     if merges is not None:
         ids = next((folder / name for name in _IDS_FILES if (folder / name).is_file()), None)
         return build_tokenizer(merges, ids)
     whole = folder / "tokenizer.json"
-    return build_from_whole(whole) if whole.is_file() else None
+    return build_from_json(whole) if whole.is_file() else None
 
 
 def build_tokenizer(merges_file: Path, ids_file: Path | None = None) -> "tiktoken.Encoding":
-    """An encoding from a merges file, checked against the id table where there is one.
+    """Build an encoding from a merges file, checked against the id table if one is given.
 
     Raises:
-        ValueError: For a line that is no merge, or where the id table disagrees with the merges.
+        ValueError: A line is not a merge, or the id table disagrees with the merges.
     """
     try:
         lines = merges_file.read_text(encoding="utf-8").split("\n")
@@ -67,25 +69,25 @@ def build_tokenizer(merges_file: Path, ids_file: Path | None = None) -> "tiktoke
     }
     ranks = _ranks_from_merges(merges)
     if ids_file is not None:
-        _check_ids(ranks, _read_object(ids_file), ids_file)
+        _check_ids(ranks, read_json(ids_file), ids_file)
     return make_encoding(ranks)
 
 
-def build_from_whole(path: Path) -> "tiktoken.Encoding":
-    """An encoding from a `tokenizer.json`.
+def build_from_json(path: Path) -> "tiktoken.Encoding":
+    """Build an encoding from a `tokenizer.json`.
 
     Raises:
-        ValueError: It is damaged, or splits or changes texts otherwise than GPT-2's tokenizer.
+        ValueError: The file is damaged, or its tokenizer splits or normalises texts differently from GPT-2's.
     """
-    whole = _read_object(path)
+    whole = read_json(path)
     splitter = whole.get("pre_tokenizer")
     normalizer = whole.get("normalizer")
     plain = {"type": "ByteLevel", "add_prefix_space": False, "use_regex": True}
     usual = isinstance(splitter, dict) and all(splitter.get(key, value) == value for key, value in plain.items())
     if not usual or normalizer is not None:
         raise ValueError(
-            f"{path} has the pre-tokenizer {splitter!r} and the normalizer {normalizer!r}; GPT-2's is plain ByteLevel "
-            "without a prefix space, and gptclf has no other. Pass tokenizer= to load_gpt2"
+            f"{path} has the pre-tokenizer {splitter!r} and the normalizer {normalizer!r}; gptclf supports only "
+            "GPT-2's: plain ByteLevel without a prefix space, and no normalizer. Pass tokenizer= to load_gpt2"
         )
     model = whole.get("model")
     if not isinstance(model, dict) or not isinstance(model.get("merges"), list):
@@ -100,7 +102,11 @@ def build_from_whole(path: Path) -> "tiktoken.Encoding":
 
 
 def _ranks_from_merges(merges: Mapping[str, Any]) -> dict[bytes, int]:
-    """Token bytes to ids, from pairs of token texts keyed by where they stand (for messages)."""
+    """Return the id of each token by its bytes.
+
+    Args:
+        merges: Pairs of token strings in order, keyed by their place in the file (for messages).
+    """
     ranks = {bytes([byte]): i for i, byte in enumerate(byte_characters())}
     to_byte = {char: byte for byte, char in byte_characters().items()}
     for place, pair in merges.items():
@@ -109,25 +115,15 @@ def _ranks_from_merges(merges: Mapping[str, Any]) -> dict[bytes, int]:
         except (ValueError, KeyError, TypeError):
             raise ValueError(f"{place}: {pair!r} is not a merge of two tokens") from None
         if first not in ranks or second not in ranks:
-            raise ValueError(f"{place}: {pair!r} is not a merge of two tokens that exist by then")
+            raise ValueError(f"{place}: {pair!r} merges a token that does not exist at this point")
         if first + second in ranks:
-            raise ValueError(f"{place}: {pair!r} makes a token that exists already")
+            raise ValueError(f"{place}: {pair!r} produces a token that already exists")
         ranks[first + second] = len(ranks)
     return ranks
 
 
-def _read_object(path: Path) -> dict[str, Any]:
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path} is not JSON ({error}); the file is damaged") from error
-    if not isinstance(values, dict):
-        raise ValueError(f"{path} holds a {type(values).__name__}, not an object with keys; the file is damaged")
-    return values
-
-
 def make_encoding(ranks: dict[bytes, int]) -> "tiktoken.Encoding":
-    """An encoding from token bytes and ids; the end of text comes after the last."""
+    """Build an encoding from token bytes and ids; the end-of-text token gets the next id."""
     import tiktoken
 
     return tiktoken.Encoding(
@@ -137,18 +133,18 @@ def make_encoding(ranks: dict[bytes, int]) -> "tiktoken.Encoding":
 
 def _check_ids(ranks: Mapping[bytes, int], table: Any, source: Path) -> None:
     if not isinstance(table, dict):
-        raise ValueError(f"{source} holds no table from tokens to ids; the file is damaged")
+        raise ValueError(f"{source} has no table of token ids; the file is damaged")
     expected = _id_table(ranks)
     for token, index in expected.items():
         if table.get(token) != index:
             raise ValueError(
-                f"{source} gives {token!r} the id {table.get(token)}, but its place among the merges gives {index}; "
-                "the tokenizer is not laid out as GPT-2's, or its files do not belong together"
+                f"{source} gives {token!r} the id {table.get(token)}, but the order of the merges gives {index}; "
+                "the tokenizer is not laid out like GPT-2's, or its files do not belong together"
             )
-    # More tokens than merges explain would be added ones, whose text this tokenizer could never produce.
+    # Other tokens were added after training; this tokenizer could never produce them from text.
     if len(table) > len(expected):
         extra = sorted(set(table) - set(expected))
-        raise ValueError(f"{source} has {len(extra)} tokens that no merge makes, such as {extra[:3]}")
+        raise ValueError(f"{source} has {len(extra)} tokens that no merge produces, such as {extra[:3]}")
 
 
 def _id_table(ranks: Mapping[bytes, int]) -> dict[str, int]:
@@ -161,16 +157,16 @@ def _ranks(tokenizer: "tiktoken.Encoding") -> dict[bytes, int]:
     count = tokenizer.n_vocab - 1
     if tokenizer.eot_token != count:
         raise ValueError(
-            f"tokenizer {tokenizer.name!r} is not laid out as GPT-2's: its end of text has id {tokenizer.eot_token}, "
-            f"not the last one, {count}; GPT-2's files cannot hold it"
+            f"tokenizer {tokenizer.name!r} is not laid out like GPT-2's: its end-of-text token has id "
+            f"{tokenizer.eot_token} instead of the last id, {count}; GPT-2's files cannot represent it"
         )
     return {tokenizer.decode_single_token_bytes(i): i for i in range(count)}
 
 
 def merges_of(ranks: Mapping[bytes, int]) -> list[tuple[bytes, bytes]]:
-    """The two tokens that each token of more than one byte was merged from, in the order of ids.
+    """Return the pair of tokens that each token of several bytes is merged from, in the order of ids.
 
-    An encoding keeps only the tokens; running BPE on a token's bytes with the merges before it leaves the pair.
+    An encoding keeps only the tokens. Running BPE on the bytes of a token with the merges before it leaves the pair.
     """
     merges = []
     for token, rank in sorted(ranks.items(), key=lambda item: item[1]):
@@ -188,17 +184,39 @@ def merges_of(ranks: Mapping[bytes, int]) -> list[tuple[bytes, bytes]]:
 
 
 def tokenizer_files(tokenizer: "tiktoken.Encoding", context_length: int) -> dict[str, str]:
-    """File name to content of the tokenizer in Hugging Face's formats.
+    """Return the tokenizer's files in Hugging Face's formats, as file names and contents.
 
-    `vocab.json`, `merges.txt`, `tokenizer.json` (the `tokenizers` library's layout) and `tokenizer_config.json`.
+    The files are `vocab.json`, `merges.txt`, `tokenizer.json` (the format of the `tokenizers` library) and
+    `tokenizer_config.json`.
     """
     ranks = _ranks(tokenizer)
     char = byte_characters()
     merges = [["".join(char[byte] for byte in part) for part in pair] for pair in merges_of(ranks)]
     table = _id_table(ranks)
+    config = {
+        "add_prefix_space": False,
+        "bos_token": END_OF_TEXT,
+        "eos_token": END_OF_TEXT,
+        "pad_token": END_OF_TEXT,
+        "unk_token": END_OF_TEXT,
+        "model_max_length": context_length,
+        "padding_side": "right",
+        "tokenizer_class": "GPT2Tokenizer",
+    }
+    lines = ["#version: 0.2", *(" ".join(pair) for pair in merges)]
+    return {
+        "vocab.json": json.dumps(table, ensure_ascii=False),
+        "merges.txt": "\n".join(lines) + "\n",
+        "tokenizer.json": json.dumps(_tokenizer_json(table, merges), ensure_ascii=False),
+        "tokenizer_config.json": json.dumps(config, indent=2) + "\n",
+    }
+
+
+def _tokenizer_json(table: Mapping[str, int], merges: Sequence[Sequence[str]]) -> dict[str, Any]:
+    """Return the content of a `tokenizer.json` with this vocabulary and these merges."""
     byte_level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True}
     end_of_text = {
-        "id": len(ranks),
+        "id": table[END_OF_TEXT],
         "content": END_OF_TEXT,
         "single_word": False,
         "lstrip": False,
@@ -206,7 +224,7 @@ def tokenizer_files(tokenizer: "tiktoken.Encoding", context_length: int) -> dict
         "normalized": False,
         "special": True,
     }
-    whole: dict[str, Any] = {
+    return {
         "version": "1.0",
         "truncation": None,
         "padding": None,
@@ -227,21 +245,4 @@ def tokenizer_files(tokenizer: "tiktoken.Encoding", context_length: int) -> dict
             "vocab": table,
             "merges": merges,
         },
-    }
-    config = {
-        "add_prefix_space": False,
-        "bos_token": END_OF_TEXT,
-        "eos_token": END_OF_TEXT,
-        "pad_token": END_OF_TEXT,
-        "unk_token": END_OF_TEXT,
-        "model_max_length": context_length,
-        "padding_side": "right",
-        "tokenizer_class": "GPT2Tokenizer",
-    }
-    lines = ["#version: 0.2", *(" ".join(pair) for pair in merges)]
-    return {
-        "vocab.json": json.dumps(table, ensure_ascii=False),
-        "merges.txt": "\n".join(lines) + "\n",
-        "tokenizer.json": json.dumps(whole, ensure_ascii=False),
-        "tokenizer_config.json": json.dumps(config, indent=2) + "\n",
     }

@@ -1,4 +1,4 @@
-"""Finding the tokenizer that belongs to a model: beside its weights, in a cache, or on the hub."""
+"""Finding the tokenizer of a model: next to its weights, in a cache, or on the hub."""
 
 import hashlib
 import os
@@ -6,17 +6,18 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from gptclf.gpt2.config import PRESETS
 from gptclf.hub.download import cached_file, hub_file
-from gptclf.tokenizer.bpe import build_from_whole, build_tokenizer, read_tokenizer
+from gptclf.tokenizer.bpe import build_from_json, build_tokenizer, read_tokenizer
 
 if TYPE_CHECKING:
     import tiktoken
 
-# Every published size has the same tokenizer, so the smallest repository stands for all.
+# All published sizes share one tokenizer, which is taken from the smallest one's repository.
 _GPT2 = "openai-community/gpt2"
+_PUBLISHED = (_GPT2, f"{_GPT2}-medium", f"{_GPT2}-large", f"{_GPT2}-xl")
+_GPT2_VOCAB_SIZE = 50257
 
-# tiktoken names a cached file by the SHA-1 of the address it came from; the SHA-256 is of the content.
+# The SHA-256 of each file. tiktoken names a cached file by the SHA-1 of its address.
 TIKTOKEN_FILES = {
     "vocab.bpe": "1ce1664773c50f3e0cc8842619a93edc4624525b728b188a9e0be33b7726adc5",
     "encoder.json": "196139668be63f3b5d6574427317ae82f612a97c5d1cdaf36ed2256dbf636783",
@@ -31,27 +32,38 @@ def find_tokenizer(
     cache_dir: str | Path | None,
     vocab_size: int,
 ) -> "tiktoken.Encoding":
-    """The tokenizer of a model, from the first place that has it.
+    """Return the tokenizer of a model, from the first place that has it.
 
-    In this order: the folder of the weights, the model's own hub repository, and for a vocabulary of GPT-2's size
-    the Hugging Face cache, tiktoken's cache (`TIKTOKEN_CACHE_DIR`) and the hub.
+    The places are, in this order: the folder of the weights, the model's own hub repository and, if the vocabulary has
+    at least the size of GPT-2's, the Hugging Face cache, tiktoken's cache (`TIKTOKEN_CACHE_DIR`) and the hub.
+
+    Args:
+        folder: The folder of the weights; None if they are not in a local folder.
+        repo: The model's hub repository, if it has one.
+        revision: Branch, tag or commit of `repo`; None means "main".
+        cache_dir: The folder of the Hugging Face cache; None means the default.
+        vocab_size: The number of tokens in the model's vocabulary.
+
+    Raises:
+        FileNotFoundError: No place has a tokenizer for this vocabulary.
+        ValueError: The files of the tokenizer are damaged.
     """
     if folder is not None:
         beside = read_tokenizer(folder)
         if beside is not None:
             return beside
-    if repo is not None and repo not in {f"openai-community/{name}" for name in PRESETS}:
+    if repo is not None and repo not in _PUBLISHED:
         try:
             return _from_hub(repo, revision, cache_dir)
         except FileNotFoundError:
-            if vocab_size != PRESETS["gpt2"].vocab_size:
+            if vocab_size != _GPT2_VOCAB_SIZE:
                 raise
-    if vocab_size < PRESETS["gpt2"].vocab_size:
+    if vocab_size < _GPT2_VOCAB_SIZE:
         where = "the weights' folder" if folder is None else str(folder)
         raise FileNotFoundError(
             f"no tokenizer for a vocabulary of {vocab_size} tokens: {where} has no merges.txt, vocab.bpe or "
-            "tokenizer.json, and it is "
-            "not GPT-2's vocabulary (50257). Put the files there, or pass tokenizer= to load_gpt2"
+            f"tokenizer.json, and it is not GPT-2's vocabulary ({_GPT2_VOCAB_SIZE}). Put the files there, or pass "
+            "tokenizer= to load_gpt2"
         )
     merges = cached_file(_GPT2, "merges.txt", cache_dir=cache_dir)
     if merges is not None:
@@ -63,8 +75,8 @@ def _from_hub(repo: str, revision: str | None, cache_dir: str | Path | None) -> 
     try:
         merges = hub_file(repo, "merges.txt", revision=revision, cache_dir=cache_dir)
     except FileNotFoundError as error:
-        try:  # what transformers 5 writes has the merges inside
-            return build_from_whole(hub_file(repo, "tokenizer.json", revision=revision, cache_dir=cache_dir))
+        try:  # the only file that transformers 5 writes
+            return build_from_json(hub_file(repo, "tokenizer.json", revision=revision, cache_dir=cache_dir))
         except FileNotFoundError:
             raise error from None
     return build_tokenizer(merges, hub_file(repo, "vocab.json", revision=revision, cache_dir=cache_dir))
@@ -77,12 +89,12 @@ def _from_tiktoken_cache() -> "tiktoken.Encoding | None":
             break
     else:
         cache = str(Path(tempfile.gettempdir()) / "data-gym-cache")
-    if not cache:  # tiktoken reads an empty value as "no cache"
+    if not cache:  # to tiktoken, an empty value means no cache
         return None
     paths = []
     for name, digest in TIKTOKEN_FILES.items():
         path = Path(cache) / hashlib.sha1((_TIKTOKEN_ADDRESS + name).encode()).hexdigest()
-        # A shared temporary folder is no safe place: only the published bytes are taken.
+        # A shared temporary folder is not trusted: only the published content is accepted.
         if not path.is_file() or hashlib.sha256(path.read_bytes()).hexdigest() != digest:
             return None
         paths.append(path)

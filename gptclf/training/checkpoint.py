@@ -19,13 +19,13 @@ from torch.optim import Optimizer
 from gptclf.checks import python_value
 from gptclf.data.batches import TokenRows
 from gptclf.data.windows import TextWindows
-from gptclf.files.atomic import tensor_writer, write_all
+from gptclf.files.atomic import write_all
+from gptclf.files.safetensors_file import read_safetensors, tensor_writer
 from gptclf.gpt2.heads import ClassifierHead
 from gptclf.gpt2.model import GPT2
 from gptclf.training.callbacks import Callback
 from gptclf.training.history import History, Scores
 from gptclf.training.loop import Step
-from gptclf.weights.folders import read_safetensors
 
 STATE = "training.safetensors"
 _FORMAT = "1"

@@ -1,6 +1,5 @@
 """Reading a local folder of weights: `config.json` and safetensors or PyTorch files, whole or sharded."""
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -8,10 +7,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gptclf.files.torch_file import read_torch_file
+from gptclf.files.json_file import read_json
+from gptclf.files.safetensors_file import read_safetensors
+from gptclf.files.torch_file import read_torch_file, unwrap_names
 from gptclf.gpt2.model import GPT2, set_parameter
 from gptclf.weights.guess import guess_from_files
-from gptclf.weights.hugging_face import from_hugging_face, unwrap_names
+from gptclf.weights.hugging_face import from_hugging_face
 
 CONFIG = "config.json"
 WEIGHTS = "model.safetensors"
@@ -21,19 +22,12 @@ TORCH_WEIGHTS = "pytorch_model.bin"
 TORCH_INDEX = "pytorch_model.bin.index.json"
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object from a file, with errors that name the file."""
+def read_config(path: Path) -> dict[str, Any]:
+    """Return the JSON object in a folder's configuration file; if it is missing, guess what the folder holds."""
     try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise FileNotFoundError(
-            f"{path} does not exist; a folder of weights needs {path.name}{_guess(path.parent)}"
-        ) from None
-    except ValueError as error:
-        raise ValueError(f"{path} is not JSON ({error}); the file is damaged or of another kind") from error
-    if not isinstance(values, dict):
-        raise ValueError(f"{path} holds a {type(values).__name__}, not an object with keys")
-    return values
+        return read_json(path)
+    except FileNotFoundError as error:
+        raise FileNotFoundError(f"{error}; a folder of weights needs {path.name}{_guess(path.parent)}") from None
 
 
 def shard_names(index: dict[str, Any], source: Path) -> list[str]:
@@ -83,22 +77,6 @@ def read_file(path: Path) -> dict[str, Tensor]:
     if path.suffix == ".safetensors":
         return unwrap_names(read_safetensors(path)[0], source=str(path))
     return read_torch_file(path)
-
-
-def read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """Tensors (memory-mapped) and metadata of one file."""
-    import safetensors
-
-    try:
-        with safetensors.safe_open(path, framework="pt") as file:
-            return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118
-    except FileNotFoundError:
-        raise FileNotFoundError(f"{path} does not exist; the folder is incomplete") from None
-    except (safetensors.SafetensorError, ValueError) as error:
-        raise ValueError(
-            f"{path} ({path.stat().st_size:,} bytes) is not a whole safetensors file: {error}. "
-            "It may be cut off or a pointer to the real file; fetch it again"
-        ) from error
 
 
 def fill(model: GPT2, tensors: dict[str, Tensor]) -> None:

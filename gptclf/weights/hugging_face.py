@@ -38,9 +38,6 @@ _ENDS = (
 # Causal-mask buffers that files of older releases carry; they are constants of the architecture.
 _MASKS = re.compile(r"(transformer\.)?h\.\d+\.attn\.(bias|masked_bias)")
 
-# Parts of a name that wrappers of a module add: torch.compile and FSDP anywhere, DataParallel in front.
-_WRAPPERS = {"_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"}
-
 _ACTIVATIONS = {
     "gelu_new": "gelu_tanh",
     "gelu_pytorch_tanh": "gelu_tanh",
@@ -58,28 +55,6 @@ def trunk_names(n_layers: int) -> dict[str, tuple[str, bool]]:
     for i in range(n_layers):
         table |= {f"trunk.blocks.{i}.{ours}": (f"h.{i}.{theirs}", flip) for ours, theirs, flip in _BLOCK}
     return table
-
-
-def unwrap_names(tensors: Mapping[str, Tensor], *, source: str) -> dict[str, Tensor]:
-    """Tensors without what torch.compile (`_orig_mod.`), DataParallel (`module.`) and FSDP put into their names.
-
-    Raises:
-        ValueError: Two tensors would have one name.
-
-    Example:
-        >>> list(unwrap_names({"module._orig_mod.wte.weight": torch.ones(1)}, source="here"))
-        ['wte.weight']
-    """
-    result: dict[str, Tensor] = {}
-    for name, tensor in tensors.items():
-        parts = [part for part in name.split(".") if part not in _WRAPPERS]
-        while len(parts) > 1 and parts[0] == "module":
-            del parts[0]
-        plain = ".".join(parts)
-        if plain in result:
-            raise ValueError(f"{source} holds {plain} twice, with and without a wrapper's prefix; keep one of them")
-        result[plain] = tensor
-    return result
 
 
 def from_hugging_face(

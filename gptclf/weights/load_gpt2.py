@@ -16,17 +16,11 @@ from gptclf.gpt2.stages import freeze, share
 from gptclf.tasks import check_classes
 from gptclf.tokenizer.find import find_tokenizer
 from gptclf.weights.book import is_book, read_book
-from gptclf.weights.folders import CONFIG, check_device, fill, fill_from_hugging_face, read_file, read_json
+from gptclf.weights.folders import CONFIG, check_device, fill, fill_from_hugging_face, read_config, read_file
 from gptclf.weights.hugging_face import config_from_hugging_face, from_hugging_face
 from gptclf.weights.locate import NANO, REPOSITORIES, fetch, locate
-from gptclf.weights.openai import (
-    HPARAMS,
-    config_from_settings,
-    find_checkpoint,
-    load_gpt2_params_from_tf_ckpt,
-    read_settings,
-    tensors_from_params,
-)
+from gptclf.weights.openai import load_gpt2_params_from_tf_ckpt, tensors_from_params
+from gptclf.weights.openai_folder import HPARAMS, config_from_settings, find_checkpoint, read_settings
 from gptclf.weights.record import OURS
 
 if TYPE_CHECKING:
@@ -166,7 +160,7 @@ def _open(place: Path, settings: Settings | None, verify: bool, *, with_weights:
         )
     if (place / OURS).is_file() and not (place / CONFIG).is_file():
         raise ValueError(f"{place} holds a model in gptclf's own layout alone; load it with load_model")
-    config = config_from_hugging_face(read_json(place / CONFIG), source=str(place / CONFIG))
+    config = config_from_hugging_face(read_config(place / CONFIG), source=str(place / CONFIG))
     return config, lambda model: fill_from_hugging_face(model, place)
 
 
@@ -179,7 +173,7 @@ def _open_file(path: Path, settings: Settings | None) -> tuple[GPT2Config, Fill]
         return _from_tensors(config, ours)
     beside = path.with_name(CONFIG)
     if settings is None or beside.is_file():  # only the file was named, but it lies in a folder of Hugging Face's
-        config = config_from_hugging_face(read_json(beside), source=str(beside))
+        config = config_from_hugging_face(read_config(beside), source=str(beside))
         if settings is not None and _config(settings).replace(drop_rate=config.drop_rate) != config:
             raise ValueError(f"settings= and {beside} say different things; leave settings out, or move the file")
     else:

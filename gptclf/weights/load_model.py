@@ -8,6 +8,8 @@ from typing import Any
 
 import torch
 
+from gptclf.files.json_file import read_json
+from gptclf.files.safetensors_file import read_safetensors
 from gptclf.gpt2.model import GPT2
 from gptclf.gpt2.stages import freeze
 from gptclf.hub.download import cached_file, hub_file
@@ -21,9 +23,8 @@ from gptclf.weights.folders import (
     check_device,
     fill,
     fill_from_hugging_face,
+    read_config,
     read_file,
-    read_json,
-    read_safetensors,
     read_weights,
 )
 from gptclf.weights.hugging_face import config_from_hugging_face
@@ -148,7 +149,7 @@ def _load_ours(source: Path) -> GPT2:
 
 
 def _load_theirs(source: Path) -> GPT2:
-    values = read_json(source / CONFIG)
+    values = read_config(source / CONFIG)
     config = config_from_hugging_face(values, source=str(source / CONFIG))
     problem = values.get("problem_type")
     if problem not in (None, "single_label_classification"):

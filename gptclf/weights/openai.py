@@ -4,6 +4,7 @@ A folder holds `hparams.json`, a TensorFlow checkpoint `model.ckpt.*`, and perha
 (openai/gpt-2, download_model.py; book section 5.5). Variables are `model/h0/attn/c_attn/w` and the like.
 """
 
+import math
 import re
 from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
@@ -15,20 +16,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from gptclf.files.tensorbundle import open_bundle
-from gptclf.gpt2.config import ALIASES, PRESETS, GPT2Config
-from gptclf.weights.folders import read_json
+from gptclf.gpt2.config import ALIASES, GPT2Config
 from gptclf.weights.hugging_face import check_tensors, trunk_names
-
-HPARAMS = "hparams.json"
-
-_PREFIX = "model.ckpt"
-_FIELDS = {
-    "n_vocab": "vocab_size",
-    "n_ctx": "context_length",
-    "n_embd": "emb_dim",
-    "n_head": "n_heads",
-    "n_layer": "n_layers",
-}
+from gptclf.weights.openai_folder import HPARAMS, PREFIX, config_from_settings, find_checkpoint, read_settings
 
 # What scripts that fine-tune leave in a checkpoint beside the model: counters and the optimizer's moments.
 _TRAINING = re.compile(r"(.*/)?(global_step|beta[12]_power|Adam|Adam_1|Momentum)")
@@ -40,35 +30,6 @@ class _Parameter(NamedTuple):
     place: _Place  # in `params`, such as ("blocks", 0, "attn", "c_attn", "w")
     shape: tuple[int, ...]
     flip: bool  # whether ours is the transpose
-
-
-def find_checkpoint(folder: Path) -> Path | None:
-    """The prefix of OpenAI's checkpoint in a folder, in `<size>/` below it or in `<size>/<size>/`; None if none is.
-
-    Args:
-        folder: Where to look. Sizes are 124M, 355M, 774M and 1558M; where several lie below it, the one that the
-            folder itself is named for is taken.
-
-    Raises:
-        ValueError: There are several checkpoints; the message lists them.
-
-    Example:
-        >>> find_checkpoint(Path("models")) is None
-        True
-    """
-    here = _prefix_in(folder)
-    if here is not None:
-        return here
-    found = {}
-    for size in ALIASES:
-        for place in (folder / size / size, folder / size):
-            prefix = _prefix_in(place)
-            if prefix is not None:
-                found[size] = prefix
-    own = folder.resolve().name
-    if len(found) > 1 and own not in found:
-        raise ValueError(f"{folder} holds several checkpoints: {', '.join(found)}; name one: {folder / min(found)}")
-    return found.get(own, next(iter(found.values()), None))
 
 
 def load_gpt2_params_from_tf_ckpt(folder: str | Path, *, verify: bool = True) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -97,7 +58,7 @@ def load_gpt2_params_from_tf_ckpt(folder: str | Path, *, verify: bool = True) ->
     prefix = find_checkpoint(Path(folder))
     if prefix is None:
         raise FileNotFoundError(
-            f"{folder} holds no {_PREFIX}.index, and neither does {next(iter(ALIASES))}/ or another size below it; "
+            f"{folder} holds no {PREFIX}.index, and neither does {next(iter(ALIASES))}/ or another size below it; "
             "give the folder of a checkpoint in OpenAI's layout"
         )
     settings = read_settings(prefix)
@@ -117,52 +78,6 @@ def load_gpt2_params_from_tf_ckpt(folder: str | Path, *, verify: bool = True) ->
             target = target.setdefault(str(key), {})
         target[str(place[-1])] = array
     return settings, params
-
-
-def read_settings(prefix: Path) -> dict[str, Any]:
-    """The `hparams.json` beside a checkpoint; without one, what its tensors say, if they have a published shape.
-
-    Raises:
-        ValueError: The file is damaged, or there is none and the number of heads cannot be told.
-    """
-    path = prefix.with_name(HPARAMS)
-    if path.exists():
-        return read_json(path)
-    shapes = {name: entry.shape for name, entry in open_bundle(prefix, verify=False).entries.items()}
-    blocks = {int(match[1]) for name in shapes if (match := re.match(r"model/h(\d{1,6})/", name))}
-    wte, wpe = shapes.get("model/wte", ()), shapes.get("model/wpe", ())
-    for preset in (PRESETS[name] for name in ALIASES.values()):
-        if (wte[-1:], len(blocks)) == ((preset.emb_dim,), preset.n_layers) and len(wte) == len(wpe) == 2:
-            values = (wte[0], wpe[0], preset.emb_dim, preset.n_heads, preset.n_layers)
-            return dict(zip(_FIELDS, values, strict=True))
-    raise ValueError(
-        f"{path} does not exist, and the tensors of {prefix.name} (wte {wte}, {len(blocks)} blocks) have no published "
-        f"size's shape, so the number of heads is unknown; write it, with {', '.join(_FIELDS)}"
-    )
-
-
-def config_from_settings(settings: Mapping[str, Any], *, source: str = "settings") -> GPT2Config:
-    """The configuration that OpenAI's settings describe; keys beside the five are passed over.
-
-    Args:
-        settings: `n_vocab`, `n_ctx`, `n_embd`, `n_head` and `n_layer`.
-        source: Where they are from, for messages.
-
-    Example:
-        >>> settings = {"n_vocab": 50257, "n_ctx": 1024, "n_embd": 1024, "n_head": 16, "n_layer": 24}
-        >>> config_from_settings(settings) == PRESETS["gpt2-medium"]
-        True
-    """
-    if not isinstance(settings, Mapping):
-        raise TypeError(f"settings is a {type(settings).__name__}; it must be a dictionary with {', '.join(_FIELDS)}")
-    missing = [key for key in _FIELDS if key not in settings]
-    if missing:
-        raise ValueError(f"{source} lacks {', '.join(missing)}; OpenAI's settings have {', '.join(_FIELDS)}")
-    try:
-        return GPT2Config(**{ours: settings[theirs] for theirs, ours in _FIELDS.items()})
-    except ValueError as error:
-        names = ", ".join(f"{theirs} {settings[theirs]!r}" for theirs in _FIELDS)
-        raise ValueError(f"{source} describes no GPT-2 ({names}): {error}") from error
 
 
 def tensors_from_params(
@@ -197,32 +112,6 @@ def tensors_from_params(
     return config, tensors
 
 
-def _prefix_in(folder: Path) -> Path | None:
-    files = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
-    prefixes = sorted(name.removesuffix(".index") for name in files if name.endswith(".index") and name != ".index")
-    for name in (_named_by(folder / "checkpoint"), _PREFIX):
-        if name in prefixes:
-            return folder / name
-    # Other tools, too, call a file an index.
-    prefixes = [name for name in prefixes if any(file.startswith(f"{name}.data-") for file in files)]
-    if len(prefixes) > 1:
-        raise ValueError(
-            f"{folder} holds several checkpoints: {', '.join(prefixes[:6])}; name one in its file `checkpoint`: "
-            f'model_checkpoint_path: "{prefixes[-1]}"'
-        )
-    return folder / prefixes[0] if prefixes else None
-
-
-def _named_by(path: Path) -> str:
-    """The checkpoint that a file `checkpoint` names, without its folders: those are of the machine that wrote it."""
-    if not path.is_file():
-        return ""
-    with path.open("rb") as file:
-        text = file.read(1 << 16).decode("utf-8", "replace")
-    match = re.search(r'^\s*model_checkpoint_path:\s*"([^"]*)"', text, re.MULTILINE)
-    return re.split(r"[/\\]", match[1])[-1] if match else ""
-
-
 def _parameters(config: GPT2Config) -> dict[str, _Parameter]:
     """What OpenAI's files have for each of our names."""
     d = config.emb_dim
@@ -244,6 +133,17 @@ def _parameters(config: GPT2Config) -> dict[str, _Parameter]:
         shape = shapes.get(".".join(inside), (d,))
         table[ours] = _Parameter(place, shape[-1:] if kind == "bias" else shape, flip)
     return table
+
+
+def parameter_count(config: GPT2Config) -> int:
+    """Return the number of parameters in OpenAI's checkpoint of a configuration: biases everywhere, tied output.
+
+    Example:
+        >>> from gptclf.gpt2.config import PRESETS
+        >>> parameter_count(PRESETS["gpt2-xl"])
+        1557611200
+    """
+    return sum(math.prod(parameter.shape) for parameter in _parameters(config).values())
 
 
 def _variable(place: _Place) -> str:

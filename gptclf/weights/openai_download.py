@@ -19,7 +19,8 @@ from gptclf.hub.cache import cache_home, is_on, timeout_seconds
 from gptclf.hub.http import CutError, Source, announced_size, raise_for_status, retry, send
 from gptclf.hub.transfer import DamagedError, fetch, verify
 from gptclf.tokenizer.find import TIKTOKEN_FILES
-from gptclf.weights.openai import config_from_settings
+from gptclf.weights.openai import parameter_count
+from gptclf.weights.openai_folder import config_from_settings
 
 # A size's folder is below each: OpenAI's own, and what the book's repository names as its backup.
 ADDRESSES = (
@@ -128,18 +129,6 @@ def _expected(name: str, size: str, folder: Path) -> Source:
         check=own.get(name, _check_no_page),
         progress=not is_on("HF_HUB_DISABLE_PROGRESS_BARS"),
     )
-
-
-def parameter_count(config: GPT2Config) -> int:
-    """Parameters of a GPT-2 with OpenAI's layout: biases everywhere, the output tied to the token embedding.
-
-    Example:
-        >>> parameter_count(PRESETS["gpt2-xl"])
-        1557611200
-    """
-    width, hidden = config.emb_dim, config.hidden_dim
-    block = 4 * width * (width + 1) + hidden * (2 * width + 1) + width + 4 * width
-    return (config.vocab_size + config.context_length) * width + config.n_layers * block + 2 * width
 
 
 def _check_hparams(path: Path, config: GPT2Config) -> None:

@@ -19,7 +19,8 @@ import torch
 from torch import Tensor
 
 from gptclf.checks import python_value
-from gptclf.files.atomic import Writer, tensor_writer, text_writer, write_all
+from gptclf.files.atomic import Writer, text_writer, write_all
+from gptclf.files.safetensors_file import tensor_writer
 from gptclf.gpt2.heads import ClassifierHead
 from gptclf.gpt2.model import GPT2, check_gpt2
 from gptclf.gpt2.stages import policy_of

@@ -1,0 +1,167 @@
+"""Where features are kept: the stores in this process's memory, and those in a folder, each within its limit."""
+
+import logging
+import os
+import re
+import shutil
+from collections import OrderedDict
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from pathlib import Path
+
+from gptclf import checks
+from gptclf.features.store import SUFFIX, FeatureStore, file_size, modified, unlink
+
+logger = logging.getLogger(__name__)
+
+# Share of the machine's memory that features of all prefixes may take together.
+MEMORY_SHARE = 0.25
+
+# Bytes that features in one cache folder may take unless the caller says otherwise.
+DISK_LIMIT = 50e9
+
+_FOLDER = re.compile(r"features-[0-9a-f]{32}")
+
+# Prefixes in memory, the most recently used one last.
+_memory: "OrderedDict[str, FeatureStore]" = OrderedDict()
+
+
+def in_memory(identity: str, missing: Callable[[FeatureStore], int], *, renew: bool) -> FeatureStore | None:
+    """Return the store of a prefix in this process's memory, with room for what it lacks, or None if that is too much.
+
+    Features of other prefixes are dropped to make room, the least recently used first.
+
+    Args:
+        identity: The prefix.
+        missing: Bytes that a store still lacks.
+        renew: Also drop this prefix's features of other texts if both do not fit.
+    """
+    store = _memory.get(identity) or FeatureStore(identity)
+    allowed = memory_allowed()
+    if store.nbytes + missing(store) > allowed:
+        if not renew or missing(FeatureStore(identity)) > allowed:
+            return None
+        store = FeatureStore(identity)
+    needed = store.nbytes + missing(store)
+    _memory.pop(identity, None)
+    while _memory and sum(other.nbytes for other in _memory.values()) + needed > allowed:
+        _memory.popitem(last=False)
+    _memory[identity] = store
+    return store
+
+
+def peek(identity: str) -> FeatureStore | None:
+    """Return what memory holds of a prefix, without making room or a claim."""
+    return _memory.get(identity)
+
+
+def memory_allowed() -> float:
+    """Return the bytes that features may take in memory."""
+    return MEMORY_SHARE * physical_memory()
+
+
+def physical_memory() -> float:
+    """Return the machine's memory in bytes."""
+    try:
+        return float(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
+    except (AttributeError, ValueError, OSError):  # Windows has no sysconf
+        return 8e9
+
+
+def on_disk(identity: str, folder: Path, missing: Callable[[FeatureStore], int], limit: float) -> FeatureStore | None:
+    """Return the store of a prefix in a folder, with room for missing features, or None if they do not fit (logged).
+
+    Features of other prefixes in that folder are deleted to make room, the least recently used first, and this
+    prefix's features of other texts if both do not fit.
+
+    Args:
+        identity: The prefix.
+        folder: Created if it does not exist.
+        missing: Bytes that a store still lacks.
+        limit: Bytes that features may take in the folder.
+    """
+    store = FeatureStore(identity, folder)
+    needed = missing(store)
+    if not needed:
+        return store
+    folder.mkdir(parents=True, exist_ok=True)
+    if store.folder is not None and store.nbytes + needed > limit >= missing(FeatureStore(identity)):
+        _delete(store.folder)
+        store = FeatureStore(identity, folder)
+        needed = missing(store)
+    free = shutil.disk_usage(folder).free
+    others = sorted((path for path in _prefixes(folder) if path != store.folder), key=modified)
+    sizes = {path: sum(file_size(file) for file in path.iterdir()) for path in others}
+    if store.nbytes + needed > limit or needed > 0.95 * (free + sum(sizes.values())):
+        logger.warning(
+            "%.1f GB of features do not fit in %s: %.1f GB are allowed (cache_limit) and %.1f GB free",
+            (store.nbytes + needed) / 1e9,
+            folder,
+            limit / 1e9,
+            free / 1e9,
+        )
+        return None
+    while others and (store.nbytes + needed + sum(sizes.values()) > limit or needed > 0.95 * free):
+        oldest = others.pop(0)
+        free += sizes.pop(oldest)
+        _delete(oldest)
+        logger.info("deleted the features of an earlier prefix to make room: %s", oldest)
+    return store
+
+
+def check_cache(cache_dir: str | Path | None, cache_limit: float = DISK_LIMIT) -> Path | None:
+    """Return the folder for features, or raise if it or its limit is not what it can be."""
+    if not checks.number("cache_limit", cache_limit) > 0:
+        raise ValueError(f"cache_limit is {cache_limit!r}; it must be a positive number of bytes, such as 50e9")
+    if cache_dir is None:
+        return None
+    folder = checks.path("cache_dir", cache_dir)
+    if folder.exists() and not folder.is_dir():
+        raise ValueError(f"cache_dir is {str(cache_dir)!r}, a file; give a folder, existing or to be made")
+    return folder
+
+
+def clear_features(cache_dir: str | Path | None = None) -> int:
+    """Forget kept features: those in this process's memory, or those in a folder that was given as `cache_dir`.
+
+    Nothing else in the folder is touched.
+
+    Args:
+        cache_dir: The folder; None clears the memory.
+
+    Returns:
+        Bytes freed.
+
+    Raises:
+        NotADirectoryError: There is no such folder.
+
+    Example:
+        >>> clear_features() >= 0
+        True
+    """
+    if cache_dir is None:
+        total = sum(store.nbytes for store in _memory.values())
+        _memory.clear()
+        return total
+    folder = checks.path("cache_dir", cache_dir)
+    if not folder.is_dir():
+        raise NotADirectoryError(f"cache_dir is {str(cache_dir)!r}, which is not a folder; give the one named in train()")
+    return sum(_delete(path) for path in list(_prefixes(folder)))
+
+
+def _prefixes(folder: Path) -> Iterator[Path]:
+    for path in folder.iterdir():
+        if _FOLDER.fullmatch(path.name) and path.is_dir() and not path.is_symlink():
+            yield path
+
+
+def _delete(prefix: Path) -> int:
+    """Delete the files of features in a prefix's folder, and the folder if nothing else is in it; return the bytes freed."""
+    total = 0
+    for path in prefix.iterdir():
+        if path.name.endswith((SUFFIX, ".tmp")) and path.is_file():
+            total += file_size(path)
+            unlink(path)
+    with suppress(OSError):  # something else is in it
+        prefix.rmdir()
+    return total

@@ -1,0 +1,60 @@
+"""Reading and writing safetensors files."""
+
+import json
+from pathlib import Path
+
+from torch import Tensor
+
+from gptclf.files.atomic import Writer
+
+
+def tensor_writer(tensors: dict[str, Tensor], metadata: dict[str, str]) -> Writer:
+    """Return a writer of a safetensors file."""
+
+    def write(path: Path) -> None:
+        from safetensors import SafetensorError
+        from safetensors.torch import save_file
+
+        try:
+            save_file(tensors, path, metadata=metadata)
+            _sort_metadata(path)
+        except SafetensorError as error:
+            raise OSError(str(error)) from error
+
+    return write
+
+
+def _sort_metadata(path: Path) -> None:
+    """Sort the metadata in the header: the library writes it in random order, and equal models should give equal files.
+
+    Format: 8 bytes with the length of the header (little-endian), then the header, JSON padded with spaces.
+    """
+    with path.open("r+b") as file:
+        size = int.from_bytes(file.read(8), "little")
+        header = json.loads(file.read(size))
+        header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+        text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+        if len(text) <= size:  # the same characters in a different order
+            file.seek(8)
+            file.write(text.ljust(size))
+
+
+def read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Return the tensors of a file, memory-mapped, and its metadata.
+
+    Raises:
+        FileNotFoundError: The file does not exist.
+        ValueError: The file is incomplete or of another format.
+    """
+    import safetensors
+
+    try:
+        with safetensors.safe_open(path, framework="pt") as file:
+            return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118
+    except FileNotFoundError:
+        raise FileNotFoundError(f"{path} does not exist; the folder is incomplete") from None
+    except (safetensors.SafetensorError, ValueError) as error:
+        raise ValueError(
+            f"{path} ({path.stat().st_size:,} bytes) is not a complete safetensors file: {error}. "
+            "It may be truncated, or a git-lfs pointer to the real file; download it again"
+        ) from error
