@@ -1,7 +1,7 @@
 """Checks of arguments: one function for each kind of value.
 
 Each function takes the name of the argument and the value given, and returns the value in Python's own type. A wrong
-type is a TypeError and a value out of range a ValueError. Both errors say what was given and what is allowed.
+type is a TypeError and a value out of range a ValueError. Both errors give the value and the allowed values.
 """
 
 import math

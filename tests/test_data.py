@@ -18,6 +18,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gptclf import Batches, TextDataset
+from gptclf.preparation import Preparation
+from gptclf.tasks import SingleLabel, Task
+from gptclf.tokenizer import tokens
 
 BYTES = byte_tokenizer()
 END = BYTES.eot_token
@@ -35,6 +38,18 @@ def labels_of(data: TextDataset) -> list[Any]:
 
 def bytes_of(data: TextDataset) -> list[bytes]:
     return [BYTES.decode_bytes(row.tolist()) for row in data.rows()]
+
+
+class Pairs(Task):
+    """Two numbers per text, a task of a user's own."""
+
+    n_outputs = 2
+
+    def __init__(self, dtype: Any = np.float32) -> None:
+        self.dtype = dtype
+
+    def targets(self, labels: Any) -> Any:
+        return np.array(labels, dtype=self.dtype)
 
 
 class TestTexts:
@@ -120,7 +135,7 @@ class TestLabels:
     def test_classes_given_keep_their_order(self) -> None:
         data = data_set(["x", "y"], ["spam", "ham"], classes=["spam", "ham", "other"])
         assert data.classes == ["spam", "ham", "other"]
-        assert data.targets(data.classes).tolist() == [0, 1]
+        assert data.targets().tolist() == [0, 1]
 
     def test_classes_given_as_numpy_scalars_match_pythons(self) -> None:
         assert data_set(["x"], [1], classes=np.array([0, 1])).classes == [0, 1]
@@ -162,16 +177,192 @@ class TestLabels:
 
     def test_targets_are_matched_by_name(self) -> None:
         data = data_set(["x", "y", "z"], ["b", "a", "c"])
-        assert data.targets(["c", "b", "a"]).tolist() == [1, 2, 0]
-        assert data.targets(["a", "b", "c"]).tolist() == [1, 0, 2]
+        assert data.targets(SingleLabel(["c", "b", "a"])).tolist() == [1, 2, 0]
+        assert data.targets(SingleLabel(["a", "b", "c"])).tolist() == [1, 0, 2]
 
     def test_a_target_that_the_classes_lack_is_named(self) -> None:
         with pytest.raises(ValueError, match=r"'c' \(row 2\)"):
-            data_set(["x", "y", "z"], ["b", "a", "c"]).targets(["a", "b"])
+            data_set(["x", "y", "z"], ["b", "a", "c"]).targets(SingleLabel(["a", "b"]))
 
     def test_targets_need_labels(self) -> None:
         with pytest.raises(ValueError, match="no labels"):
-            data_set(["x"]).targets(["a", "b"])
+            data_set(["x"]).targets(SingleLabel(["a", "b"]))
+
+
+class TestTasks:
+    def test_labels_are_what_the_task_makes_of_them(self) -> None:
+        data = data_set(["x", "y"], [[1, 2], (3, 4)], task=Pairs())
+        assert data.labels is not None
+        np.testing.assert_array_equal(data.labels, np.array([[1, 2], [3, 4]], dtype=np.float32))
+        assert (data.classes, data.labelled) == (None, True)
+        assert data.subset([1]).targets(Pairs(np.float64)).tolist() == [[3.0, 4.0]]
+
+    def test_classes_are_the_tasks(self) -> None:
+        data = data_set(["x", "y"], ["b", "a"], task=SingleLabel(["b", "a", "c"]))
+        assert data.classes == ["b", "a", "c"]
+        assert data.targets().tolist() == [0, 1]
+
+    @given(labels=st.lists(st.sampled_from("abc"), max_size=8), order=st.permutations("abcd"), data=st.data())
+    @settings(max_examples=50, deadline=None)
+    def test_labels_are_matched_to_any_other_task_by_name(
+        self, labels: list[str], order: list[str], data: st.DataObject
+    ) -> None:
+        rows = data.draw(st.lists(st.integers(0, len(labels) - 1), max_size=5)) if labels else []
+        part = data_set(["x"] * len(labels), labels, classes=list("cba")).subset(rows)
+        task = SingleLabel(order, class_weight={"a": 2.0})
+        assert part.targets(task).tolist() == [order.index(labels[i]) for i in rows]
+        assert part.targets(part.task) is part.labels
+
+    def test_a_task_that_loses_a_row_is_named(self) -> None:
+        class Lossy(Pairs):
+            def targets(self, labels: Any) -> Any:
+                return super().targets(labels)[1:]
+
+        with pytest.raises(ValueError, match=r"Lossy\.targets gave 1 targets for 2 labels"):
+            data_set(["x", "y"], [[1, 2], [3, 4]], task=Lossy())
+
+    def test_a_task_and_classes_do_not_go_together(self) -> None:
+        with pytest.raises(ValueError, match="classes= and task= were both given"):
+            data_set(["x"], ["a"], classes=["a", "b"], task=SingleLabel(["a", "b"]))
+
+    @pytest.mark.parametrize("setting", [{"task": SingleLabel(["a"])}, {"weights": [1.0]}])
+    def test_a_task_or_weights_without_labels_are_refused(self, setting: dict[str, Any]) -> None:
+        with pytest.raises(ValueError, match=f"{next(iter(setting))}= was given without labels="):
+            data_set(["x"], **setting)
+
+    def test_a_task_of_another_kind_is_refused(self) -> None:
+        with pytest.raises(TypeError, match="task is a list; it must be a gptclf Task"):
+            data_set(["x"], ["a"], task=["a", "b"])
+
+    def test_rows_of_a_tensor_of_several_columns_are_not_labels_by_identity(self) -> None:
+        with pytest.raises(TypeError, match=r"label 0 is \[0, 1\] .*not hashable"):
+            data_set(["x", "y"], torch.tensor([[0, 1], [1, 0]]))
+
+
+class TestWeights:
+    @pytest.mark.parametrize(
+        "weights",
+        [[1, 2.5], (1, 2.5), np.array([1, 2.5]), torch.tensor([1, 2.5]), pd.Series([1, 2.5]), iter([1, 2.5])],
+        ids=["list", "tuple", "array", "tensor", "series", "iterator"],
+    )
+    def test_one_number_per_text_in_float32(self, weights: Any) -> None:
+        data = data_set(["x", "y"], ["a", "b"], weights=weights)
+        assert data.weights is not None
+        assert (data.weights.dtype, data.weights.tolist()) == (np.dtype(np.float32), [1.0, 2.5])
+
+    def test_without_weights_there_are_none(self) -> None:
+        data = data_set(["x", "y"], ["a", "b"])
+        assert data.weights is None
+        assert data.subset([1]).weights is None
+        assert next(iter(Batches(data))).weights is None
+
+    @pytest.mark.parametrize(
+        ("weight", "error"),
+        [
+            (-1, ValueError),
+            (float("nan"), ValueError),
+            (float("inf"), ValueError),
+            (1e300, ValueError),
+            (None, TypeError),
+            ("2", TypeError),
+            (True, TypeError),
+            ([1.0], TypeError),
+        ],
+    )
+    def test_a_wrong_weight_is_refused_with_its_row(self, weight: Any, error: type[Exception]) -> None:
+        with pytest.raises(error, match=r"^weight 1 is .*; it must be a number from 0 to"):
+            data_set(["x", "y"], ["a", "b"], weights=[1.0, weight])
+
+    def test_every_text_needs_one_weight(self) -> None:
+        with pytest.raises(ValueError, match="2 texts but 3 weights; every text needs one weight"):
+            data_set(["x", "y"], ["a", "b"], weights=[1, 2, 3])
+
+    @pytest.mark.parametrize("weights", ["12", {"x": 1, "y": 2}, 5, pd.DataFrame({"w": [1, 2]})])
+    def test_weights_that_are_not_a_list_are_refused(self, weights: Any) -> None:
+        with pytest.raises(TypeError, match=r"weights is a .*; it must be a list, or one column"):
+            data_set(["x", "y"], ["a", "b"], weights=weights)
+
+    def test_a_subset_and_its_batches_keep_them(self) -> None:
+        data = data_set(["x", "y", "z"], ["a", "b", "a"], weights=[0, 1, 2]).subset([2, 0, 2])
+        assert data.weights is not None
+        assert data.weights.tolist() == [2.0, 0.0, 2.0]
+        found = [batch.weights for batch in Batches(data.within(1), 2)]
+        assert [None if w is None else (w.dtype, w.tolist()) for w in found] == [
+            (torch.float32, [2.0, 0.0]),
+            (torch.float32, [2.0]),
+        ]
+
+
+class TestPreparation:
+    def test_it_is_one_value_on_the_data_set(self) -> None:
+        data = data_set(["abc"], max_length=np.int64(2), truncation="head")
+        assert data.preparation == Preparation(2, "head")
+        assert type(data.preparation.max_length) is int
+        assert data.subset([0]).preparation == data.within(1).preparation == data.preparation
+
+    def test_padding_sets_the_length(self) -> None:
+        assert Preparation(pad_to=4) == Preparation(max_length=4, pad_to=4)
+
+    def test_equal_preparations_do_not_differ(self) -> None:
+        assert Preparation(8, "head").difference(Preparation(8, "head")) == ""
+
+    def test_a_difference_names_every_setting_with_both_values(self) -> None:
+        assert Preparation(8, "head", 9).difference(Preparation(16, "tail", 16)) == (
+            "max_length=8 (the model was trained with 16), truncation='head' (the model was trained with 'tail'), "
+            "pad_to=9 (the model was trained with 16)"
+        )
+
+    def test_a_truncation_of_another_type_is_a_type_error(self) -> None:
+        with pytest.raises(TypeError, match="truncation is None; it must be one of tail, head, middle"):
+            Preparation(truncation=None)  # type: ignore[arg-type]
+
+
+class TestRowNumbers:
+    @given(n=st.integers(1, 6), data=st.data())
+    @settings(max_examples=80, deadline=None)
+    def test_they_mean_what_numpy_means_by_them(self, n: int, data: st.DataObject) -> None:
+        chosen = data.draw(st.lists(st.integers(-n, n - 1), max_size=8))
+        whole = data_set(["abcdef"[: i + 1] for i in range(n)], list(range(n)), weights=range(n))
+        expected = np.arange(n)[np.array(chosen, dtype=int)].tolist()
+        part = whole.subset(chosen)
+        assert part.texts == [whole.texts[i] for i in expected]
+        assert bytes_of(part) == [text.encode() for text in part.texts]
+        assert labels_of(part) == expected
+        assert part.weights is not None
+        assert part.weights.tolist() == expected
+        assert torch.equal(whole.padded(chosen), whole.padded(expected))
+        assert torch.equal(whole.packed(chosen), whole.packed(expected))
+        assert torch.equal(whole.packed(chosen), part.packed(range(len(part))))
+        batch = Batches(whole).take(chosen)
+        assert batch.targets is not None
+        assert batch.rows is not None
+        assert batch.targets.tolist() == batch.rows.tolist() == expected
+        assert batch.lengths.tolist() == [i + 1 for i in expected]
+        for i in chosen:
+            assert BYTES.decode_bytes(whole.row(i).tolist()) == whole.texts[i].encode()
+
+    @pytest.mark.parametrize("row", [3, -4, 2**62])
+    def test_a_row_that_is_not_there_is_named(self, row: int) -> None:
+        data = data_set(["x", "yy", "zzz"], [0, 1, 0])
+        uses: list[Callable[[], object]] = [
+            lambda: data.subset([0, row]),
+            lambda: data.row(row),
+            lambda: data.padded([0, row]),
+            lambda: data.packed([0, row]),
+            lambda: Batches(data).take([0, row]),
+        ]
+        for use in uses:
+            with pytest.raises(IndexError, match=f"there is no row {row}; the data set has 3 rows"):
+                use()
+
+    def test_a_mask_of_another_length_is_refused(self) -> None:
+        with pytest.raises(IndexError, match=r"the mask has shape \(1,\); the data set has 2 rows"):
+            data_set(["x", "yy"]).subset([True])
+
+    @pytest.mark.parametrize("rows", [0, [[0]], ["x"], slice(1), [0.0], [2**70]])
+    def test_what_is_not_a_row_of_integers_is_refused(self, rows: Any) -> None:
+        with pytest.raises(TypeError, match="rows are chosen by"):
+            data_set(["x", "yy"]).subset(rows)
 
 
 class TestSubset:
@@ -226,7 +417,7 @@ class TestTruncation:
         data = data_set(["ab", "abcdef"], pad_to=4)
         assert data.row(0).tolist() == [*BYTES.encode_ordinary("ab"), END, END]
         assert data.lengths.tolist() == [4, 4]
-        assert (data.max_length, data.n_truncated) == (4, 1)
+        assert (data.preparation, data.n_truncated) == (Preparation(4, "tail", 4), 1)
 
     def test_rows_may_be_cut_shorter_than_they_are_padded(self) -> None:
         data = data_set(["abcdef"], max_length=2, pad_to=4)
@@ -237,12 +428,14 @@ class TestTruncation:
             data_set(["a"], max_length=5, pad_to=4)
 
     @pytest.mark.parametrize("setting", ["max_length", "pad_to"])
-    @pytest.mark.parametrize("value", [0, -1, 2.5, True, "3"])
-    def test_a_length_that_is_none_is_refused_by_name(self, setting: str, value: Any) -> None:
-        with pytest.raises(ValueError, match=rf"{setting} is {value!r}"):
+    @pytest.mark.parametrize(
+        ("value", "error"), [(0, ValueError), (-1, ValueError), (2.5, TypeError), (True, TypeError), ("3", TypeError)]
+    )
+    def test_a_wrong_length_is_refused_by_name(self, setting: str, value: Any, error: type[Exception]) -> None:
+        with pytest.raises(error, match=rf"{setting} is {value!r}; it must be an integer of at least 1 or None"):
             data_set(["a"], **{setting: value})
 
-    def test_a_truncation_that_is_none_is_refused_with_the_choices(self) -> None:
+    def test_an_unknown_truncation_is_refused_with_the_choices(self) -> None:
         with pytest.raises(ValueError, match=r"'end'.*tail, head, middle"):
             data_set(["a"], truncation="end")
 
@@ -265,7 +458,7 @@ class TestBatches:
         assert first.lengths.tolist() == [3, 1]
         assert second.targets is not None
         assert second.targets.tolist() == [1, 0]
-        assert (first.classes, len(second)) == ((0, 1), 2)
+        assert (first.task, len(second)) == (SingleLabel([0, 1]), 2)
         assert {t.dtype for t in (first.inputs, first.lengths, second.targets)} == {torch.int64}
 
     @given(
@@ -309,24 +502,81 @@ class TestBatches:
         assert [len(batch) for batch in batches] == sizes
         assert len(batches) == len(sizes)
 
-    def test_targets_follow_the_classes_given(self) -> None:
-        batch = next(iter(Batches(data_set(["x", "y"], ["a", "b"]), classes=["b", "a"])))
+    def test_targets_follow_the_task_given(self) -> None:
+        task = SingleLabel(["b", "a"])
+        batch = next(iter(Batches(data_set(["x", "y"], ["a", "b"]), task=task)))
         assert batch.targets is not None
-        assert (batch.targets.tolist(), batch.classes) == ([1, 0], ("b", "a"))
+        assert (batch.targets.tolist(), batch.task) == ([1, 0], task)
 
     def test_texts_to_predict_have_no_targets(self) -> None:
         assert next(iter(Batches(data_set(["x"])))).targets is None
 
-    @pytest.mark.parametrize("size", [0, -1, 2.0, True, None])
-    def test_a_batch_size_that_is_none_is_refused(self, size: Any) -> None:
-        with pytest.raises(ValueError, match="batch_size is"):
+    @pytest.mark.parametrize(
+        ("size", "error"), [(0, ValueError), (-1, ValueError), (2.0, TypeError), (True, TypeError), (None, TypeError)]
+    )
+    def test_a_wrong_batch_size_is_refused(self, size: Any, error: type[Exception]) -> None:
+        with pytest.raises(error, match=f"batch_size is {size}; it must be an integer of at least 1"):
             Batches(data_set(["a"]), size)
 
+    @given(
+        n=st.integers(0, 25),
+        size=st.integers(1, 7),
+        seed=st.none() | st.integers(0, 2**40),
+        epoch=st.integers(0, 5),
+        start=st.integers(0, 30),
+        drop=st.booleans(),
+    )
+    @settings(max_examples=100, deadline=None)
+    def test_an_epoch_may_start_at_any_batch(
+        self, n: int, size: int, seed: int | None, epoch: int, start: int, drop: bool
+    ) -> None:
+        data = data_set(["ab" * (i % 4) for i in range(n)], [i % 3 for i in range(n)], weights=range(n))
+        batches = Batches(data, size, seed, drop_last=drop)
+        if start > len(batches):
+            with pytest.raises(ValueError, match=f"start is {start}; it must be at most {len(batches)}"):
+                batches.epoch(epoch, start)
+            return
+        whole, tail = list(batches.epoch(epoch)), list(batches.epoch(epoch, start=start))
+        assert len(whole) == len(batches)
+        for expected, found in zip(whole[start:], tail, strict=True):
+            for name in ("inputs", "lengths", "targets", "weights", "rows"):
+                assert torch.equal(getattr(expected, name), getattr(found, name))
+            assert found.task == expected.task
+
+    def test_batches_before_the_start_are_not_computed(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        batches = Batches(data_set(["a"] * 20), 2, seed=1)
+        taken: list[list[int]] = []
+
+        def padded(_: TextDataset, rows: Any) -> torch.Tensor:
+            taken.append(rows.tolist())
+            return torch.zeros(len(rows), 1)
+
+        monkeypatch.setattr(TextDataset, "padded", padded)
+        assert len(list(batches.epoch(3, start=8))) == 2
+        assert taken == [batches.order(3)[16:18].tolist(), batches.order(3)[18:].tolist()]
+
+    @pytest.mark.parametrize("start", [2.0, "1", True, None])
+    def test_a_start_that_is_not_an_integer_is_refused(self, start: Any) -> None:
+        with pytest.raises(TypeError, match="start is"):
+            Batches(data_set(["a"])).epoch(0, start)
+
+    def test_a_batch_knows_the_numbers_of_its_rows(self) -> None:
+        batches = Batches(data_set(["a"] * 5), 2, seed=3)
+        rows = [batch.rows for batch in batches.epoch(1)]
+        assert torch.cat([numbers for numbers in rows if numbers is not None]).tolist() == batches.order(1).tolist()
+
+    def test_float_targets_keep_their_dtype_and_integers_become_int64(self) -> None:
+        for dtype, expected in ((np.float32, torch.float32), (np.float64, torch.float64), (np.int8, torch.int64)):
+            batch = next(iter(Batches(data_set(["x", "y"], [[1, 2], [3, 4]], task=Pairs(dtype)))))
+            assert batch.targets is not None
+            assert (batch.targets.dtype, batch.targets.tolist()) == (expected, [[1, 2], [3, 4]])
+
     def test_a_batch_moves_whole_to_a_device(self) -> None:
-        batch = next(iter(Batches(data_set(["x", "y"], ["a", "b"])))).to("meta")
+        batch = next(iter(Batches(data_set(["x", "y"], ["a", "b"], weights=[1, 2])))).to("meta")
         assert batch.targets is not None
-        assert {t.device.type for t in (batch.inputs, batch.lengths, batch.targets)} == {"meta"}
-        assert batch.classes == ("a", "b")
+        assert batch.weights is not None
+        assert {t.device.type for t in (batch.inputs, batch.lengths, batch.targets, batch.weights)} == {"meta"}
+        assert batch.task == SingleLabel(["a", "b"])
 
 
 # Fields with everything that a reader of separated values may stumble over.
@@ -461,6 +711,30 @@ class TestFiles:
         data = self.read(path, classes=["b", "a"], max_length=3, truncation="head", pad_to=4)
         assert (data.classes, data.row(0).tolist()) == (["b", "a"], [*BYTES.encode_ordinary("def"), END])
 
+    @pytest.mark.parametrize(
+        ("name", "content"),
+        [
+            ("a.csv", "weight,text,label\n2,hi,a\n0.5,ho,b\n"),
+            ("a.jsonl", '{"text": "hi", "label": "a", "weight": 2}\n{"text": "ho", "label": "b", "weight": 0.5}\n'),
+        ],
+    )
+    def test_a_column_may_hold_weights(self, name: str, content: str, tmp_path: Path) -> None:
+        (tmp_path / name).write_text(content)
+        data = self.read(tmp_path / name, weights="weight", task=SingleLabel(["b", "a"]))
+        assert data.weights is not None
+        assert (data.weights.tolist(), data.targets().tolist()) == ([2.0, 0.5], [1, 0])
+
+    def test_a_weight_that_is_not_a_number_is_named(self, tmp_path: Path) -> None:
+        (tmp_path / "a.csv").write_text("hi,a,1\nho,b,much\n")
+        with pytest.raises(ValueError, match=r"a\.csv: weight 1 is 'much'; it must be a number"):
+            self.read(tmp_path / "a.csv", text=0, label=1, weights=2)
+
+    def test_a_path_may_begin_at_home(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv("HOME", str(tmp_path))
+        monkeypatch.setenv("USERPROFILE", str(tmp_path))
+        (tmp_path / "a.csv").write_text("text,label\nhi,a\n")
+        assert self.read("~/a.csv").texts == ["hi"]  # type: ignore[arg-type]
+
     def test_the_sms_collection_has_the_rows_that_its_makers_count(self, shared_data: Path) -> None:
         data = self.read(shared_data / "sms_spam.tsv", text=1, label=0)
         assert (len(data), data.classes) == (5574, ["ham", "spam"])
@@ -487,6 +761,17 @@ class TestTables:
     def test_a_column_that_is_missing_is_named_with_those_there_are(self, make: Callable[[Any], Any]) -> None:
         with pytest.raises(ValueError, match=r"no column 'text'; it has \['body', 'label'\]"):
             self.read(make({"body": ["hi"], "label": ["a"]}))
+
+    @pytest.mark.parametrize(
+        "make", [pd.DataFrame, dict, datasets.Dataset.from_dict], ids=["pandas", "dict", "datasets"]
+    )
+    def test_a_column_may_hold_weights(self, make: Callable[[Any], Any]) -> None:
+        data = self.read(make({"text": ["hi", "ho"], "label": ["b", "a"], "weight": [2.0, 0.5]}), weights="weight")
+        assert data.weights is not None
+        assert data.weights.tolist() == [2.0, 0.5]
+
+    def test_a_task_given_wins_over_the_names_of_a_class_label(self) -> None:
+        assert self.read(self.labelled([1, 0]), task=SingleLabel(["pos", "neg"])).targets().tolist() == [0, 1]
 
     def test_a_class_label_gives_its_names_in_its_order(self) -> None:
         table = self.labelled([1, 0])
@@ -558,13 +843,12 @@ def test_a_tokenizer_of_another_kind_is_refused() -> None:
 def test_long_texts_are_cut_for_the_tokenizer_where_no_token_changes(
     unit: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from gptclf.data import preparation
     from gptclf.tokenizer.bpe import byte_characters, make_encoding
 
     ranks = {bytes([byte]): i for i, byte in enumerate(byte_characters())}
     for token in (b" 1", b"12", b" w", b".  ", b"  ", b"or", b"\na", b" b"):
         ranks[token] = len(ranks)
     tokenizer = make_encoding(ranks)
-    monkeypatch.setattr(preparation, "PIECE", 101)
+    monkeypatch.setattr(tokens, "PIECE", 101)
     text = unit * 200
     assert TextDataset([text], tokenizer=tokenizer).ids.tolist() == tokenizer.encode_ordinary(text)

@@ -1,4 +1,4 @@
-"""Dividing a data set: sizes, shares, and texts that stand in two parts."""
+"""Splits of a data set: sizes, shares, and texts that occur in two parts."""
 
 import logging
 import re
@@ -13,6 +13,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from gptclf import TextDataset, shared_texts, split
+from gptclf.tasks import Task
 
 BYTES = byte_tokenizer()
 
@@ -61,7 +62,7 @@ def test_every_class_has_its_share_of_every_part_to_within_a_row_and_a_half(
     labels = [label for label, size in enumerate(sizes) for _ in range(size)]
     assume(len(labels) >= 12)
     data = numbered(labels)
-    # One row for the class and half a one for the part's own size, which is rounded too.
+    # One row for the class and half a one for the part's own size, which is rounded as well.
     for part, share in zip(split(data, shares, seed=seed), shares, strict=True):
         for label, size in counts(data).items():
             assert abs(counts(part)[label] - share * size) < 1.5
@@ -118,7 +119,7 @@ def test_texts_without_labels_are_divided_when_told_so() -> None:
 
 
 @pytest.mark.parametrize("bad", [(), (0.5, 0.4), (1.2, -0.2), (0.0, 1.0)])
-def test_fractions_that_are_none_are_refused(bad: tuple[float, ...]) -> None:
+def test_wrong_fractions_are_refused(bad: tuple[float, ...]) -> None:
     with pytest.raises(ValueError, match="must be positive and sum to 1"):
         split(numbered([0, 1] * 5), bad, seed=1)
 
@@ -145,7 +146,7 @@ class TestSharedTexts:
             parts = split(self.data(*["same"] * 10), (0.6, 0.4), seed=1)
         assert [len(part) for part in parts] == [6, 4]
         assert len(caplog.messages) == 1
-        assert re.match(r"4 of the 4 texts in part 1\b.* also stand in part 0", caplog.messages[0])
+        assert re.match(r"4 of the 4 texts in part 1\b.* also occur in part 0", caplog.messages[0])
 
     def test_a_division_without_such_texts_is_silent(self, caplog: pytest.LogCaptureFixture) -> None:
         split(self.data(*map(str, range(10))), (0.6, 0.4), seed=1)
@@ -171,3 +172,37 @@ def test_texts_that_only_begin_alike_are_not_shared() -> None:
     first = TextDataset(["same prefix A"], tokenizer=byte_tokenizer(), max_length=5)
     second = TextDataset(["same prefix B", "same prefix A"], tokenizer=byte_tokenizer(), max_length=5)
     assert shared_texts(first, second).tolist() == [1]
+
+
+def test_parts_keep_the_weights_of_their_rows() -> None:
+    data = TextDataset([str(i) for i in range(20)], [0, 1] * 10, tokenizer=BYTES, weights=range(20))
+    for part in split(data, (0.5, 0.5), seed=2):
+        assert part.weights is not None
+        assert part.weights.tolist() == rows(part)
+
+
+def test_labels_that_are_not_one_class_per_text_are_divided_when_told_so() -> None:
+    class Amount(Task):
+        n_outputs = 1
+
+        def targets(self, labels: Any) -> Any:
+            return np.array(labels, dtype=np.float32)
+
+    data = TextDataset(["a", "b", "c", "d"], [0.5, 1.5, 2.5, 3.5], tokenizer=BYTES, task=Amount())
+    with pytest.raises(ValueError, match=r"one class per text.*stratify=False"):
+        split(data, (0.5, 0.5), seed=1)
+    assert [len(part) for part in split(data, (0.5, 0.5), seed=1, stratify=False)] == [2, 2]
+
+
+@pytest.mark.parametrize(
+    ("settings", "name"), [({"seed": "1"}, "seed"), ({"seed": 1, "stratify": 1}, "stratify"), ({"seed": None}, "seed")]
+)
+def test_a_setting_of_the_wrong_type_is_named(settings: dict[str, Any], name: str) -> None:
+    with pytest.raises(TypeError, match=f"{name} is"):
+        split(numbered([0, 1] * 5), **settings)
+
+
+@pytest.mark.parametrize(("fractions", "error"), [(("a", 0.5), TypeError), ((float("nan"), 0.5), ValueError)])
+def test_a_fraction_that_is_not_a_number_is_named(fractions: Any, error: type[Exception]) -> None:
+    with pytest.raises(error, match=r"fractions\[0\] is"):
+        split(numbered([0, 1] * 5), fractions, seed=1)

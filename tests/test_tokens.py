@@ -8,8 +8,10 @@ from conftest import byte_tokenizer
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gptclf import TextDataset, preparation, text_to_token_ids, token_ids_to_text
+from gptclf import TextDataset, text_to_token_ids, token_ids_to_text
+from gptclf.tokenizer import tokens
 from gptclf.tokenizer.bpe import make_encoding
+from gptclf.tokenizer.tokens import check_same_tokenizer
 
 BYTES = byte_tokenizer()
 END = "<|endoftext|>"
@@ -51,7 +53,7 @@ def test_the_end_of_text_is_ordinary_characters_unless_asked_for() -> None:
 
 
 def test_a_special_token_is_never_cut_by_the_pieces_of_a_long_text(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(preparation, "PIECE", 20)
+    monkeypatch.setattr(tokens, "PIECE", 20)
     for filler in range(8, 22):
         text = "x" * filler + END + "y" * 50
         ids = text_to_token_ids(text, BYTES, special_tokens=True)[0].tolist()
@@ -63,7 +65,7 @@ def test_text_is_prepared_as_data_sets_prepare_it(monkeypatch: pytest.MonkeyPatc
     data = TextDataset(texts, tokenizer=merging_tokenizer())
     for row, text in zip(data.rows(), texts, strict=True):
         assert text_to_token_ids(text, merging_tokenizer())[0].tolist() == row.tolist()
-    monkeypatch.setattr(preparation, "PIECE", 4)
+    monkeypatch.setattr(tokens, "PIECE", 4)
     (row,) = TextDataset(["thethethethe"], tokenizer=merging_tokenizer()).rows()
     assert text_to_token_ids("thethethethe", merging_tokenizer())[0].tolist() == row.tolist()
     assert token_ids_to_text(text_to_token_ids("a\ud800b", BYTES), BYTES) == "a�b"
@@ -105,7 +107,7 @@ def test_ids_that_the_tokenizer_lacks_are_named(wrong: list[int]) -> None:
         ([2**70], ValueError),
     ],
 )
-def test_what_is_no_row_of_ids_is_refused(wrong: object, error: type[Exception]) -> None:
+def test_anything_but_a_row_of_ids_is_refused(wrong: object, error: type[Exception]) -> None:
     with pytest.raises(error, match="ids"):
         token_ids_to_text(wrong, BYTES)  # type: ignore[arg-type]
 
@@ -117,3 +119,17 @@ def test_wrong_arguments_are_named() -> None:
         text_to_token_ids("a", "gpt2")  # type: ignore[arg-type]
     with pytest.raises(TypeError, match=r"tiktoken\.Encoding"):
         token_ids_to_text([1], None)  # type: ignore[arg-type]
+
+
+def test_tokenizers_that_encode_alike_are_the_same() -> None:
+    check_same_tokenizer(BYTES, BYTES)
+    check_same_tokenizer(merging_tokenizer(), merging_tokenizer())
+
+
+def test_a_tokenizer_with_other_ids_is_told_apart() -> None:
+    with pytest.raises(ValueError, match=r"another tokenizer \(264 tokens\) than the model's \(257\)"):
+        check_same_tokenizer(BYTES, merging_tokenizer())
+    ranks = {BYTES.decode_single_token_bytes(i): i for i in range(256)}
+    ranks[b"a"], ranks[b"b"] = ranks[b"b"], ranks[b"a"]
+    with pytest.raises(ValueError, match=r"tokenizer=model\.tokenizer"):
+        check_same_tokenizer(BYTES, make_encoding(ranks))

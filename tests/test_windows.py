@@ -11,6 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gptclf import Batches, TextWindows
+from gptclf.preparation import Preparation
+from gptclf.tasks import NextToken, SingleLabel
 
 BYTES = byte_tokenizer()
 END = BYTES.eot_token
@@ -69,8 +71,10 @@ def test_batches_carry_every_next_token_as_a_target() -> None:
     seen = []
     for batch in Batches(windows, 2, seed=1):
         assert batch.targets is not None
-        assert batch.classes is None
-        assert batch.n_targets == batch.inputs.numel() == batch.targets.numel()
+        assert batch.task == NextToken(BYTES.n_vocab)
+        assert batch.weights is None
+        assert batch.targets.dtype == torch.int64
+        assert batch.inputs.numel() == batch.targets.numel()
         assert torch.equal(batch.inputs[:, 1:], batch.targets[:, :-1])
         seen += batch.inputs[:, 0].tolist()
     assert sorted(seen) == sorted(ids_of("adgjm"))
@@ -79,6 +83,30 @@ def test_batches_carry_every_next_token_as_a_target() -> None:
 def test_targets_of_a_large_corpus_are_a_view_not_a_copy() -> None:
     windows = TextWindows("ab" * 5000, tokenizer=BYTES, length=100, stride=1)
     assert np.shares_memory(windows.targets(), windows.ids)
+
+
+def test_windows_are_rows_of_a_language_model() -> None:
+    windows = TextWindows("abcdefghijk", tokenizer=BYTES, length=4)
+    assert (windows.labelled, windows.weights, windows.preparation) == (True, None, Preparation())
+    # A model's vocabulary may be larger than its tokenizer's.
+    np.testing.assert_array_equal(windows.targets(NextToken(300)), windows.targets())
+    with pytest.raises(TypeError, match="this is a classifier"):
+        Batches(windows, task=SingleLabel(["a", "b"]))
+
+
+def test_row_numbers_mean_what_numpy_means_by_them() -> None:
+    windows = TextWindows("abcdefghijk", tokenizer=BYTES, length=3)
+    assert len(windows) == 3
+    for chosen in (np.array([-1, 0, -3]), np.array([2, 0, 0])):
+        part = windows.subset(chosen)
+        expected = windows.padded([2, 0, 0])
+        assert torch.equal(part.padded(range(3)), expected)
+        assert torch.equal(windows.padded(chosen), expected)
+        assert torch.equal(windows.packed(chosen), expected.flatten())
+        assert torch.equal(Batches(windows).take(chosen).inputs, expected)
+    for use in (windows.subset, windows.padded, windows.packed, Batches(windows).take):
+        with pytest.raises(IndexError, match="there is no row 3; the data set has 3 rows"):
+            use(np.array([0, 3]))
 
 
 class TestFiles:
@@ -108,9 +136,9 @@ class TestFiles:
         ("abc", {"length": 3}, ValueError, "the text has 3 tokens; a window of length=3 needs one more"),
         ("", {"length": 1}, ValueError, "the text has 0 tokens"),
         ([], {"length": 1}, ValueError, "the text has 0 tokens"),
-        ("abc", {"length": 0}, ValueError, "length is 0; it must be a number of tokens of at least 1"),
-        ("abc", {"length": 2.0}, ValueError, "length is 2.0"),
-        ("abc", {"length": True}, ValueError, "length is True"),
+        ("abc", {"length": 0}, ValueError, "length is 0; it must be an integer of at least 1"),
+        ("abc", {"length": 2.0}, TypeError, "length is 2.0"),
+        ("abc", {"length": True}, TypeError, "length is True"),
         ("abc", {"length": 2, "stride": 0}, ValueError, "stride is 0"),
         (["abc", None], {"length": 2}, TypeError, "text 1 is None"),
         (b"abc", {"length": 2}, TypeError, "texts is a single bytes"),

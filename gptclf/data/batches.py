@@ -132,6 +132,7 @@ class Batches:
         self.seed = integer("seed", seed, optional=True)
         self.drop_last = boolean("drop_last", drop_last)
         self.task = dataset.task if task is None else task
+        self._lengths = dataset.lengths
         self._targets = dataset.targets(self.task) if dataset.labelled else None
 
     def __len__(self) -> int:
@@ -174,7 +175,7 @@ class Batches:
         rows, weights = row_numbers(indices, len(self.dataset)), self.dataset.weights
         return Batch(
             inputs=self.dataset.padded(rows),
-            lengths=torch.from_numpy(self.dataset.lengths[rows]),
+            lengths=torch.from_numpy(self._lengths[rows]),
             targets=None if self._targets is None else _as_tensor(self._targets[rows]),
             task=self.task,
             weights=None if weights is None else torch.from_numpy(weights[rows]),

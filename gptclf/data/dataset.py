@@ -33,7 +33,7 @@ class TextDataset(RaggedIds):
         tokenizer: A `tiktoken.Encoding`, usually `model.tokenizer`.
         classes: The possible labels, in order, if each text has exactly one. None takes the labels that occur, sorted
             if they can be compared.
-        task: What the labels are, such as `model.task`, instead of `classes`.
+        task: The task that the labels belong to, such as `model.task`; it replaces `classes`.
         weights: One non-negative number per text, by which its training loss is multiplied; None means 1 for all. A
             text of weight 2 counts like the same text twice. Measures such as accuracy ignore weights.
         max_length: Longest row in tokens. None leaves the limit to the model's context length.

@@ -92,8 +92,8 @@ def encode(text: str, tokenizer: "tiktoken.Encoding", *, special_tokens: bool = 
 def pieces(text: str) -> list[str]:
     """Split a text into pieces of at most `PIECE` characters that have the same tokens as the whole.
 
-    A cut goes before a space that follows no other white space, where GPT-2's pattern always ends a token. Half a
-    piece without such a place is not natural language; it is cut at the limit.
+    A text is cut before a space that does not follow other white space: GPT-2's pattern always ends a token there. If
+    half a piece has no such place, it is not natural language and is cut at the limit.
     """
     parts, start = [], 0
     while len(text) - start > PIECE:
