@@ -70,7 +70,7 @@ def add_classifier_head(
     if head is None:
         clf.head, seed = draw_head(clf, task, pooling, bias, seed)
     else:
-        clf.head = build_head(head, clf, task)
+        clf.head = build_head(head, model.config.emb_dim, task.n_outputs).to(model.device)
     freeze(clf, trainable="last_block")
     if head is None:
         fresh = ", ".join(f"{name} {tuple(p.shape)}" for name, p in clf.head.named_parameters(prefix="head"))
@@ -86,14 +86,14 @@ def draw_head(model: GPT2, task: Task, pooling: str, bias: bool, seed: int | Non
     return head.to(model.device).eval(), seed
 
 
-def build_head(head: HeadSource, model: GPT2, task: Task) -> Head:
-    """Return a head of the user's, made if it is a class, on the model's device and tried once."""
-    built = head if isinstance(head, nn.Module) else _made(head, model.config.emb_dim, task.n_outputs)
-    check_head(built, model.config.emb_dim, task.n_outputs)
+def build_head(head: HeadSource, emb_dim: int, n_outputs: int) -> Head:
+    """Return a head of the user's, made if it is a class, and tried once."""
+    built = head if isinstance(head, nn.Module) else _made(head, emb_dim, n_outputs)
+    check_head(built, emb_dim, n_outputs)
     wrong = {p.dtype for p in built.parameters()} - {torch.float32}
     if wrong:
         raise ValueError(f"the head's weights are {wrong.pop()}; weights train in float32: call head.float()")
-    return built.to(model.device).eval()
+    return built.eval()
 
 
 def _made(head: Callable[[int, int], Head], emb_dim: int, n_outputs: int) -> Head:

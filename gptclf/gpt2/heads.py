@@ -1,6 +1,7 @@
 """What is on top of the trunk: the head protocol, the language-model head and the classifier head."""
 
-from typing import ClassVar
+from collections.abc import Mapping
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -34,6 +35,7 @@ class Head(nn.Module):
     """
 
     reads: str = "all"
+    exported_as = ""  # The name of `output.weight` in Hugging Face's files.
 
     @property
     def is_fresh(self) -> bool:
@@ -44,6 +46,18 @@ class Head(nn.Module):
     def output_matrix(self) -> Tensor | None:
         """The matrix (V, D) of a language-model head if it may be multiplied in pieces, else None."""
         return None
+
+    def record(self) -> dict[str, Any] | None:
+        """Return what a saved folder keeps of the head beside its tensors, as JSON values."""
+        return {"class": type(self).__name__}
+
+    def rebuilt(self, emb_dim: int, n_outputs: int) -> "Head | None":
+        """Return the head that a folder's loader has, without data; None is a language model's."""
+        return self
+
+    def export_problem(self) -> str:
+        """Say why `transformers` cannot hold the head; "" if it can."""
+        return f"its head is a {type(self).__name__}, and transformers has no such head"
 
     def project(self, hidden: Tensor) -> Tensor:
         """Map hidden states (..., D) to outputs position by position, without pooling."""
@@ -64,6 +78,7 @@ class LMHead(Head):
 
     standard = True
     kind = "lm_head"
+    exported_as = "lm_head.weight"
 
     def __init__(self, config: GPT2Config, embedding: nn.Embedding) -> None:
         super().__init__()
@@ -81,6 +96,16 @@ class LMHead(Head):
     def output_matrix(self) -> Tensor | None:
         """The output matrix if nobody looks inside, so that it may be multiplied in pieces."""
         return self.weight if is_standard(self) else None
+
+    def record(self) -> None:
+        """Return None: the configuration says everything."""
+
+    def rebuilt(self, emb_dim: int, n_outputs: int) -> None:
+        """Return None: the model makes its language-model head itself."""
+
+    def export_problem(self) -> str:
+        """Return "": every language-model head can be exported."""
+        return ""
 
     def project(self, hidden: Tensor) -> Tensor:
         """Logits (..., V) of hidden states (..., D)."""
@@ -104,6 +129,7 @@ class ClassifierHead(Head):
     standard = True
     kind = "classifier_head"
     described: ClassVar[tuple[str, ...]] = ("pooling",)
+    exported_as = "score.weight"
 
     def __init__(self, emb_dim: int, n_outputs: int, *, pooling: str = "last", bias: bool = True) -> None:
         super().__init__()
@@ -132,6 +158,26 @@ class ClassifierHead(Head):
         """Note that training went through the head, even if only parameters before it changed."""
         self._drawn = None
 
+    def record(self) -> dict[str, Any]:
+        """Return the pooling and whether there is a bias; of a subclass its name."""
+        if type(self) is not ClassifierHead:
+            return {"class": type(self).__name__}
+        return {"pooling": self.pooling, "bias": getattr(self.output, "bias", None) is not None}
+
+    def rebuilt(self, emb_dim: int, n_outputs: int) -> Head:
+        """Return the same head without data; a subclass returns itself."""
+        if type(self) is not ClassifierHead:
+            return self
+        return ClassifierHead(emb_dim, n_outputs, **self.record())
+
+    def export_problem(self) -> str:
+        """Name a pooling, or a subclass, that `transformers` does not have."""
+        if type(self) is not ClassifierHead:
+            return super().export_problem()
+        if self.pooling == "last":
+            return ""
+        return f"it pools {self.pooling!r}, and GPT2ForSequenceClassification the last token"
+
     def project(self, hidden: Tensor) -> Tensor:
         """Outputs (..., C) of hidden states (..., D)."""
         return self.output(hidden)  # type: ignore[no-any-return]
@@ -139,6 +185,16 @@ class ClassifierHead(Head):
     def forward(self, hidden: Tensor, lengths: Tensor | None = None) -> Tensor:
         """Outputs (B, C) of hidden states (B, T, D)."""
         return self.project(pool(hidden, lengths, self.pooling))
+
+
+def head_from_record(values: Mapping[str, Any], emb_dim: int, n_outputs: int) -> ClassifierHead | None:
+    """Return the standard head that a record describes, without data, or None if it describes another class."""
+    if "class" in values:
+        return None
+    for key, kind in (("pooling", str), ("bias", bool)):
+        if type(values.get(key)) is not kind:
+            raise ValueError(f"head.{key} is {values.get(key)!r}, not {kind.__name__}")
+    return ClassifierHead(emb_dim, n_outputs, pooling=values["pooling"], bias=values["bias"])
 
 
 def reads_of(head: nn.Module) -> str:

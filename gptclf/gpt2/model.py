@@ -64,8 +64,9 @@ class GPT2(nn.Module):
         self.config = config
         self.trunk = Trunk(config)
         self.task = NextToken(config.vocab_size) if task is None else task
-        own = LMHead(config, self.trunk.embed.token) if task is None else ClassifierHead(config.emb_dim, task.n_outputs)
-        self.head: Head = own if head is None else head
+        if head is None and isinstance(self.task, NextToken):
+            head = LMHead(config, self.trunk.embed.token)
+        self.head: Head = ClassifierHead(config.emb_dim, self.task.n_outputs) if head is None else head
         self.base: str | None = None
         self.preparation = Preparation()
         self.tokenizer_source: Callable[[], Any] | None = None

@@ -4,10 +4,22 @@ A `Task` is the only place that knows what targets mean. The training loop, `eva
 ask it and never look at its type, so a subclass adds a task without a change elsewhere.
 """
 
+from collections.abc import Mapping
+from typing import Any
+
 from gptclf.tasks.labels import check_classes, check_labels, index_labels, infer_classes
 from gptclf.tasks.next_token import NextToken
 from gptclf.tasks.single_label import SingleLabel
 from gptclf.tasks.task import Predictor, Scored, Task
+
+_KINDS: dict[str, type[SingleLabel] | type[NextToken]] = {kind.kind: kind for kind in (SingleLabel, NextToken)}
+
+
+def task_from_record(values: Mapping[str, Any]) -> Task | None:
+    """Return the task of gptclf's own that a record describes, or None if it is of another class."""
+    kind = _KINDS.get(str(values.get("kind")))
+    return None if kind is None else kind.from_record(values)
+
 
 __all__ = [
     "NextToken",
@@ -19,4 +31,5 @@ __all__ = [
     "check_labels",
     "index_labels",
     "infer_classes",
+    "task_from_record",
 ]

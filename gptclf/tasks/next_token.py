@@ -1,10 +1,13 @@
 """`NextToken`: language modelling, the task of a model as `load_gpt2` returns it."""
 
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, Self
 
+from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
+from gptclf.checks import integer
 from gptclf.next_token_loss import hits_and_loss, next_token_loss
 from gptclf.tasks.task import Predictor, Scored, Task
 
@@ -17,6 +20,7 @@ class NextToken(Task):
     """
 
     kind = "next_token"
+    title = "GPT-2 language model"
 
     def __init__(self, n_outputs: int) -> None:
         self.n_outputs = n_outputs
@@ -32,6 +36,19 @@ class NextToken(Task):
     def weight(self, targets: Tensor, weights: Tensor | None = None) -> float:
         """Return the number of positions, each with its row's weight."""
         return float(targets.numel()) if weights is None else float(weights.double().sum() * targets.shape[1])
+
+    def targets(self, labels: Sequence[Any]) -> NDArray[Any]:
+        """Raise: a language model's targets are its own tokens."""
+        raise TypeError("this is a language model; put a classifier head on it first: add_classifier_head(model, ...)")
+
+    def exported(self) -> dict[str, Any]:
+        """Return the name of the architecture in `transformers`."""
+        return {"architectures": ["GPT2LMHeadModel"]}
+
+    @classmethod
+    def from_record(cls, values: Mapping[str, Any]) -> Self:
+        """Build the task that `record` described."""
+        return cls(integer("n_outputs", values.get("n_outputs"), 1))
 
     def answers(self, outputs: Tensor) -> list[Any]:
         """Return the most probable token of each position."""

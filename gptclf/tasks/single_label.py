@@ -35,7 +35,7 @@ class SingleLabel(Task):
     """
 
     kind = "single_label"
-    problem_type = "single_label_classification"
+    title = "GPT-2 text classifier"
 
     def __init__(
         self,
@@ -145,6 +145,18 @@ class SingleLabel(Task):
                 f"the batch's classes are {other.classes[:10]} but the model's are {self.classes[:10]}; its targets "
                 "would mean other classes. Pass task=model.task to Batches, or classes=model.classes to TextDataset"
             )
+
+    def exported(self) -> dict[str, Any]:
+        """Return the classes under the names of `transformers`; labels of equal text are told apart by their repr."""
+        names = [str(label) for label in self.classes]
+        if len(set(names)) < len(names):  # 1 and "1" have one text between them
+            names = [repr(label) for label in self.classes]
+        return {
+            "architectures": ["GPT2ForSequenceClassification"],
+            "problem_type": "single_label_classification",
+            "id2label": {str(i): name for i, name in enumerate(names)},
+            "label2id": {name: i for i, name in enumerate(names)},
+        }
 
     def record(self) -> dict[str, Any]:
         """Return the classes with their types, their weights, and the smoothing."""

@@ -40,7 +40,7 @@ class Task:
 
     Attributes:
         kind: The task's name in a saved folder; the class's name by default.
-        problem_type: The name of this task in `transformers`, or None if it has none.
+        title: What a model card calls a model with this task.
         higher: Names of the measures for which more is better; for all others, such as "loss", less is better.
         n_outputs: Number of outputs per row.
         classes: The labels in the order of the outputs, or None if the task has no classes.
@@ -52,7 +52,7 @@ class Task:
     """
 
     kind: ClassVar[str] = ""
-    problem_type: ClassVar[str | None] = None
+    title: ClassVar[str] = "GPT-2 with a task of its own"
     higher: ClassVar[Collection[str]] = ("accuracy",)
     n_outputs: int
     classes: list[Any] | None = None
@@ -120,6 +120,10 @@ class Task:
     def measure(self, rows: Scored) -> dict[str, float]:
         """Compute some rows and return their measures as `scores` does."""
         return self.scores(rows.outputs(), rows.targets)
+
+    def exported(self) -> dict[str, Any] | None:
+        """Return what the task adds to a `config.json` of `transformers`, or None if it has no such task."""
+        return None
 
     def record(self) -> dict[str, Any]:
         """Return what a saved folder keeps of the task, as JSON values."""

@@ -8,17 +8,17 @@ from pathlib import Path
 from typing import Any
 
 from gptclf.gpt2.config import GPT2Config
-from gptclf.gpt2.heads import ClassifierHead
 from gptclf.gpt2.model import GPT2
 from gptclf.preparation import Preparation
+from gptclf.tasks import Task, task_from_record
 
 logger = logging.getLogger(__name__)
 
 # The key under which every file of one save carries the same mark, so that a mixture of two saves is noticed.
-MARK = "gptclf_save"
+SAVE_MARK = "gptclf_save"
 _FORMAT = 1
 
-# The record itself, and the parameters that Hugging Face's format holds in another form.
+# The record itself, and the tensors that Hugging Face's format holds in another form, or not at all.
 OURS = "gptclf.json"
 ORIGINALS = "gptclf.safetensors"
 
@@ -28,14 +28,22 @@ class Record:
     """A saved model's record.
 
     Attributes:
-        model: The model it describes, built on the meta device, with its text settings.
+        config: The model's shape.
+        task: The record of the task.
+        head: The record of the head; None for a language model.
+        preparation: How texts were prepared.
+        base: Name of the published weights that the model started from.
         mark: What every file of the same save carries.
-        originals: Parameters that lie in our own file.
-        exported: Whether the folder is Hugging Face's, too.
-        trainable: Names of the parameters that trained.
+        originals: Tensors in our own file.
+        exported: Whether the folder is also in Hugging Face's layout.
+        trainable: Names of the trainable parameters.
     """
 
-    model: GPT2
+    config: GPT2Config
+    task: Mapping[str, Any]
+    head: Mapping[str, Any] | None
+    preparation: Preparation
+    base: str | None
     mark: str
     originals: list[str]
     exported: bool
@@ -43,45 +51,51 @@ class Record:
 
 
 def write_record(model: GPT2, *, mark: str, originals: list[str], exported: bool) -> dict[str, Any]:
-    """The record of a model as it will be saved.
+    """Return the record of a model as it will be saved.
 
     Raises:
-        ValueError: Two labels would be saved as one.
+        ValueError: The task would not be the same after loading, such as one with two labels of equal text.
     """
-    head = model.head
     try:
         made_by = version("gptclf")
     except PackageNotFoundError:  # run from a source tree that is not installed
         made_by = "unknown"
-    record: dict[str, Any] = {
+    task, head = model.task.record(), model.head.record()
+    _check_labels(model.task, task)
+    return {
         "format": _FORMAT,
         "gptclf_version": made_by,
-        MARK: mark,
+        SAVE_MARK: mark,
         "config": model.config.to_dict(),
-        "head": None,
+        "task": task,
+        # The classes stand here as well: earlier versions read them here.
+        "head": None if head is None else {key: task[key] for key in ("classes",) if key in task} | head,
         "base": model.base,
-        "max_length": model.max_length,
-        "truncation": model.truncation,
-        "pad_to": model.pad_to,
+        "max_length": model.preparation.max_length,
+        "truncation": model.preparation.truncation,
+        "pad_to": model.preparation.pad_to,
         "trainable": [name for name, parameter in model.named_parameters() if parameter.requires_grad],
         "originals": originals,
         "exported": exported,
     }
-    if isinstance(head, ClassifierHead):
-        labels = [_label_to_json(label) for label in head.classes]
-        names = [_label_from_json(label) for label in labels]
-        for i, name in enumerate(names):
-            if name in names[:i]:
-                raise ValueError(
-                    f"the labels {head.classes[names.index(name)]!r} and {head.classes[i]!r} would both be saved as "
-                    f"{name!r}; train with labels that are strings, numbers or tuples"
-                )
-        record["head"] = {"classes": labels, "pooling": head.pooling, "bias": head.output.bias is not None}
-    return record
+
+
+def _check_labels(task: Task, record: Mapping[str, Any]) -> None:
+    """Raise if two labels would be one in the file; log those that will be text."""
+    saved: dict[str, Any] = {}
+    for label, written in zip(task.classes or [], record.get("classes", []), strict=False):
+        if repr(written) in saved:
+            raise ValueError(
+                f"the labels {saved[repr(written)]!r} and {label!r} would both be saved as {written!r}; train with "
+                "labels that are strings, numbers or tuples"
+            )
+        saved[repr(written)] = label
+        if isinstance(written, str) and not isinstance(label, str):
+            logger.warning("label %r (%s) is saved as the text %r", label, type(label).__name__, written)
 
 
 def read_record(values: Mapping[str, Any], *, source: Path) -> Record:
-    """The record out of the object in a file.
+    """Return the record in a file's JSON object.
 
     Raises:
         ValueError: Anything in it is missing or is not what it can be.
@@ -92,59 +106,77 @@ def read_record(values: Mapping[str, Any], *, source: Path) -> Record:
             "A newer gptclf wrote it (upgrade), or it is damaged"
         )
     try:
+        config = GPT2Config.from_dict(_get(values, "config", dict))
         head = _get(values, "head", dict, type(None))
-        settings = {}
-        if head is not None:
-            settings = {
-                "classes": [_label_from_json(label) for label in _get(head, "classes", list)],
-                "pooling": _get(head, "pooling", str),
-                "head_bias": _get(head, "bias", bool),
-            }
-        model = GPT2(GPT2Config.from_dict(_get(values, "config", dict)), device="meta", **settings)
-        model.preparation = Preparation(
-            _get(values, "max_length", int, type(None)),
-            _get(values, "truncation", str),
-            _get(values, "pad_to", int, type(None)),
+        task = values.get("task")
+        if task is None:  # what versions before tasks wrote
+            task = {"kind": "next_token", "n_outputs": config.vocab_size}
+            task = task if head is None else {"kind": "single_label", "classes": _get(head, "classes", list)}
+        if not isinstance(task, dict):
+            raise ValueError(f"task is {task!r}, not dict")
+        keys = ("max_length", int), ("truncation", str), ("pad_to", int)
+        prepared = {key: _get(values, key, kind, *[type(None)] * (kind is int)) for key, kind in keys}
+        base = values.get("base")
+        return Record(
+            config=config,
+            task=task,
+            head=head,
+            preparation=Preparation(**prepared),
+            base=base if isinstance(base, str) else None,
+            mark=_get(values, SAVE_MARK, str),
+            originals=_names(values, "originals"),
+            exported=_get(values, "exported", bool),
+            trainable=set(_names(values, "trainable")),
         )
-        model.base = values.get("base") if isinstance(values.get("base"), str) else None
-        names = {name for name, _ in model.named_parameters()}
-        lists = {key: _get(values, key, list) for key in ("originals", "trainable")}
-        for key, found in lists.items():
-            wrong = [name for name in found if not isinstance(name, str) or name not in names]
-            if wrong:
-                raise ValueError(f"{key} names {wrong[:3]}, which the model does not have")
-        exported = _get(values, "exported", bool)
-        if exported and not names & {"head.output.bias"} <= set(lists["originals"]):
-            raise ValueError("originals lacks head.output.bias, which Hugging Face's file cannot hold")
-        if not exported and set(lists["originals"]) != names:
-            raise ValueError("the folder holds our own file only, but that does not hold every parameter")
-        return Record(model, _get(values, MARK, str), lists["originals"], exported, set(lists["trainable"]))
     except (ValueError, TypeError) as error:
         raise ValueError(f"{source}: {error}; the file is damaged") from error
+
+
+def known_task(record: Record, source: Path) -> Task | None:
+    """Return the task of a record if it is one of gptclf's own, else None."""
+    try:
+        return task_from_record(record.task)
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"{source}: {error}; the file is damaged") from error
+
+
+def check_tensors_named(record: Record, parameters: set[str], others: set[str], *, source: Path) -> None:
+    """Raise if a record names tensors that its model does not have, or lacks some that no other file holds.
+
+    Args:
+        record: The record.
+        parameters: Names of the model's parameters.
+        others: Names of its other tensors.
+        source: The file, for messages.
+    """
+    problem = ""
+    for key, found, known in (
+        ("originals", record.originals, parameters | others),
+        ("trainable", record.trainable, parameters),
+    ):
+        wrong = [name for name in found if name not in known]
+        if wrong:
+            problem = f"{key} names {wrong[:3]}, which the model does not have"
+    if not problem and record.exported and not parameters & {"head.output.bias"} <= set(record.originals):
+        problem = "originals lacks head.output.bias, which Hugging Face's file cannot hold"
+    if not problem and not record.exported and set(record.originals) != parameters | others:
+        problem = "the folder holds our own file only, but that does not hold every parameter"
+    if problem:
+        raise ValueError(f"{source}: {problem}; the file is damaged")
+
+
+def _names(values: Mapping[str, Any], key: str) -> list[str]:
+    found = _get(values, key, list)
+    wrong = [name for name in found if not isinstance(name, str)]
+    if wrong:
+        raise ValueError(f"{key} names {wrong[:3]}, which are not strings")
+    return list(found)
 
 
 def _get(values: Mapping[str, Any], key: str, *kinds: type) -> Any:
     if key not in values:
         raise ValueError(f"it lacks {key!r}")
     value = values[key]
-    if type(value) not in kinds:  # not isinstance: true is no number here
+    if type(value) not in kinds:  # not isinstance: true is not a number here
         raise ValueError(f"{key} is {value!r}, not {' or '.join(kind.__name__ for kind in kinds)}")
-    return value
-
-
-def _label_to_json(label: Any) -> Any:
-    """A label with its type: JSON's own kinds as they are, a tuple as {"tuple": [...]}, others by their text."""
-    if isinstance(label, str | bool | int | float):
-        return label
-    if isinstance(label, tuple):
-        return {"tuple": [_label_to_json(part) for part in label]}
-    logger.warning("label %r (%s) is saved as the text %r", label, type(label).__name__, str(label))
-    return str(label)
-
-
-def _label_from_json(value: Any) -> Any:
-    if isinstance(value, dict):
-        return tuple(_label_from_json(part) for part in _get(value, "tuple", list))
-    if not isinstance(value, str | bool | int | float):
-        raise ValueError(f"a label is {value!r}, not a text, a number or a tuple of them")
     return value

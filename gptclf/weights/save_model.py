@@ -18,17 +18,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gptclf.checks import python_value
+from gptclf.checks import path, python_value
 from gptclf.files.atomic import Writer, text_writer, write_all
 from gptclf.files.safetensors_file import tensor_writer
-from gptclf.gpt2.heads import ClassifierHead
+from gptclf.gpt2.heads import Head
 from gptclf.gpt2.model import GPT2, check_gpt2
-from gptclf.gpt2.stages import policy_of
+from gptclf.gpt2.freezing import policy_of
 from gptclf.tokenizer.bpe import tokenizer_files
 from gptclf.weights.card import Card, is_our_card, model_card
 from gptclf.weights.folders import CONFIG, INDEX, TORCH_INDEX, TORCH_WEIGHTS, WEIGHTS
 from gptclf.weights.hugging_face import config_to_hugging_face, to_hugging_face
-from gptclf.weights.record import MARK, ORIGINALS, OURS, write_record
+from gptclf.weights.record import ORIGINALS, OURS, SAVE_MARK, write_record
 
 logger = logging.getLogger(__name__)
 
@@ -66,8 +66,9 @@ def save_model(
     """Write a classifier or language model to a folder that `load_model` and `transformers` both read.
 
     Files are written beside their place and renamed when all are whole, so an interrupted save leaves the folder as
-    it was. What `transformers` cannot express (pooling other than "last", a bias that no shift equals) is
-    refused there: the folder then holds our files only, and the reason is logged.
+    it was. A model that `transformers` cannot express (pooling other than "last", a head or task of your own, a head
+    bias that cannot be folded into the final norm) is not exported: the folder then holds our files only, and the
+    reason is logged.
 
     Args:
         model: What to save.
@@ -90,6 +91,39 @@ def save_model(
         ['ham', 'spam']
     """
     check_gpt2(model)
+    _check_card(data, datasets, metrics)
+    target = _target(folder)
+    tensors = _tensors_of(model)
+    _check_whole(model, tensors)
+    mark = _digest(tensors, model)
+    vocabulary = _tokenizer_files(model)
+    theirs, originals, reason = _divide(model, tensors)
+    if reason:
+        logger.warning("%s: transformers cannot load this model (%s); gptclf.load_model can", target, reason)
+    record = write_record(model, mark=mark, originals=list(originals), exported=theirs is not None)
+    writers: dict[str, Writer] = {}
+    if theirs is not None:
+        writers[WEIGHTS] = tensor_writer(theirs, {"format": "pt", SAVE_MARK: mark})
+        writers[CONFIG] = text_writer(_to_json(_their_config(model, bool(vocabulary))))
+    if originals:
+        writers[ORIGINALS] = tensor_writer(originals, {SAVE_MARK: mark})
+    writers |= {name: text_writer(text) for name, text in vocabulary.items()}
+    if _may_write_card(target / CARD):
+        said = {"data": data, "datasets": datasets, "metrics": metrics or {}}
+        said |= {"measured_on": measured_on, "license": license}
+        writers[CARD] = text_writer(model_card(_card(model, exported=theirs is not None, **said)))
+    writers[OURS] = text_writer(_to_json(record))
+    was_ours = (target / OURS).exists()
+    target.mkdir(parents=True, exist_ok=True)
+    write_all(target, writers)
+    # Files of an earlier save that this one does not have would be read as part of it.
+    if was_ours:
+        for name in {CONFIG, WEIGHTS, ORIGINALS, *_TOKENIZER} - set(writers):
+            (target / name).unlink(missing_ok=True)
+    return target
+
+
+def _check_card(data: object, datasets: object, metrics: Mapping[str, float] | None) -> None:
     if isinstance(datasets, str):
         raise TypeError(f"datasets is the string {datasets!r}; give a list of names")
     if data is not None and not isinstance(data, str):
@@ -97,9 +131,11 @@ def save_model(
     for name, value in (metrics or {}).items():
         if not isinstance(python_value(value), int | float):
             raise TypeError(f"metrics[{name!r}] is {value!r}; give numbers by name")
-    if not isinstance(folder, str | Path) or not str(folder):
-        raise TypeError(f"folder is {folder!r}; give the path of a folder, there or to be made")
-    target = Path(folder)
+
+
+def _target(folder: str | Path) -> Path:
+    """Return the folder to write to, or raise if it is a file or holds somebody else's model."""
+    target = path("folder", folder)
     if target.is_file():
         raise FileExistsError(f"{target} is a file; give a folder")
     foreign = [name for name in _MODEL_FILES if (target / name).exists()]
@@ -108,42 +144,19 @@ def save_model(
             f"{target} holds {', '.join(foreign)} that gptclf did not write; "
             "give another folder, so that no model is lost"
         )
-    # Master weights are float32; a model that its owner cast is saved as what it can be loaded as.
-    parameters = {name: parameter.detach().float() for name, parameter in model.named_parameters()}
-    _check_whole(model, parameters)
-    mark = _digest(parameters, model)
-    vocabulary = _tokenizer_files(model)
-    theirs, originals, reason = _divide(model, parameters)
-    if reason:
-        logger.warning("%s: transformers cannot load this model (%s); gptclf.load_model can", target, reason)
-    record = write_record(model, mark=mark, originals=list(originals), exported=theirs is not None)
-    writers: dict[str, Writer] = {}
-    if theirs is not None:
-        writers[WEIGHTS] = tensor_writer(theirs, {"format": "pt", MARK: mark})
-        writers[CONFIG] = text_writer(_to_json(_their_config(model, bool(vocabulary))))
-    if originals:
-        writers[ORIGINALS] = tensor_writer(originals, {MARK: mark})
-    writers |= {name: text_writer(text) for name, text in vocabulary.items()}
-    if _may_write_card(target / CARD):
-        card = _card(
-            model,
-            exported=theirs is not None,
-            data=data,
-            datasets=datasets,
-            metrics=metrics or {},
-            measured_on=measured_on,
-            license=license,
-        )
-        writers[CARD] = text_writer(model_card(card))
-    writers[OURS] = text_writer(_to_json(record))
-    was_ours = (target / OURS).exists()
-    target.mkdir(parents=True, exist_ok=True)
-    write_all(target, writers)
-    # What an earlier save of ours left and this one does not have would be read as part of it.
-    if was_ours:
-        for name in {CONFIG, WEIGHTS, ORIGINALS, *_TOKENIZER} - set(writers):
-            (target / name).unlink(missing_ok=True)
     return target
+
+
+def _tensors_of(model: GPT2) -> dict[str, Tensor]:
+    """Return a model's parameters in float32, and the other tensors of its head, such as running means.
+
+    Master weights are float32; a model that its owner cast is saved as what it can be loaded as.
+    """
+    if not isinstance(model.head, Head):
+        raise TypeError(f"model.head is a {type(model.head).__name__}; save_model needs a gptclf.Head: subclass it")
+    tensors = {name: parameter.detach().float() for name, parameter in model.named_parameters()}
+    others = {f"head.{name}": tensor for name, tensor in model.head.state_dict().items()}
+    return tensors | {name: tensor for name, tensor in others.items() if name not in tensors}
 
 
 def _may_write_card(path: Path) -> bool:
@@ -156,39 +169,37 @@ def _card(model: GPT2, **said: Any) -> Card:
     sizes |= {"tokens of context": config.context_length, "tokens in the vocabulary": config.vocab_size}
     return Card(
         # Not the folder's name: equal models save equal files.
-        name="GPT-2 language model" if model.classes is None else "GPT-2 text classifier",
+        name=model.task.title,
         classes=model.classes,
         sizes=sizes,
         parameters=sum(p.numel() for p in model.parameters()),
         trained={name: p.numel() for name, p in model.named_parameters() if p.requires_grad},
-        pooling=head.pooling if isinstance(head, ClassifierHead) else "last",
-        max_length=model.max_length,
-        truncation=model.truncation,
-        pad_to=model.pad_to,
+        pooling=getattr(head, "pooling", "last"),
+        max_length=model.preparation.max_length,
+        truncation=model.preparation.truncation,
+        pad_to=model.preparation.pad_to,
         policy=policy_of(model),
         base_model=model.base,
         **said,
     )
 
 
-def _divide(model: GPT2, parameters: Mapping[str, Tensor]) -> tuple[dict[str, Tensor] | None, dict[str, Tensor], str]:
-    """(tensors for Hugging Face or None, tensors only we can hold, why Hugging Face gets none)."""
-    head = model.head
-    if not isinstance(head, ClassifierHead):
-        theirs = to_hugging_face(parameters, model.config)
-        if not model.config.tied:
-            theirs["lm_head.weight"] = parameters["head.output.weight"].cpu().contiguous()
+def _divide(model: GPT2, tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor] | None, dict[str, Tensor], str]:
+    """Return the tensors for Hugging Face or None, those that only we can hold, and why Hugging Face gets none."""
+    everything = {name: tensor.cpu().contiguous() for name, tensor in tensors.items()}
+    reason = model.head.export_problem()
+    if not reason and model.task.exported() is None:
+        reason = f"its task is {type(model.task).__name__}, and transformers has no such task"
+    if reason:
+        return None, everything, reason
+    theirs = to_hugging_face(tensors, model.config)
+    if "head.output.weight" in everything:
+        theirs[model.head.exported_as] = everything["head.output.weight"]
+    if "head.output.bias" not in everything:
         return theirs, {}, ""
-    everything = {name: tensor.cpu().contiguous() for name, tensor in parameters.items()}
-    if head.pooling != "last":
-        return None, everything, f"it pools {head.pooling!r}, and GPT2ForSequenceClassification the last token"
-    theirs = to_hugging_face(parameters, model.config)
-    theirs["score.weight"] = parameters["head.output.weight"].cpu().contiguous()
-    if head.output.bias is None:
-        return theirs, {}, ""
-    folded = _fold(*(parameters[name] for name in ("head.output.weight", "head.output.bias", "trunk.norm.bias")))
+    folded = _fold(*(tensors[name] for name in ("head.output.weight", "head.output.bias", "trunk.norm.bias")))
     if folded is None:
-        return None, everything, "its head's bias equals no shift of the final norm, and score has no bias"
+        return None, everything, "its head's bias cannot be folded into the final norm, and score has no bias"
     theirs["transformer.ln_f.bias"] = folded
     return theirs, {name: everything[name] for name in _FOLDED}, ""
 
@@ -209,19 +220,7 @@ def _fold(weight: Tensor, bias: Tensor, shift: Tensor) -> Tensor | None:
 
 def _their_config(model: GPT2, has_tokenizer: bool) -> dict[str, Any]:
     end = model.tokenizer.eot_token if has_tokenizer else model.config.vocab_size - 1
-    values = config_to_hugging_face(model.config, end)
-    if model.classes is None:
-        return {**values, "architectures": ["GPT2LMHeadModel"]}
-    names = [str(label) for label in model.classes]
-    if len(set(names)) < len(names):  # 1 and "1" have one text between them
-        names = [repr(label) for label in model.classes]
-    return {
-        **values,
-        "architectures": ["GPT2ForSequenceClassification"],
-        "problem_type": "single_label_classification",
-        "id2label": {str(i): name for i, name in enumerate(names)},
-        "label2id": {name: i for i, name in enumerate(names)},
-    }
+    return config_to_hugging_face(model.config, end) | (model.task.exported() or {})
 
 
 def _tokenizer_files(model: GPT2) -> dict[str, str]:
@@ -233,28 +232,27 @@ def _tokenizer_files(model: GPT2) -> dict[str, str]:
         return {}
 
 
-def _check_whole(model: GPT2, parameters: Mapping[str, Tensor]) -> None:
-    """Raise where modules were taken out, put in or wrapped: a folder of such a model could not be loaded."""
-    head = model.head
-    bias = isinstance(head, ClassifierHead) and getattr(head.output, "bias", None) is not None
-    whole = GPT2(model.config, classes=model.classes, head_bias=bias, device="meta")
-    expected = {name: p.shape for name, p in whole.named_parameters()}
-    found = {name: p.shape for name, p in parameters.items()}
+def _check_whole(model: GPT2, tensors: Mapping[str, Tensor]) -> None:
+    """Raise if modules were removed, added or wrapped: a folder of such a model could not be loaded."""
+    head = model.head.rebuilt(model.config.emb_dim, model.task.n_outputs)
+    whole = GPT2(model.config, task=model.task, head=head, device="meta")
+    expected = {name: tuple(p.shape) for name, p in whole.named_parameters()}
+    found = {name: tuple(tensors[name].shape) for name, _ in model.named_parameters()}
     wrong = [name for name in {**expected, **found} if expected.get(name) != found.get(name)]
     if wrong:
         raise ValueError(
             f"the model is not the one that its configuration describes: {', '.join(wrong[:4])}"
             f"{', ...' if len(wrong) > 4 else ''} are missing, new or of another shape. save_model keeps whole GPT-2s: "
-            "merge what was wrapped, and set model.config to what is left"
+            "merge wrapped modules, and set model.config to the remaining shape"
         )
 
 
-def _digest(parameters: Mapping[str, Tensor], model: GPT2) -> str:
-    """A mark of the content: equal models save equal files."""
-    digest = hashlib.sha256(repr((model.classes, model.max_length, model.truncation, model.pad_to)).encode())
-    for name, tensor in parameters.items():
+def _digest(tensors: Mapping[str, Tensor], model: GPT2) -> str:
+    """Return a mark of the content: equal models save equal files."""
+    digest = hashlib.sha256(repr((model.task.record(), model.preparation)).encode("utf-8", "backslashreplace"))
+    for name, tensor in tensors.items():
         digest.update(name.encode())
-        digest.update(tensor.cpu().contiguous().numpy().view("uint8").data)
+        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
     return digest.hexdigest()
 
 

@@ -1,0 +1,84 @@
+"""`Opened`: what every source of weights comes to, and the one way from there to a model."""
+
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from gptclf.gpt2.config import GPT2Config
+from gptclf.gpt2.heads import Head
+from gptclf.gpt2.model import GPT2
+from gptclf.gpt2.sharing import fill
+from gptclf.tasks import Task
+from gptclf.weights.folders import CONFIG, read_config, read_weights
+from gptclf.weights.hugging_face import config_from_hugging_face, from_hugging_face
+from gptclf.weights.openai_folder import config_from_settings
+
+Settings = GPT2Config | Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class Opened:
+    """A model's configuration and its tensors under gptclf's names, memory-mapped if they can be."""
+
+    config: GPT2Config
+    tensors: Mapping[str, Tensor]
+
+
+def build(opened: Opened, *, task: Task | None = None, head: Head | None = None) -> GPT2:
+    """Build a model over tensors that stay their file's or their caller's, frozen.
+
+    Args:
+        opened: Configuration and tensors.
+        task: What the model predicts; None is the next token.
+        head: The head if it is not the standard one; None makes one.
+    """
+    model = GPT2(opened.config, task=task, head=head, device="meta")
+    names = {name for name, _ in model.named_parameters()}
+    fill(model, {name: tensor for name, tensor in opened.tensors.items() if name in names})
+    buffers = {name: tensor for name, tensor in opened.tensors.items() if name not in names}
+    if buffers:  # of a head of the user's
+        model.load_state_dict(buffers, strict=False)
+    return model.requires_grad_(False)
+
+
+def shapes_of(config: GPT2Config, *, task: Task | None = None, head: Head | None = None) -> dict[str, tuple[int, ...]]:
+    """Return the shapes of a model's parameters by name."""
+    return {name: tuple(p.shape) for name, p in GPT2(config, task=task, head=head, device="meta").named_parameters()}
+
+
+def open_hugging_face(
+    folder: Path, shapes: Mapping[str, tuple[int, ...]], config: GPT2Config, *, without: Collection[str] = ()
+) -> Opened:
+    """Open the weights of a folder in Hugging Face's layout.
+
+    Args:
+        folder: The folder.
+        shapes: The shapes that the model's parameters must have.
+        config: The model's configuration.
+        without: Parameters that the layout cannot hold; the caller has them.
+    """
+    tensors = read_weights(folder)
+    return Opened(config, from_hugging_face(tensors, shapes, config.n_layers, source=str(folder), without=without))
+
+
+def read_hugging_face_config(folder: Path) -> tuple[GPT2Config, dict[str, Any]]:
+    """Return a folder's configuration, and the values of its `config.json`."""
+    values = read_config(folder / CONFIG)
+    return config_from_hugging_face(values, source=str(folder / CONFIG)), values
+
+
+def config_from(settings: Settings) -> GPT2Config:
+    """Return the configuration that OpenAI's settings or the book's describe, told apart by their keys."""
+    if isinstance(settings, GPT2Config):
+        return settings
+    if not isinstance(settings, Mapping):
+        raise TypeError(f"settings is a {type(settings).__name__}; give a dictionary or a GPT2Config")
+    return config_from_settings(settings) if "n_embd" in settings else GPT2Config.from_dict(settings)
+
+
+def book_settings(settings: Settings | None) -> Settings | None:
+    """Return settings under the book's keys, of which some may be missing."""
+    return config_from(settings) if isinstance(settings, Mapping) and "n_embd" in settings else settings
