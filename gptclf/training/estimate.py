@@ -1,41 +1,45 @@
 """How long a training will take and what it needs, from timing a step of it on this machine."""
 
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Unpack
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
+from torch import Tensor
 
-from gptclf.data.batches import Batch, Batches, TokenRows
+from gptclf.data.batches import Batch, Batches, Rows
 from gptclf.data.dataset import TextDataset
 from gptclf.features.estimate import prefix_seconds
-from gptclf.features.frozen_prefix import missing_rows
-from gptclf.features.reuse import frozen_cut, store_in_use
-from gptclf.gpt2.arithmetic import arithmetic, in_mode, resolve_precision
-from gptclf.gpt2.gradients import KeptGradients
-from gptclf.gpt2.model import GPT2
-from gptclf.gpt2.stages import Classifier, Suffix, own_trainable
+from gptclf.features.frozen_prefix import FrozenPrefix, missing_rows
+from gptclf.features.reuse import prefix_of, store_in_use
+from gptclf.features.rows import FeatureSet
+from gptclf.gpt2.model import GPT2, check_classifier
+from gptclf.gpt2.sharing import own_trainable
 from gptclf.inference.evaluate import labelled_rows
-from gptclf.inference.predict import check_classifier
-from gptclf.metrics import loss_sum
 from gptclf.progress import format_bytes, format_seconds
-from gptclf.training.checks import check_arguments, check_model, check_rows
+from gptclf.tasks import Task
+from gptclf.training.checks import check_trainable, check_training_rows
+from gptclf.training.objective import Objective, build_objective
+from gptclf.training.recipe import BOOK, Recipe, RecipeChanges, lists_options, recipe_of
 
-# What AdamW reads and writes for each number that trains: weight, gradient and two moments in, all but the gradient
+# Bytes that AdamW reads and writes for each trained number: weight, gradient and two moments in, all but the gradient
 # out.
 _ADAM_BYTES = 28
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """What a training will take, about.
+    """The time and memory that a training needs, estimated.
 
     Attributes:
-        frozen_seconds: Computing the frozen part of the texts that are not kept yet; 0 where nothing is reused.
-        training_seconds: The steps after that, without the measurements between them.
+        frozen_seconds: Time to compute the frozen part for the texts that are not kept yet; 0 if nothing is reused.
+        training_seconds: Time for the steps after that, without the measurements between them.
         steps: Optimizer steps.
-        feature_bytes: Memory (or disk, with `cache_dir`) that the frozen part's features of all texts take.
-        training_bytes: Memory that weights in training, their gradients and AdamW's moments take.
+        feature_bytes: Memory (or disk, with `cache_dir`) for the frozen part's features of all texts.
+        training_bytes: Memory for the trained weights, their gradients and AdamW's moments.
     """
 
     frozen_seconds: float
@@ -46,7 +50,7 @@ class Estimate:
 
     @property
     def seconds(self) -> float:
-        """Both parts together."""
+        """Time for both parts together."""
         return self.frozen_seconds + self.training_seconds
 
     def __str__(self) -> str:
@@ -96,7 +100,8 @@ def estimate(
     check_training_rows(model, sets[0], recipe)
     own_trainable(model)
     task = model.task.fitted(sets[0].targets(model.task))
-    prefix = prefix_in_use(model, recipe.precision) if recipe.reuse_frozen else None
+    found = prefix_of(model, recipe.precision) if recipe.reuse_frozen else None
+    prefix = found if isinstance(found, FrozenPrefix) else None
     frozen, kept_bytes = (0.0, 0) if prefix is None else _frozen_part(prefix, sets)
     objective = build_objective(model, task, recipe, 0 if prefix is None else prefix.depth)
     rows: Rows = sets[0] if prefix is None else _DrawnFeatures(sets[0], prefix)
@@ -110,8 +115,8 @@ def estimate(
 def _frozen_part(prefix: FrozenPrefix, sets: Sequence[TextDataset]) -> tuple[float, int]:
     """Return the seconds to compute the features that are not kept yet, and the bytes of all of them."""
     rows = [ids for dataset in sets for ids in dataset.rows()]
-    missing = missing_rows(prefix, rows, store_in_use(prefix))
-    distinct = missing_rows(prefix, rows, None)
+    missing = missing_rows(rows, store_in_use(prefix))
+    distinct = missing_rows(rows, None)
     seconds = prefix_seconds(prefix, sum(len(rows[i]) for i in missing))
     return seconds, prefix.nbytes(np.array([len(rows[i]) for i in distinct], dtype=np.int64))
 
@@ -165,7 +170,7 @@ def step_seconds(objective: Objective, batch: Batch, accumulate: int = 1) -> flo
 
 
 def _memory_bandwidth(device: torch.device) -> float:
-    """Bytes per second that a copy reads and writes."""
+    """Return the bytes per second that a copy reads and writes."""
     source = torch.ones(1 << 23, device=device)
     target = torch.empty_like(source)
     best = float("inf")
