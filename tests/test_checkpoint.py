@@ -2,6 +2,7 @@
 
 import subprocess
 import sys
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -14,9 +15,11 @@ from safetensors.torch import save_file
 
 from gptclf import GPT2, History, TextDataset, add_classifier_head, freeze, predict, train
 from gptclf.files.safetensors_file import read_safetensors
-from gptclf.gpt2.model import set_parameter
+from gptclf.gpt2.sharing import set_parameter
 from gptclf.training.callbacks import Callback, KeepBest
 from gptclf.training.history import Scores
+from gptclf.training.loop import Step
+from gptclf.training.run import Run
 
 TEXTS = ["win a prize", "see you", "call now", "ok then", "free entry", "at six?", "what"]
 LABELS = ["spam", "ham", "spam", "ham", "spam", "ham", "ham"]
@@ -39,7 +42,7 @@ class Stop(Callback):
     def __init__(self, epoch: int) -> None:
         self.epoch = epoch
 
-    def on_scores(self, model: GPT2, scores: Scores) -> None:
+    def on_scores(self, run: Run, scores: Scores) -> None:
         if scores.epoch == self.epoch:
             raise KeyboardInterrupt
 
@@ -64,6 +67,15 @@ def measured(history: History) -> dict[str, Any]:
     return values
 
 
+def states(folder: Path) -> list[int]:
+    """The steps whose states a folder holds; nothing else is in it."""
+    return sorted(int(path.name.removeprefix("step-").removesuffix(".safetensors")) for path in folder.iterdir())
+
+
+def newest(folder: Path) -> Path:
+    return max(folder.glob("step-*.safetensors"))
+
+
 def assert_equal_models(first: GPT2, second: GPT2) -> None:
     pairs = zip(first.named_parameters(), second.named_parameters(), strict=True)
     assert all(torch.equal(a, b) for (_, a), (_, b) in pairs)
@@ -79,7 +91,7 @@ def test_a_resumed_run_is_the_uninterrupted_one_bit_for_bit(trainable: str, drop
     history = run(resumed, checkpoint_dir=tmp_path, resume=True)
     assert_equal_models(resumed, straight)
     assert measured(history) == measured(whole)
-    assert not resumed.head_is_new
+    assert not resumed.head.is_fresh
 
 
 def test_a_run_killed_in_another_process_goes_on_here(tmp_path: Path) -> None:
@@ -90,13 +102,13 @@ import torch
 torch.set_num_threads(1)
 from test_checkpoint import Callback, classifier, run
 class Die(Callback):
-    def on_step(self, model, step):
+    def on_step(self, run, step):
         if step.epoch == 3:
             os._exit(9)
 run(classifier(), checkpoint_dir={str(tmp_path)!r}, callbacks=[Die()])
 """
     assert subprocess.run([sys.executable, "-c", code], capture_output=True).returncode == 9
-    assert [path.name for path in tmp_path.iterdir()] == ["training.safetensors"]
+    assert states(tmp_path) == [2, 4]
     straight, resumed = classifier(), classifier()
     run(straight)
     history = run(resumed, checkpoint_dir=tmp_path, resume=True)
@@ -117,10 +129,10 @@ def test_the_best_weights_are_remembered_across_a_resume(tmp_path: Path) -> None
     class Worsen(Callback):
         """Makes every epoch after the first a bad one, so that the best lies before the cut."""
 
-        def on_scores(self, model: GPT2, scores: Scores) -> None:
+        def on_scores(self, run: Run, scores: Scores) -> None:
             if scores.step >= 2:
                 with torch.no_grad():
-                    for parameter in model.head.parameters():
+                    for parameter in run.model.head.parameters():
                         parameter.copy_(torch.full_like(parameter, 3.0))
 
     straight = classifier()
@@ -146,7 +158,13 @@ def test_resume_without_a_state_starts_at_the_beginning(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("changes", "named"),
-    [({"lr": 1e-3}, "lr was 0.01, is 0.001"), ({"batch_size": 3}, "batch_size"), ({"epochs": 5}, "epochs was 4, is 5")],
+    [
+        ({"lr": 1e-3}, "lr was 0.01, is 0.001. Give what that run was given, or another checkpoint_dir"),
+        ({"batch_size": 3}, "batch_size"),
+        ({"epochs": 5}, "epochs was 4, is 5 .the cosine schedule depends on the number of epochs"),
+        ({"epochs": 3}, "epochs was 4, is 3"),
+        ({"layer_decay": 0.5}, "layer_decay was 1.0, is 0.5"),
+    ],
 )
 def test_a_run_given_something_else_is_not_resumed(changes: dict[str, Any], named: str, tmp_path: Path) -> None:
     run(classifier(), checkpoint_dir=tmp_path)
@@ -170,10 +188,10 @@ def test_other_texts_and_other_base_weights_are_noticed(tmp_path: Path) -> None:
 
 def test_a_state_is_not_overwritten_unasked(tmp_path: Path) -> None:
     run(classifier(), checkpoint_dir=tmp_path)
-    before = (tmp_path / "training.safetensors").read_bytes()
+    before = {path: path.read_bytes() for path in tmp_path.iterdir()}
     with pytest.raises(FileExistsError, match="resume=True"):
         run(classifier(), checkpoint_dir=tmp_path)
-    assert (tmp_path / "training.safetensors").read_bytes() == before
+    assert {path: path.read_bytes() for path in tmp_path.iterdir()} == before
 
 
 def test_resume_needs_a_folder() -> None:
@@ -181,12 +199,43 @@ def test_resume_needs_a_folder() -> None:
         run(classifier(), resume=True)
 
 
-def test_a_damaged_state_is_an_error(tmp_path: Path) -> None:
-    run(classifier(), checkpoint_dir=tmp_path)
-    path = tmp_path / "training.safetensors"
+def cut_off(path: Path) -> None:
     path.write_bytes(path.read_bytes()[:-100])
-    with pytest.raises(ValueError, match="not a whole safetensors file"):
-        run(classifier(), checkpoint_dir=tmp_path, resume=True)
+
+
+def turn_a_bit(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[-5] ^= 1
+    path.write_bytes(content)
+
+
+@pytest.mark.parametrize("damage", [cut_off, turn_a_bit])
+def test_a_damaged_state_falls_back_to_the_one_before(
+    damage: Callable[[Path], None], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    straight, resumed = classifier(), classifier()
+    whole = run(straight, checkpoint_dir=tmp_path)
+    assert states(tmp_path) == [6, 8]
+    damage(newest(tmp_path))
+    history = run(resumed, checkpoint_dir=tmp_path, resume=True)
+    assert "step-00000008.safetensors is damaged" in caplog.text
+    assert "Resuming from the state before" in caplog.text
+    assert "step-00000006.safetensors" in caplog.text
+    assert_equal_models(resumed, straight)
+    assert measured(history) == measured(whole)
+    assert states(tmp_path) == [6, 8]
+
+
+@pytest.mark.parametrize("damage", [cut_off, turn_a_bit])
+def test_without_a_whole_state_the_model_stays_as_it_is(damage: Callable[[Path], None], tmp_path: Path) -> None:
+    run(classifier(), checkpoint_dir=tmp_path, keep_checkpoints=1)
+    assert states(tmp_path) == [8]
+    damage(newest(tmp_path))
+    clf = classifier()
+    before = [parameter.clone() for parameter in clf.parameters()]
+    with pytest.raises(ValueError, match=r"is damaged.*no whole state before; start the run anew"):
+        run(clf, checkpoint_dir=tmp_path, resume=True)
+    assert all(torch.equal(a, b) for a, b in zip(before, clf.parameters(), strict=True))
 
 
 @pytest.mark.parametrize(
@@ -197,7 +246,8 @@ def test_another_model_is_not_resumed(name: str, value: Any, tmp_path: Path) -> 
     run(classifier(), checkpoint_dir=tmp_path)
     pooling = value if name == "pooling" else "last"
     gpt2 = byte_gpt2(dropout=value if name == "dropout" else 0.0)
-    with pytest.raises(ValueError, match="model was"):
+    named = {"pooling": r"head was .*pooling=last.*, is .*pooling=max", "dropout": r"model\.drop_rate was 0.0, is 0.5"}
+    with pytest.raises(ValueError, match=named[name]):
         run(
             add_classifier_head(gpt2, classes=["ham", "spam"], pooling=pooling, seed=3),
             checkpoint_dir=tmp_path,
@@ -215,13 +265,13 @@ def test_a_callback_that_keeps_something_must_be_there_again(tmp_path: Path) -> 
 
 def test_numbers_of_numpy_are_numbers(tmp_path: Path) -> None:
     run(classifier(), checkpoint_dir=tmp_path, seed=np.int64(3), lr=np.float64(1e-3), batch_size=np.int64(2))
-    assert (tmp_path / "training.safetensors").exists()
+    assert states(tmp_path) == [6, 8]
 
 
-@pytest.mark.parametrize("lost", ["optimizer.exp_avg_sq.head.output.bias", "model.head.output.bias", "random.cpu"])
+@pytest.mark.parametrize("lost", ["optimizer.exp_avg_sq.head.output.bias", "model.head.output.bias", "random.learner"])
 def test_a_state_that_lacks_something_is_refused_before_the_model_changes(lost: str, tmp_path: Path) -> None:
-    run(classifier(), checkpoint_dir=tmp_path)
-    path = tmp_path / "training.safetensors"
+    run(classifier(), checkpoint_dir=tmp_path, keep_checkpoints=1)
+    path = newest(tmp_path)
     tensors, metadata = read_safetensors(path)
     save_file({name: value for name, value in tensors.items() if name != lost}, path, metadata=metadata)
     clf = classifier()
@@ -231,24 +281,34 @@ def test_a_state_that_lacks_something_is_refused_before_the_model_changes(lost: 
     assert all(torch.equal(a, b) for a, b in zip(before, clf.parameters(), strict=True))
 
 
-def test_a_state_without_its_record_is_refused(tmp_path: Path) -> None:
-    save_file({"random.cpu": torch.get_rng_state()}, tmp_path / "training.safetensors", metadata={"format": "1"})
+@pytest.mark.parametrize("version", ["1", "2"])
+def test_a_state_without_its_record_is_refused(version: str, tmp_path: Path) -> None:
+    path = tmp_path / ("training.safetensors" if version == "1" else "step-00000002.safetensors")
+    save_file({"random.cpu": torch.get_rng_state()}, path, metadata={"format": version})
     with pytest.raises(ValueError, match="damaged"):
+        run(classifier(), checkpoint_dir=tmp_path, resume=True)
+
+
+def test_a_state_of_a_later_version_says_so(tmp_path: Path) -> None:
+    save_file({"x": torch.zeros(1)}, tmp_path / "step-00000002.safetensors", metadata={"format": "9"})
+    with pytest.raises(ValueError, match="has format '9'; this version of gptclf resumes '1' and '2'"):
         run(classifier(), checkpoint_dir=tmp_path, resume=True)
 
 
 def test_a_folder_that_cannot_be_one_is_refused_at_once(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    for place in (tmp_path / "file", ""):
-        with pytest.raises(ValueError, match="must be a folder"):
+    for place, message in ((tmp_path / "file", "must be a folder"), ("", "a path that is not empty")):
+        with pytest.raises(ValueError, match=message):
             run(classifier(), checkpoint_dir=place)
+    with pytest.raises(OSError, match="cannot be written to"):
+        run(classifier(), checkpoint_dir=tmp_path / "file" / "below")
 
 
 def test_callbacks_end_even_where_the_run_never_began() -> None:
     class Ends(Callback):
         ended = False
 
-        def on_end(self, model: GPT2) -> None:
+        def on_end(self, run: Run) -> None:
             self.ended = True
 
     clf, watcher = classifier(), Ends()
@@ -264,18 +324,18 @@ def test_keep_best_asks_for_a_validation_set_before_the_first_step() -> None:
     data = TextDataset(TEXTS, LABELS, tokenizer=clf.tokenizer, classes=clf.classes)
     with pytest.raises(ValueError, match="KeepBest needs a validation set"):
         train(clf, data, callbacks=[KeepBest()], progress=False)
-    assert clf.head_is_new
+    assert clf.head.is_fresh
 
 
 def test_a_head_that_stays_what_it_was_drawn_as_counts_as_trained(tmp_path: Path) -> None:
     clf, resumed = (classifier() for _ in range(2))
     for model in (clf, resumed):
         freeze(model, trainable=["blocks.2", "norm"])
-        assert model.head_is_new
+        assert model.head.is_fresh
     run(clf, checkpoint_dir=tmp_path)
     run(resumed, checkpoint_dir=tmp_path, resume=True)
-    assert not clf.head_is_new
-    assert not resumed.head_is_new
+    assert not clf.head.is_fresh
+    assert not resumed.head.is_fresh
 
 
 def test_moments_are_laid_out_as_their_parameters_are(tmp_path: Path) -> None:

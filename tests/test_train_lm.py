@@ -32,6 +32,7 @@ from gptclf.gpt2.gradients import KeptGradients
 from gptclf.next_token_loss import hits_and_loss, next_token_loss
 from gptclf.inference.evaluate import loss_and_accuracy
 from gptclf.training.history import History, Scores
+from gptclf.training.run import Run
 
 BYTES = byte_tokenizer()
 TEXT = "the quick brown fox jumps over the lazy dog; pack my box with five dozen jugs. " * 6
@@ -222,7 +223,7 @@ def test_recomputed_activations_change_no_loss() -> None:
 
 
 class Stop(Callback):
-    def on_scores(self, model: GPT2, scores: Scores) -> None:
+    def on_scores(self, run: Run, scores: Scores) -> None:
         if scores.epoch == 2:
             raise KeyboardInterrupt
 
@@ -270,7 +271,7 @@ class TestRefused:
             train(add_classifier_head(byte_gpt2(), num_classes=2, seed=1), windows())  # type: ignore[arg-type]
 
     def test_a_frozen_model(self) -> None:
-        with pytest.raises(ValueError, match="nothing in the model trains; say what shall with freeze"):
+        with pytest.raises(ValueError, match="nothing in the model trains; choose what to train with freeze"):
             train_lm(byte_gpt2(), windows())
 
     def test_windows_longer_than_the_context(self) -> None:

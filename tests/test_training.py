@@ -33,11 +33,17 @@ from gptclf import (
     predict_proba,
     train,
 )
-from gptclf.gpt2.heads import POOLINGS
+from gptclf.gpt2.heads import POOLINGS, ClassifierHead
+from gptclf.gpt2.learner import Learner
+from gptclf.preparation import Preparation
+from gptclf.tasks import SingleLabel
 from gptclf.training.callbacks import Callback, KeepBest
 from gptclf.training.history import Scores
 from gptclf.training.loop import Step, training_steps
-from gptclf.training.optim import DECAYS, SCHEDULES, lr_factor, make_optimizer, make_scheduler
+from gptclf.training.objective import Objective
+from gptclf.training.optim import Schedule, lr_factor, make_optimizer
+from gptclf.training.recipe import DECAYS, SCHEDULES, Recipe
+from gptclf.training.run import Run
 
 CONFIG = GPT2Config(vocab_size=257, context_length=40, emb_dim=24, n_heads=3, n_layers=2, mlp_dim=56)
 TOKENIZER = byte_tokenizer()
@@ -51,7 +57,8 @@ def classifier(
     trainable: str = "all",
 ) -> GPT2:
     """A small classifier, always of the same weights."""
-    model = randomised(GPT2(CONFIG.replace(drop_rate=drop_rate), classes=classes, pooling=pooling, seed=1))
+    head = ClassifierHead(CONFIG.emb_dim, len(classes), pooling=pooling)
+    model = randomised(GPT2(CONFIG.replace(drop_rate=drop_rate), task=SingleLabel(classes), head=head, seed=1))
     model.tokenizer = TOKENIZER
     freeze(model, trainable=trainable)
     return model
@@ -68,6 +75,11 @@ def rows(n: int = 11, classes: Sequence[Any] = ("ham", "spam"), seed: int = 0, *
 def quietly(model: GPT2, train_set: TextDataset, val_set: TextDataset | None = None, **arguments: Any) -> History:
     """`train` in float32 without a bar, at a rate that moves a small model."""
     return train(model, train_set, val_set, **{"lr": 1e-3, "progress": False, "precision": "float32", **arguments})
+
+
+def objective(model: GPT2) -> Objective:
+    """What a step computes, over ids and in evaluation mode."""
+    return Objective(Learner(model), model.task)
 
 
 def losses(history: History) -> list[float]:
@@ -88,18 +100,18 @@ class Calls(Callback):
 
     def __init__(
         self,
-        on_step: Callable[[GPT2, Step], None] = lambda model, step: None,
-        on_scores: Callable[[GPT2, Scores], None] = lambda model, scores: None,
+        on_step: Callable[[Run, Step], None] = lambda run, step: None,
+        on_scores: Callable[[Run, Scores], None] = lambda run, scores: None,
     ) -> None:
         self._on_step, self._on_scores, self.ended = on_step, on_scores, 0
 
-    def on_step(self, model: GPT2, step: Step) -> None:
-        self._on_step(model, step)
+    def on_step(self, run: Run, step: Step) -> None:
+        self._on_step(run, step)
 
-    def on_scores(self, model: GPT2, scores: Scores) -> None:
-        self._on_scores(model, scores)
+    def on_scores(self, run: Run, scores: Scores) -> None:
+        self._on_scores(run, scores)
 
-    def on_end(self, model: GPT2) -> None:
+    def on_end(self, run: Run) -> None:
         self.ended += 1
 
 
@@ -116,7 +128,7 @@ def test_k_small_batches_are_one_large_batch(n: int, size: int, k: int, adam: bo
         if adam:
             optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, eps=1e-2)
         batches = Batches(rows(n), batch_size, seed=3)
-        return model, list(training_steps(model, batches, optimizer, epochs=2, accumulate=accumulate))
+        return model, list(training_steps(objective(model), batches, optimizer, epochs=2, accumulate=accumulate))
 
     (large, large_steps), (small, small_steps) = run(size * k, 1), run(size, k)
     assert len(small_steps) == len(large_steps) == 2 * math.ceil(n / (size * k))
@@ -155,7 +167,7 @@ def test_batch_loss_is_the_mean_cross_entropy() -> None:
     batch = next(iter(Batches(data, 5)))
     logits = model(batch.inputs, batch.lengths).detach().double().numpy()
     log_p = logits - np.log(np.exp(logits).sum(axis=1, keepdims=True))
-    expected = -log_p[np.arange(5), data.targets(["ham", "spam"])].mean()
+    expected = -log_p[np.arange(5), data.targets(model.task)].mean()
     assert batch_loss(model, batch).item() == pytest.approx(expected, rel=1e-5)
 
 
@@ -192,8 +204,8 @@ def test_drop_last_leaves_out_the_batch_that_is_not_full() -> None:
 def test_a_caller_can_stop_between_steps() -> None:
     model, full = classifier(), classifier()
     quietly(full, rows(8), epochs=1, batch_size=4)
-    optimizer = make_optimizer(model, lr=1e-3, weight_decay=0.1)
-    for step in training_steps(model, Batches(rows(8), 4, 123), optimizer, epochs=9):
+    optimizer = make_optimizer(model, Recipe(lr=1e-3, weight_decay=0.1))
+    for step in training_steps(objective(model), Batches(rows(8), 4, 123), optimizer, epochs=9):
         if step.step == 2:
             break
     assert_same_bits(model, snapshot(full))
@@ -325,7 +337,7 @@ def test_a_frozen_part_with_dropout_is_computed_anew() -> None:
 
 @pytest.mark.parametrize("total", [1, 2, 7])
 def test_schedules_without_warmup_are_torchs_own(total: int) -> None:
-    def rates(make: Callable[[torch.optim.Optimizer], torch.optim.lr_scheduler.LRScheduler]) -> list[float]:
+    def rates(make: Callable[[torch.optim.Optimizer], Any]) -> list[float]:
         optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=0.5)
         scheduler = make(optimizer)
         result = []
@@ -343,7 +355,7 @@ def test_schedules_without_warmup_are_torchs_own(total: int) -> None:
     }
     assert set(torchs) == set(SCHEDULES)
     for name, make in torchs.items():
-        ours = rates(lambda o, name=name: make_scheduler(o, name, total_steps=total, warmup_steps=0))  # type: ignore[misc]
+        ours = rates(lambda o, name=name: Schedule(o, Recipe(schedule=name), total))  # type: ignore[misc]
         np.testing.assert_allclose(ours, rates(make), rtol=1e-9)
 
 
@@ -368,8 +380,8 @@ def test_the_rate_that_is_reported_is_the_one_that_moves_the_weights() -> None:
         model = classifier(trainable="head")
         before = snapshot(model)["head.output.weight"]
         optimizer = torch.optim.SGD(model.head.parameters(), lr=0.1)
-        scheduler = make_scheduler(optimizer, "constant", total_steps=9, warmup_steps=warmup)
-        step = next(training_steps(model, Batches(rows(4)), optimizer, epochs=1, scheduler=scheduler))
+        scheduler = Schedule(optimizer, Recipe(warmup_steps=warmup), 9)
+        step = next(training_steps(objective(model), Batches(rows(4)), optimizer, epochs=1, scheduler=scheduler))
         assert step.lr == pytest.approx(0.1 / max(1, warmup))
         return model.get_parameter("head.output.weight").detach() - before
 
@@ -398,7 +410,7 @@ def test_decay_reaches_everything_or_matrices_alone() -> None:
 @pytest.mark.parametrize("trainable", ["all", "last_block", "*.bias"])
 def test_the_optimizer_holds_what_trains_once(decay: str, trainable: str) -> None:
     model = classifier(trainable=trainable)
-    optimizer = make_optimizer(model, lr=1e-3, weight_decay=0.1, decay=decay)
+    optimizer = make_optimizer(model, Recipe(lr=1e-3, weight_decay=0.1, decay=decay))
     held = [id(parameter) for group in optimizer.param_groups for parameter in group["params"]]
     assert sorted(held) == sorted(id(parameter) for parameter in model.parameters() if parameter.requires_grad)
     for group in optimizer.param_groups:
@@ -415,7 +427,7 @@ def test_clipping_bounds_the_gradient_and_reports_its_norm_before(clip: float | 
     gradient = {name: p.grad for name, p in twin.named_parameters() if p.grad is not None}
     norm = math.sqrt(sum(float(g.double().square().sum()) for g in gradient.values()))
     optimizer = torch.optim.SGD(model.parameters(), lr=1.0)
-    step = next(training_steps(model, Batches(data), optimizer, epochs=1, clip=clip))
+    step = next(training_steps(objective(model), Batches(data), optimizer, epochs=1, clip=clip))
     factor = 1.0 if clip is None else min(1.0, clip / norm)
     assert step.gradient_norm == pytest.approx(norm, rel=1e-4)
     for name, parameter in model.named_parameters():
@@ -429,8 +441,9 @@ def test_measurements_equal_scores_computed_afresh() -> None:
     train_set, val_set = rows(11), rows(7, seed=4)
     seen: list[Scores] = []
 
-    def check(model: GPT2, scores: Scores) -> None:
+    def check(run: Run, scores: Scores) -> None:
         seen.append(scores)
+        model = run.model
         sized = {"num_batches": 2, "batch_size": 3, "precision": "float32"}
         assert scores.train_loss == dataset_loss(model, train_set, **sized)  # type: ignore[arg-type]
         assert scores.train_accuracy == dataset_accuracy(model, train_set, **sized)  # type: ignore[arg-type]
@@ -453,7 +466,7 @@ def test_a_data_sets_scores_are_over_its_first_batches_in_its_own_order() -> Non
     model, data = classifier(), rows(11)
     for num_batches, n in ((None, 11), (2, 8), (9, 11)):
         p = torch.cat([model(torch.from_numpy(row).long()[None]) for row in data.subset(range(n)).rows()]).detach()
-        targets = torch.from_numpy(data.targets(["ham", "spam"])[:n])
+        targets = torch.from_numpy(data.targets(model.task)[:n])
         loss = dataset_loss(model, data, num_batches=num_batches, batch_size=4)
         assert loss == pytest.approx(F.cross_entropy(p.double(), targets).item(), rel=1e-5)
         accuracy = dataset_accuracy(model, data, num_batches=num_batches, batch_size=4)
@@ -513,9 +526,9 @@ def _global_random_states() -> list[Any]:
 
 @pytest.mark.parametrize("training", [True, False])
 @pytest.mark.parametrize("fails", [True, False])
-def test_mode_and_random_states_are_put_back(training: bool, fails: bool) -> None:
-    def fail(model: GPT2, step: Step) -> None:
-        assert model.training
+def test_mode_and_random_states_are_never_touched(training: bool, fails: bool) -> None:
+    def fail(run: Run, step: Step) -> None:
+        assert model.training == training
         if fails:
             raise RuntimeError("stop")
 
@@ -534,7 +547,7 @@ def test_mode_and_random_states_are_put_back(training: bool, fails: bool) -> Non
 
 def test_a_loss_that_is_no_number_stops_the_run_at_the_weights_before() -> None:
     model, seen = classifier(), []
-    watch = Calls(on_step=lambda model, step: seen.append(snapshot(model)))
+    watch = Calls(on_step=lambda run, step: seen.append(snapshot(run.model)))
     with pytest.raises(FloatingPointError, match=r"step 2: loss (nan|inf).*The step was not taken"):
         quietly(model, rows(), epochs=9, batch_size=4, lr=1e30, callbacks=[watch])
     assert len(seen) == 1
@@ -566,9 +579,9 @@ def test_the_error_names_the_weights_at_fault(name: str, trainable: str) -> None
 def test_the_training_sets_preparation_is_noted_on_the_model() -> None:
     model = classifier()
     quietly(model, rows(max_length=9, truncation="middle", pad_to=12), epochs=1)
-    assert (model.max_length, model.truncation, model.pad_to) == (9, "middle", 12)
+    assert model.preparation == Preparation(9, "middle", 12)
     quietly(model, rows(), epochs=1)
-    assert (model.max_length, model.truncation, model.pad_to) == (None, "tail", None)
+    assert model.preparation == Preparation()
 
 
 def test_predict_prepares_texts_as_training_did() -> None:
@@ -597,7 +610,7 @@ def test_keep_best_puts_the_best_weights_back() -> None:
     assert data.labels is not None
     flipped = TextDataset(data.texts, [turned[data.classes[i]] for i in data.labels], tokenizer=TOKENIZER)
     model, keep, seen = classifier(), KeepBest(), []
-    watch = Calls(on_scores=lambda model, scores: seen.append(snapshot(model)))
+    watch = Calls(on_scores=lambda run, scores: seen.append(snapshot(run.model)))
     history = quietly(model, data, flipped, epochs=6, lr=5e-3, callbacks=[keep, watch])
     val_losses = [scores.val_loss for scores in history.epochs]
     best = int(np.argmin(np.array(val_losses, dtype=float)))
@@ -608,12 +621,12 @@ def test_keep_best_puts_the_best_weights_back() -> None:
 
 
 def test_keep_best_puts_them_back_after_an_error_too() -> None:
-    def fail(model: GPT2, step: Step) -> None:
+    def fail(run: Run, step: Step) -> None:
         if step.step == 3:
             raise KeyboardInterrupt
 
     model, keep, seen = classifier(), KeepBest(), []
-    watch = Calls(on_step=fail, on_scores=lambda model, scores: seen.append(snapshot(model)))
+    watch = Calls(on_step=fail, on_scores=lambda run, scores: seen.append(snapshot(run.model)))
     with pytest.raises(KeyboardInterrupt):
         quietly(model, rows(6), rows(6), epochs=9, callbacks=[keep, watch])
     assert keep.best is not None
@@ -714,7 +727,7 @@ def test_a_training_set_that_is_no_data_set_is_refused(data: Any) -> None:
 
 def test_a_data_set_of_another_tokenizer_is_refused() -> None:
     config = CONFIG.replace(vocab_size=100)
-    model = GPT2(config, classes=["ham", "spam"], seed=1)
+    model = GPT2(config, task=SingleLabel(["ham", "spam"]), seed=1)
     data = TextDataset(["é", "a"], ["ham", "spam"], tokenizer=TOKENIZER)
     with pytest.raises(ValueError, match=r"train_set has token id \d+, but the model's vocabulary ends at 99"):
         quietly(model, data)
@@ -724,25 +737,29 @@ def test_a_data_set_of_another_tokenizer_is_refused() -> None:
     ("arguments", "message"),
     [
         ({"epochs": 0}, "epochs is 0; it must be an integer of at least 1$"),
-        ({"batch_size": 2.0}, "batch_size is 2.0"),
+        ({"batch_size": 2.0}, "batch_size is 2.0; it must be an integer of at least 1$"),
         ({"accumulate": True}, "accumulate is True"),
+        ({"lr": "fast"}, "lr is 'fast'"),
+        ({"recipe": {"epochs": 3}}, "recipe is a dict; it must be a gptclf.Recipe"),
+        ({"epoch": 3}, "there is no option 'epoch'; did you mean 'epochs'"),
+        ({"progress": 1}, "progress is 1; it must be True or False"),
         ({"eval_every": 0}, "eval_every is 0; it must be an integer of at least 1 or None"),
         ({"eval_batches": -1}, "eval_batches is -1"),
         ({"lr": -1e-3}, "lr is -0.001; it must be a finite number of at least 0"),
         ({"lr": math.nan}, "lr is nan"),
         ({"weight_decay": math.inf}, "weight_decay is inf"),
         ({"clip": -1.0}, "clip is -1.0"),
-        ({"schedule": "step"}, "schedule is 'step'; choose from constant, linear, cosine"),
-        ({"decay": "none"}, "decay is 'none'; choose from all, matrices"),
+        ({"schedule": "step"}, "schedule is 'step'; it must be one of constant, linear, cosine"),
+        ({"decay": "none"}, "decay is 'none'; it must be one of all, matrices"),
         ({"warmup_steps": -1}, "warmup_steps is -1"),
-        ({"precision": "fp16"}, "precision is 'fp16'; choose from auto, float32, bfloat16"),
+        ({"precision": "fp16"}, "precision is 'fp16'; it must be one of auto, float32, bfloat16"),
         ({"drop_last": True, "batch_size": 64}, "drop_last=True leaves no batch: 11 rows are less than one batch"),
     ],
 )
 def test_arguments_that_make_no_run_say_why(arguments: dict[str, Any], message: str) -> None:
     model = classifier()
     before = snapshot(model)
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises((ValueError, TypeError), match=message):
         quietly(model, rows(11), **arguments)
     assert_same_bits(model, before)
 
@@ -771,10 +788,10 @@ def test_every_callback_ends_and_the_first_error_is_not_lost() -> None:
     class Ends(Callback):
         ended = 0
 
-        def on_step(self, model: GPT2, step: Step) -> None:
+        def on_step(self, run: Run, step: Step) -> None:
             raise KeyError("the cause")
 
-        def on_end(self, model: GPT2) -> None:
+        def on_end(self, run: Run) -> None:
             Ends.ended += 1
             raise ValueError("at the end")
 
@@ -794,12 +811,12 @@ def test_every_callback_ends_and_the_first_error_is_not_lost() -> None:
 )
 def test_an_argument_that_cannot_be_is_refused_before_anything_changes(arguments: dict[str, Any]) -> None:
     model = classifier()
-    before = model.max_length
+    before = model.preparation
     data = TextDataset(["a", "b"], ["x", "y"], tokenizer=model.tokenizer, max_length=7)
     data = TextDataset(data.texts, model.classes, tokenizer=model.tokenizer, max_length=7)
     with pytest.raises((ValueError, TypeError)):
         train(model, data, progress=False, **arguments)
-    assert model.max_length == before
+    assert model.preparation == before
 
 
 def test_half_precision_weights_are_sent_to_float() -> None:

@@ -1,121 +1,235 @@
-"""What watches a training run: the protocol, progress on the screen, and keeping the best weights."""
+"""Reactions to a training run: the protocol, progress on the screen, measuring, and keeping the best weights."""
 
 import sys
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
-from gptclf.gpt2.model import GPT2
-from gptclf.training.history import History, Scores
+from gptclf.checks import boolean, integer
+from gptclf.training.history import Scores
 from gptclf.training.loop import Step
+
+if TYPE_CHECKING:
+    from gptclf.training.run import Run
 
 
 class Callback:
-    """Called by `train`; each method does nothing unless a subclass says so.
+    """Called by `train`; each method does nothing unless a subclass overrides it.
 
-    What trains is settled when `train` begins: `freeze` inside a callback has no effect on the run.
+    The set of trained parameters is fixed when `train` begins: `freeze` inside a callback has no effect on the run.
 
     Attributes:
-        needs_validation: Whether it has work only where there is a validation set; `train` then asks for one.
+        every: Optimizer steps from one call of `on_step` to the next; None calls it at the end of each epoch.
+        needs_validation: True if the callback needs a validation set; `train` then requires one.
+
+    Example:
+        >>> class StopAt(Callback):
+        ...     def on_step(self, run, step):
+        ...         if step.loss < 0.1:
+        ...             run.stop("loss below 0.1")
     """
 
+    every: int | None = 1
     needs_validation = False
 
-    def on_start(self, model: GPT2) -> None:
-        """Called once before the first step; whatever an earlier run left is forgotten here."""
+    def on_start(self, run: "Run") -> None:
+        """React to the start of a run, before its first step; forget any run before it."""
 
-    def on_step(self, model: GPT2, step: Step) -> None:
-        """Called after each optimizer step."""
+    def on_step(self, run: "Run", step: Step) -> None:
+        """React to an optimizer step."""
 
-    def on_scores(self, model: GPT2, scores: Scores) -> None:
-        """Called after each measurement on the training and validation sets."""
+    def on_scores(self, run: "Run", scores: Scores) -> None:
+        """React to a measurement on the training and validation sets."""
 
-    def on_end(self, model: GPT2) -> None:
-        """Called once when training ends, also when it ends by an error."""
+    def on_end(self, run: "Run") -> None:
+        """React to the end of a run, also if it ends by an error."""
 
     def state(self) -> dict[str, Tensor]:
-        """What a checkpoint keeps of this callback."""
+        """Return what a saved state should keep of this callback."""
         return {}
 
-    def restore(self, state: dict[str, Tensor], history: History) -> None:
-        """Take back what `state` gave, when a run is resumed with that history."""
+    def restore(self, state: dict[str, Tensor], run: "Run") -> None:
+        """Take back what `state` returned, when a run is resumed."""
 
 
 class Progress(Callback):
-    """A bar of steps with the loss (where tqdm is installed) and a line per measurement, on standard error."""
+    """A bar of steps with the loss (if tqdm is installed) and a line per measurement, on standard error."""
 
-    def __init__(self, total_steps: int) -> None:
+    def __init__(self) -> None:
         self._bar: Any = None
-        try:
-            from tqdm import tqdm
-        except ImportError:
-            return
-        # disable=None: no bar where standard error is no terminal, so logs hold only the lines.
-        self._bar = tqdm(total=total_steps, unit="step", disable=None, leave=False)
 
-    def on_step(self, model: GPT2, step: Step) -> None:
+    def on_start(self, run: "Run") -> None:
+        """Start without a bar."""
+        self._bar = None
+
+    def on_step(self, run: "Run", step: Step) -> None:
         """Move the bar."""
-        if self._bar is not None:
-            self._bar.set_postfix_str(f"loss {step.loss:.3f}", refresh=False)
-            self._bar.update()
+        if self._bar is None:
+            self._bar = _bar(run.total_steps - step.step + 1)
+        self._bar.set_postfix_str(f"loss {step.loss:.3f}", refresh=False)
+        self._bar.update()
 
-    def on_scores(self, model: GPT2, scores: Scores) -> None:
+    def on_scores(self, run: "Run", scores: Scores) -> None:
         """Write a line."""
-        line = f"{scores} ({scores.seconds:.0f} s)"
-        if self._bar is not None:
-            self._bar.write(line, file=sys.stderr)
-        else:
-            print(line, file=sys.stderr)
+        (self._bar or _NoBar()).write(f"{scores} ({scores.seconds:.0f} s)", file=sys.stderr)
 
-    def on_end(self, model: GPT2) -> None:
-        """Take the bar away."""
+    def on_end(self, run: "Run") -> None:
+        """Remove the bar."""
         if self._bar is not None:
             self._bar.close()
 
 
+class _NoBar:
+    """Takes the calls that a bar takes, and shows nothing but lines."""
+
+    def set_postfix_str(self, text: str, *, refresh: bool) -> None: ...
+
+    def update(self) -> None: ...
+
+    def write(self, line: str, *, file: Any) -> None:
+        print(line, file=file)
+
+    def close(self) -> None: ...
+
+
+def _bar(total: int) -> Any:
+    try:
+        from tqdm import tqdm
+    except ImportError:
+        return _NoBar()
+    # disable=None: no bar if standard error is not a terminal, so that logs hold only the lines.
+    return tqdm(total=total, unit="step", disable=None, leave=False)
+
+
+class Measure(Callback):
+    """Measures on the training and validation sets.
+
+    Args:
+        every: Steps between two measurements; None measures at the end of each epoch.
+    """
+
+    def __init__(self, every: int | None = None) -> None:
+        self.every = integer("every", every, 1, optional=True)
+
+    def on_step(self, run: "Run", step: Step) -> None:
+        """Measure."""
+        run.measure()
+
+
 class KeepBest(Callback):
-    """Puts back, at the end, the trained weights that had the lowest validation loss.
+    """Puts the trained weights with the best validation measure back when training ends.
+
+    Args:
+        measure: The measure to compare, such as "loss" or "accuracy"; the model's task says whether more is better.
+        every: Also measure every this many steps; None compares the measurements that there are anyway.
 
     Attributes:
         best: The `Scores` of those weights, or None before the first measurement.
 
     Example:
-        >>> keep = KeepBest()
+        >>> keep = KeepBest("accuracy")
         >>> # train(clf, train_set, val_set, callbacks=[keep])
     """
 
     needs_validation = True
 
-    def __init__(self) -> None:
+    def __init__(self, measure: str = "loss", *, every: int | None = None) -> None:
+        if not isinstance(measure, str):
+            raise TypeError(f"measure is {measure!r}; it must be the name of a measure, such as 'loss'")
+        self.measure = measure
+        self.every = integer("every", every, 1, optional=True)
         self.best: Scores | None = None
         self._weights: dict[str, Tensor] = {}
 
-    def on_start(self, model: GPT2) -> None:
+    def on_start(self, run: "Run") -> None:
         """Forget the run before."""
         self.best, self._weights = None, {}
 
-    def on_scores(self, model: GPT2, scores: Scores) -> None:
-        """Copy the trained weights where they are the best so far."""
-        loss, best = scores.val_loss, None if self.best is None else self.best.val_loss
-        if loss is not None and (best is None or loss < best):
-            self.best = scores
-            trained = ((name, p) for name, p in model.named_parameters() if p.requires_grad)
-            self._weights = {name: p.detach().clone() for name, p in trained}
+    def on_step(self, run: "Run", step: Step) -> None:
+        """Measure, if `every` was given."""
+        if self.every is not None:
+            run.measure()
+
+    def on_scores(self, run: "Run", scores: Scores) -> None:
+        """Copy the trained weights if they are the best so far."""
+        if self._improves(run, scores):
+            self.best, self._weights = scores, self._copy(run)
+
+    def _improves(self, run: "Run", scores: Scores) -> bool:
+        value = getattr(scores, f"val_{self.measure}")
+        best = None if self.best is None else getattr(self.best, f"val_{self.measure}")
+        if value is None or best is None:
+            return value is not None
+        return bool(value > best if self.measure in run.task.higher else value < best)
+
+    def _copy(self, run: "Run") -> dict[str, Tensor]:
+        return {name: parameter.detach().clone() for name, parameter in run.trained().items()}
 
     def state(self) -> dict[str, Tensor]:
-        """The best weights and the step they are of."""
+        """Return the best weights and their step."""
         return {} if self.best is None else {**self._weights, "step": torch.tensor(self.best.step)}
 
-    def restore(self, state: dict[str, Tensor], history: History) -> None:
+    def restore(self, state: dict[str, Tensor], run: "Run") -> None:
         """Take them back."""
         if state:
             step = int(state.pop("step"))
-            self.best = next(scores for scores in history.scores() if scores.step == step)
+            self.best = next(scores for scores in run.history.scores() if scores.step == step)
             self._weights = state
 
-    def on_end(self, model: GPT2) -> None:
-        """Put them back."""
+    def on_end(self, run: "Run") -> None:
+        """Put the best weights back."""
         with torch.no_grad():
             for name, tensor in self._weights.items():
-                model.get_parameter(name).copy_(tensor)
+                run.model.get_parameter(name).copy_(tensor)
+
+
+class EarlyStopping(KeepBest):
+    """Stops a run if the validation measure has not improved for some measurements.
+
+    Args:
+        patience: Measurements without an improvement after which the run stops.
+        measure: The measure to compare, as in `KeepBest`.
+        restore_best: Put the best weights back when training ends.
+        every: Also measure every this many steps.
+
+    Example:
+        >>> stop = EarlyStopping(patience=3)
+        >>> # train(clf, train_set, val_set, epochs=100, callbacks=[stop])
+    """
+
+    def __init__(
+        self, patience: int, measure: str = "loss", *, restore_best: bool = True, every: int | None = None
+    ) -> None:
+        super().__init__(measure, every=every)
+        self.patience = integer("patience", patience, 1)
+        self.restore_best = boolean("restore_best", restore_best)
+        self.waited = 0
+
+    def on_start(self, run: "Run") -> None:
+        """Forget the run before."""
+        super().on_start(run)
+        self.waited = 0
+
+    def on_scores(self, run: "Run", scores: Scores) -> None:
+        """Count the measurements since the best one."""
+        super().on_scores(run, scores)
+        self.waited = 0 if self.best is scores else self.waited + 1
+        self._stop_if_over(run)
+
+    def _copy(self, run: "Run") -> dict[str, Tensor]:
+        return super()._copy(run) if self.restore_best else {}
+
+    def state(self) -> dict[str, Tensor]:
+        """Return the best weights, their step, and the measurements since."""
+        return {**super().state(), "waited": torch.tensor(self.waited)}
+
+    def restore(self, state: dict[str, Tensor], run: "Run") -> None:
+        """Take them back; a run that had stopped stays stopped."""
+        self.waited = int(state.pop("waited"))
+        super().restore(state, run)
+        self._stop_if_over(run)
+
+    def _stop_if_over(self, run: "Run") -> None:
+        if self.waited >= self.patience:
+            run.stop("early stopping")

@@ -1,164 +1,145 @@
-"""The state of a training run in one file, so that a run that was cut off goes on as if it had not been.
+"""`Checkpoint`: writes the states of a run into a folder as it goes on, and finds the newest whole one."""
 
-One safetensors file: what trains, the optimizer's moments, torch's generators and the callbacks' tensors, with the
-history and what the run was given as JSON in its metadata. One file is renamed in one step, so it is never half of
-two states, and nothing is unpickled.
-"""
-
-import hashlib
-import json
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+import logging
+import os
+import re
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
-from torch import Tensor
-from torch.optim import Optimizer
-
-from gptclf.checks import python_value
-from gptclf.data.batches import TokenRows
-from gptclf.data.windows import TextWindows
-from gptclf.files.atomic import write_all
-from gptclf.files.safetensors_file import read_safetensors, tensor_writer
-from gptclf.gpt2.heads import ClassifierHead
-from gptclf.gpt2.model import GPT2
+from gptclf import checks
 from gptclf.training.callbacks import Callback
-from gptclf.training.history import History, Scores
 from gptclf.training.loop import Step
+from gptclf.training.state import DamagedState, State, read_state, write_state
 
-STATE = "training.safetensors"
-_FORMAT = "1"
+if TYPE_CHECKING:
+    from gptclf.training.run import Run
 
-# What AdamW keeps for each parameter.
-_MOMENTS = ("step", "exp_avg", "exp_avg_sq")
+logger = logging.getLogger(__name__)
 
-
-def run_identity(
-    model: GPT2, train_set: TokenRows, val_set: TokenRows | None, settings: Mapping[str, Any]
-) -> dict[str, Any]:
-    """What determines a run: its settings, its rows, its frozen weights, what trains."""
-    frozen = hashlib.sha256()
-    for name, parameter in model.named_parameters():
-        if not parameter.requires_grad:
-            frozen.update(name.encode())
-            frozen.update(parameter.detach().cpu().contiguous().numpy().data)
-    pooling = model.head.pooling if isinstance(model.head, ClassifierHead) else None
-    identity = {
-        **{name: python_value(value) for name, value in settings.items()},
-        "model": {**model.config.to_dict(), "pooling": pooling, "classes": len(model.classes or [])},
-        "train_set": _digest_of_rows(model, train_set),
-        "val_set": None if val_set is None else _digest_of_rows(model, val_set),
-        "frozen weights": frozen.hexdigest(),
-        "trainable": [name for name, parameter in model.named_parameters() if parameter.requires_grad],
-    }
-    json.dumps(identity)  # what cannot be written shall be known before the first step
-    return identity
+_NAME = re.compile(r"step-(\d+)\.safetensors")
+_OLD_NAME = "training.safetensors"  # the only file of format 1
 
 
-def with_state(callbacks: Sequence[Callback]) -> list[Callback]:
-    """The callbacks that a resumed run must have again, in the same order; those that only watch may come and go."""
-    return [callback for callback in callbacks if type(callback).state is not Callback.state]
+@dataclass(frozen=True)
+class StateFolder:
+    """The folder in which a run keeps its states, and which of them.
 
-
-def _digest_of_rows(model: GPT2, dataset: TokenRows) -> str:
-    digest = hashlib.sha256(dataset.ids.tobytes())
-    digest.update(dataset.offsets.tobytes())
-    if isinstance(dataset, TextWindows):  # whose targets are its own tokens, many times over
-        digest.update(str(dataset.length).encode())
-        return digest.hexdigest()
-    digest.update(dataset.targets(model.classes or []).tobytes())
-    return digest.hexdigest()
-
-
-def save_checkpoint(
-    folder: Path,
-    identity: Mapping[str, Any],
-    model: GPT2,
-    optimizer: Optimizer,
-    history: History,
-    callbacks: Sequence[Callback],
-) -> None:
-    """Write the state after a whole epoch; the file before it stays until this one is whole."""
-    tensors: dict[str, Tensor] = {"random.cpu": torch.get_rng_state()}
-    if model.device.type == "cuda":
-        tensors["random.cuda"] = torch.cuda.get_rng_state(model.device)
-    for name, parameter in model.named_parameters():
-        if parameter.requires_grad:
-            tensors[f"model.{name}"] = parameter.detach()
-            tensors |= {f"optimizer.{key}.{name}": optimizer.state[parameter][key] for key in _MOMENTS}
-    for i, callback in enumerate(with_state(callbacks)):
-        tensors |= {f"callback.{i}.{key}": value for key, value in callback.state().items()}
-    metadata = {
-        "format": _FORMAT,
-        "identity": json.dumps(identity),
-        "history": json.dumps(asdict(history)),
-    }
-    whole = {name: tensor.cpu().contiguous() for name, tensor in tensors.items()}
-    folder.mkdir(parents=True, exist_ok=True)
-    write_all(folder, {STATE: tensor_writer(whole, metadata)})
-
-
-def load_checkpoint(
-    folder: Path,
-    identity: Mapping[str, Any],
-    model: GPT2,
-    optimizer: Optimizer,
-    history: History,
-    callbacks: Sequence[Callback],
-) -> None:
-    """Put a saved state into a run just built alike; torch's generators are set as well.
-
-    Raises:
-        ValueError: The file is damaged, or the run it is of was given something else; says what.
+    Attributes:
+        path: The folder.
+        every: Steps between two states; None writes one at the end of each epoch.
+        keep: How many states to keep, the newest.
+        resume: Whether to resume from the newest state.
     """
-    path = folder / STATE
-    tensors, metadata = read_safetensors(path)
-    if metadata.get("format") != _FORMAT:
-        raise ValueError(f"{path} has format {metadata.get('format')!r}; this version of gptclf resumes {_FORMAT!r}")
-    try:
-        was, saved = json.loads(metadata["identity"]), json.loads(metadata["history"])
-        now = json.loads(json.dumps(identity))
-        different = [key for key in {**was, **now} if was.get(key) != now.get(key)]
-        steps = [Step(**step) for step in saved["steps"]]
-        evaluations, epochs = ([Scores(**scores) for scores in saved[key]] for key in ("evaluations", "epochs"))
-    except (KeyError, ValueError, TypeError, AttributeError) as error:
-        raise ValueError(f"{path} is damaged: its record cannot be read ({error!r}); start the run anew") from error
-    if different:
-        shown = "; ".join(f"{key} was {_short(was.get(key))}, is {_short(now.get(key))}" for key in different)
-        raise ValueError(
-            f"{path} is the state of another run: {shown}. Give what that run was given, or another checkpoint_dir"
-        )
-    trained = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
-    wanted = {f"model.{name}": p.shape for name, p in trained.items()}
-    wanted |= {f"optimizer.{key}.{name}": p.shape for name, p in trained.items() for key in _MOMENTS if key != "step"}
-    wanted |= {f"optimizer.step.{name}": torch.Size([]) for name in trained}
-    wrong = [key for key, shape in wanted.items() if key not in tensors or tensors[key].shape != shape]
-    if wrong or "random.cpu" not in tensors:
-        raise ValueError(f"{path} is damaged: {', '.join(wrong[:3]) or 'random.cpu'} is missing; start the run anew")
-    with torch.no_grad():
-        for name, parameter in trained.items():
-            parameter.copy_(tensors[f"model.{name}"])
-            # Copies, as what is read is a view on the file, and laid out as the optimizer laid them out: its fused
-            # step walks memory, whatever the strides say.
-            moments = {key: tensors[f"optimizer.{key}.{name}"] for key in _MOMENTS}
-            optimizer.state[parameter] = {
-                key: torch.empty_like(
-                    value if key == "step" else parameter, dtype=value.dtype, device=parameter.device
-                ).copy_(value)
-                for key, value in moments.items()
-            }
-    torch.set_rng_state(tensors["random.cpu"].clone())
-    if "random.cuda" in tensors:
-        torch.cuda.set_rng_state(tensors["random.cuda"].clone(), model.device)
-    history.steps, history.evaluations, history.epochs = steps, evaluations, epochs
-    history.seconds = float(saved.get("seconds", 0.0))
-    for i, callback in enumerate(with_state(callbacks)):
-        start = f"callback.{i}."
-        own = {key.removeprefix(start): value.clone() for key, value in tensors.items() if key.startswith(start)}
-        callback.restore(own, history)
+
+    path: Path
+    every: int | None
+    keep: int
+    resume: bool
+
+    @classmethod
+    def given(cls, checkpoint_dir: Any, checkpoint_every: Any, keep_checkpoints: Any, resume: Any) -> "StateFolder | None":
+        """Check what `train` was given, and make the folder; None without one.
+
+        Raises:
+            ValueError: The target is not a folder, or an argument needs one.
+            FileExistsError: The folder holds a run's states, which `resume=True` would continue.
+            OSError: The folder cannot be made or written to.
+        """
+        every = checks.integer("checkpoint_every", checkpoint_every, 1, optional=True)
+        keep = checks.integer("keep_checkpoints", keep_checkpoints, 1)
+        resume = checks.boolean("resume", resume)
+        if checkpoint_dir is None:
+            for name, wanted in (("resume=True", resume), ("checkpoint_every", every is not None)):
+                if wanted:
+                    raise ValueError(f"{name} needs checkpoint_dir=, the folder that holds the run's states")
+            return None
+        folder = cls(checks.path("checkpoint_dir", checkpoint_dir), every, keep, resume)
+        if folder.path.exists() and not folder.path.is_dir():
+            raise ValueError(f"checkpoint_dir is {str(checkpoint_dir)!r}, which is a file; it must be a folder")
+        if not resume and folder.states():
+            raise FileExistsError(
+                f"{folder.path} holds the states of a run; give resume=True to continue it, or another checkpoint_dir"
+            )
+        folder._check_writable()
+        return folder
+
+    def _check_writable(self) -> None:
+        probe = self.path / f".step-probe.{os.getpid()}.tmp"
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            probe.write_bytes(b"")
+        except OSError as error:
+            raise OSError(
+                error.errno,
+                f"checkpoint_dir {str(self.path)!r} cannot be written to ({error.strerror}); give a folder that can",
+            ) from error
+        finally:
+            with suppress(OSError):
+                probe.unlink(missing_ok=True)
+
+    def states(self) -> list[Path]:
+        """Return the files of states, the newest first."""
+        if not self.path.is_dir():
+            return []
+        numbered = {path: match for path in self.path.iterdir() if (match := _NAME.fullmatch(path.name))}
+        newest_first = sorted(numbered, key=lambda path: int(numbered[path][1]), reverse=True)
+        old = self.path / _OLD_NAME
+        return [*newest_first, *([old] if old.is_file() else [])]
+
+    def newest(self, identity: Mapping[str, Any], shapes: Mapping[str, Any]) -> State | None:
+        """Read the newest state that is whole; None if there is none yet. Damaged ones are reported and left.
+
+        Raises:
+            ValueError: Every state is damaged, or they are of another run.
+        """
+        damaged: list[str] = []
+        for path in self.states():
+            try:
+                state = read_state(path, identity, shapes)
+            except DamagedState as error:
+                damaged.append(str(error))
+                continue
+            for reason in damaged:
+                logger.warning("%s. Resuming from the state before, %s", reason, path)
+            return state
+        if damaged:
+            raise ValueError(f"{'; '.join(damaged)}. There is no whole state before; start the run anew")
+        return None
 
 
-def _short(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) < 60 else text[:57] + "..."
+class Checkpoint(Callback):
+    """Writes states of the run, so that it can be resumed.
+
+    It comes after all other callbacks, so that a state holds what they did at its step.
+
+    Args:
+        folder: Where to write, and how often.
+        identity: What determines the run.
+    """
+
+    def __init__(self, folder: StateFolder, identity: Mapping[str, Any]) -> None:
+        self.every = folder.every
+        self._folder, self._identity = folder, identity
+        self._written = 0
+
+    def on_start(self, run: "Run") -> None:
+        """Remove what a run that was killed had begun to write."""
+        for path in self._folder.path.glob(".step-*.tmp"):
+            path.unlink(missing_ok=True)
+
+    def on_step(self, run: "Run", step: Step) -> None:
+        """Write a state, and delete the oldest of more than `keep_checkpoints`."""
+        write_state(self._folder.path / f"step-{step.step:08d}.safetensors", self._identity, run, run.callbacks)
+        self._written = step.step
+        for path in self._folder.states()[self._folder.keep :]:
+            with suppress(OSError):  # Windows keeps a file that is mapped
+                path.unlink(missing_ok=True)
+
+    def on_end(self, run: "Run") -> None:
+        """Write the last state of a run that ended in order."""
+        steps = run.history.steps
+        if run.finished and steps and self._written != steps[-1].step:
+            self.on_step(run, steps[-1])

@@ -1,41 +1,45 @@
 """How long a training will take and what it needs, from timing a step of it on this machine."""
 
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Unpack
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
+from torch import Tensor
 
-from gptclf.data.batches import Batch, Batches, TokenRows
+from gptclf.data.batches import Batch, Batches, Rows
 from gptclf.data.dataset import TextDataset
 from gptclf.features.estimate import prefix_seconds
-from gptclf.features.frozen_prefix import missing_rows
-from gptclf.features.reuse import frozen_cut, store_in_use
-from gptclf.gpt2.arithmetic import arithmetic, in_mode, resolve_precision
-from gptclf.gpt2.gradients import KeptGradients
-from gptclf.gpt2.model import GPT2
-from gptclf.gpt2.stages import Classifier, Suffix, own_trainable
+from gptclf.features.frozen_prefix import FrozenPrefix, missing_rows
+from gptclf.features.reuse import prefix_of, store_in_use
+from gptclf.features.rows import FeatureSet
+from gptclf.gpt2.model import GPT2, check_classifier
+from gptclf.gpt2.sharing import own_trainable
 from gptclf.inference.evaluate import labelled_rows
-from gptclf.inference.predict import check_classifier
-from gptclf.metrics import loss_sum
 from gptclf.progress import format_bytes, format_seconds
-from gptclf.training.checks import check_arguments, check_model, check_rows
+from gptclf.tasks import Task
+from gptclf.training.checks import check_trainable, check_training_rows
+from gptclf.training.objective import Objective, build_objective
+from gptclf.training.recipe import BOOK, Recipe, RecipeChanges, lists_options, recipe_of
 
-# What AdamW reads and writes for each number that trains: weight, gradient and two moments in, all but the gradient
+# Bytes that AdamW reads and writes for each trained number: weight, gradient and two moments in, all but the gradient
 # out.
 _ADAM_BYTES = 28
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """What a training will take, about.
+    """The time and memory that a training needs, estimated.
 
     Attributes:
-        frozen_seconds: Computing the frozen part of the texts that are not kept yet; 0 where nothing is reused.
-        training_seconds: The steps after that, without the measurements between them.
+        frozen_seconds: Time to compute the frozen part for the texts that are not kept yet; 0 if nothing is reused.
+        training_seconds: Time for the steps after that, without the measurements between them.
         steps: Optimizer steps.
-        feature_bytes: Memory (or disk, with `cache_dir`) that the frozen part's features of all texts take.
-        training_bytes: Memory that weights in training, their gradients and AdamW's moments take.
+        feature_bytes: Memory (or disk, with `cache_dir`) for the frozen part's features of all texts.
+        training_bytes: Memory for the trained weights, their gradients and AdamW's moments.
     """
 
     frozen_seconds: float
@@ -46,7 +50,7 @@ class Estimate:
 
     @property
     def seconds(self) -> float:
-        """Both parts together."""
+        """Time for both parts together."""
         return self.frozen_seconds + self.training_seconds
 
     def __str__(self) -> str:
@@ -59,19 +63,26 @@ class Estimate:
         )
 
 
+@lists_options()
 def estimate(
     model: GPT2,
     train_set: TextDataset,
     val_set: TextDataset | None = None,
     *,
-    epochs: int = 5,
-    batch_size: int = 8,
-    precision: str = "auto",
-    reuse_frozen: bool = True,
+    recipe: Recipe = BOOK,
+    **options: Unpack[RecipeChanges],
 ) -> Estimate:
-    """How long `train` with these arguments would take here, about, and what it needs; nothing is trained.
+    """Estimate the time and memory that `train` would need with these arguments, without training.
 
-    A block over a piece of text and one training step are timed; other work on the machine makes the answer longer.
+    A block over some of the text and a step of the very computation that `train` would run are timed; other work on
+    the machine makes the answer longer.
+
+    Args:
+        model: A classifier; its trainable parameters become its own, as in `train`, and nothing else changes.
+        train_set: Labelled rows.
+        val_set: Labelled rows to measure on.
+        recipe: As in `train`.
+        **options: As in `train`.
 
     Example:
         >>> from gptclf import add_classifier_head, load_gpt2
@@ -81,68 +92,85 @@ def estimate(
         30
     """
     check_classifier(model)
-    check_model(model)
-    check_arguments(epochs=epochs, batch_size=batch_size)
-    resolve_precision(precision, model)
+    check_trainable(model)
+    recipe, _ = recipe_of(recipe, options, ())
     sets = [labelled_rows(model, train_set, "train_set")]
-    check_rows(model, sets[0])
     if val_set is not None:
         sets.append(labelled_rows(model, val_set, "val_set"))
+    check_training_rows(model, sets[0], recipe)
     own_trainable(model)
-    cut = frozen_cut(model, precision) if reuse_frozen else None
-    frozen, kept_bytes = 0.0, 0
-    if cut is not None:
-        rows = [ids for dataset in sets for ids in dataset.rows()]
-        missing = missing_rows(cut, rows, store_in_use(cut))
-        frozen = prefix_seconds(cut, sum(len(rows[i]) for i in missing))
-        distinct_rows = missing_rows(cut, rows, None)
-        kept_bytes = cut.nbytes(np.array([len(rows[i]) for i in distinct_rows], dtype=np.int64))
-    steps = epochs * -(-len(sets[0]) // batch_size)
-    learner: Classifier = model if cut is None else Suffix(model, cut.depth)
-    batch = typical_batch(learner, sets[0], batch_size)
+    task = model.task.fitted(sets[0].targets(model.task))
+    found = prefix_of(model, recipe.precision) if recipe.reuse_frozen else None
+    prefix = found if isinstance(found, FrozenPrefix) else None
+    frozen, kept_bytes = (0.0, 0) if prefix is None else _frozen_part(prefix, sets)
+    objective = build_objective(model, task, recipe, 0 if prefix is None else prefix.depth)
+    rows: Rows = sets[0] if prefix is None else _DrawnFeatures(sets[0], prefix)
+    n_batches = len(Batches(sets[0], recipe.batch_size, drop_last=recipe.drop_last, task=task))
+    steps = recipe.epochs * -(-n_batches // recipe.accumulate)
+    seconds = steps * step_seconds(objective, typical_batch(rows, task, recipe.batch_size), recipe.accumulate)
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
-    return Estimate(frozen, steps * step_seconds(learner, batch, precision), steps, kept_bytes, 16 * trained)
+    return Estimate(frozen, seconds, steps, kept_bytes, 16 * trained)
 
 
-def typical_batch(learner: Classifier, rows: TokenRows, batch_size: int) -> Batch:
-    """A batch of rows whose lengths are like those of the data set; features are drawn, not computed."""
+def _frozen_part(prefix: FrozenPrefix, sets: Sequence[TextDataset]) -> tuple[float, int]:
+    """Return the seconds to compute the features that are not kept yet, and the bytes of all of them."""
+    rows = [ids for dataset in sets for ids in dataset.rows()]
+    missing = missing_rows(rows, store_in_use(prefix))
+    distinct = missing_rows(rows, None)
+    seconds = prefix_seconds(prefix, sum(len(rows[i]) for i in missing))
+    return seconds, prefix.nbytes(np.array([len(rows[i]) for i in distinct], dtype=np.int64))
+
+
+class _DrawnFeatures(FeatureSet):
+    """Features of the shapes that a prefix would compute, drawn at random."""
+
+    def __init__(self, source: TextDataset, prefix: FrozenPrefix) -> None:
+        super().__init__(source, [], prefix.model.config.emb_dim)
+        self.lengths = prefix.positions(source.lengths)
+
+    def __len__(self) -> int:
+        return len(self.source)
+
+    def padded(self, indices: NDArray[np.int64]) -> Tensor:
+        """Draw features (B, T, D)."""
+        generator = torch.Generator().manual_seed(0)
+        longest = int(self.lengths[indices].max(initial=0))
+        return torch.randn(len(indices), longest, self.width, generator=generator, dtype=torch.float32)
+
+
+def typical_batch(rows: Rows, task: Task, batch_size: int) -> Batch:
+    """Return a batch of rows whose lengths are like those of the data set."""
     chosen = np.random.default_rng(0).permutation(len(rows))[:batch_size]
-    batch = Batches(rows, batch_size, classes=learner.classes).take(chosen)
-    if isinstance(learner, Suffix):
-        one = not learner.blocks
-        width, T = learner.config.emb_dim, 1 if one else batch.inputs.shape[1]
-        lengths = torch.ones_like(batch.lengths) if one else batch.lengths
-        drawn = torch.randn(len(batch), T, width, generator=torch.Generator().manual_seed(0), dtype=torch.float32)
-        return Batch(drawn, lengths, batch.targets, batch.classes)
-    return batch
+    return Batches(rows, batch_size, task=task).take(chosen)
 
 
-def step_seconds(learner: Classifier, batch: Batch, precision: str) -> float:
-    """Seconds of a step: forward and backward timed, the optimizer by the memory it moves."""
-    trained = [parameter for parameter in learner.parameters() if parameter.requires_grad]
-    precision = resolve_precision(precision, learner)
-    taken = 0.0
+def step_seconds(objective: Objective, batch: Batch, accumulate: int = 1) -> float:
+    """Return the seconds of a step: forward and backward timed, the optimizer by the memory it moves."""
+    trained = [parameter for parameter in objective.parameters() if parameter.requires_grad]
+    device, taken = objective.learner.device, 0.0
     before = [parameter.grad for parameter in trained]
-    buffers = [(buffer, buffer.clone()) for buffer in learner.buffers()]  # running means of a module of the user's
-    devices = [learner.device] if learner.device.type == "cuda" else []
-    with in_mode(learner, training=True), torch.random.fork_rng(devices=devices):
-        gradients = KeptGradients(trained)
+    buffers = [(buffer, buffer.clone()) for buffer in objective.buffers()]  # running means of a module of the user's
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         try:
             for _ in range(3):  # the first ones find buffers that do not exist yet
+                for parameter in trained:
+                    parameter.grad = None
                 start = time.perf_counter()
-                with gradients.step(), torch.enable_grad(), arithmetic(precision, learner):
-                    loss_sum(learner, batch.to(learner.device)).backward()  # type: ignore[no-untyped-call]
+                given = batch.to(device)
+                with torch.enable_grad():
+                    loss, _ = objective(given.inputs, given.lengths, given.targets, given.weights)
+                loss.backward()
                 taken = time.perf_counter() - start
         finally:
             for parameter, gradient in zip(trained, before, strict=True):
                 parameter.grad = gradient
             for buffer, value in buffers:
                 buffer.copy_(value)
-    return taken + _ADAM_BYTES * sum(p.numel() for p in trained) / _memory_bandwidth(learner.device)
+    return accumulate * taken + _ADAM_BYTES * sum(p.numel() for p in trained) / _memory_bandwidth(device)
 
 
 def _memory_bandwidth(device: torch.device) -> float:
-    """Bytes per second that a copy reads and writes."""
+    """Return the bytes per second that a copy reads and writes."""
     source = torch.ones(1 << 23, device=device)
     target = torch.empty_like(source)
     best = float("inf")

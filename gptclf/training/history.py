@@ -1,8 +1,8 @@
-"""`History`: what a training run measured, to be read, plotted and tabulated."""
+"""`History`: the measurements of a training run, to be read, plotted and tabulated."""
 
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from gptclf.plotting import plot_training
 from gptclf.training.loop import Step
@@ -13,34 +13,48 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Scores:
-    """Loss (nats) and accuracy (0 to 1) of a model during training.
+    """A model's measures during training, by name: those of its task, such as "loss" (nats) and "accuracy" (0 to 1).
+
+    Each is also an attribute: `scores.train_loss`, `scores.val_accuracy`; without a validation set the latter is None.
 
     Attributes:
         step: Optimizer steps taken.
         epoch: Number of the epoch, counted from 1.
         examples: Rows seen since the start.
-        train_loss: On the training set, or its first `eval_batches` batches.
-        train_accuracy: Likewise.
-        val_loss: On the validation set, or its first `eval_batches` batches; None without one.
-        val_accuracy: Likewise.
+        train: On the training set, or its first `eval_batches` batches.
+        val: On the validation set, or its first `eval_batches` batches; None without one.
         seconds: Since the start of training.
+
+    Example:
+        >>> Scores(3, 1, 24, {"loss": 0.5, "accuracy": 0.75}, None, 1.0).train_accuracy
+        0.75
     """
 
     step: int
     epoch: int
     examples: int
-    train_loss: float
-    train_accuracy: float
-    val_loss: float | None
-    val_accuracy: float | None
+    train: dict[str, float]
+    val: dict[str, float] | None
     seconds: float
 
+    def __getattr__(self, name: str) -> Any:
+        which, _, measure = name.partition("_")
+        if which in ("train", "val") and measure:
+            if measure in self.train:
+                return getattr(self, which) and getattr(self, which)[measure]
+            raise AttributeError(f"there is no measure {measure!r}; this task measures {', '.join(self.train)}")
+        raise AttributeError(f"{type(self).__name__} has no attribute {name!r}")
+
     def __str__(self) -> str:
-        text = f"epoch {self.epoch}, step {self.step}: train loss {self.train_loss:.3f}, "
-        text += f"accuracy {100 * self.train_accuracy:.2f} %"
-        if self.val_loss is not None and self.val_accuracy is not None:
-            text += f"; validation loss {self.val_loss:.3f}, accuracy {100 * self.val_accuracy:.2f} %"
-        return text
+        text = f"epoch {self.epoch}, step {self.step}: train {_in_words(self.train)}"
+        return text if self.val is None else f"{text}; validation {_in_words(self.val)}"
+
+
+def _in_words(measures: dict[str, float]) -> str:
+    return ", ".join(
+        f"{name} {100 * value:.2f} %" if name == "accuracy" else f"{name} {value:.3f}"
+        for name, value in measures.items()
+    )
 
 
 @dataclass
@@ -52,43 +66,74 @@ class History:
         evaluations: `Scores` every `eval_every` steps.
         epochs: `Scores` after each epoch.
         seconds: Length of the run.
+        stopped: Why the run ended before its last step: "interrupted" (Ctrl-C), or what `run.stop` was given. None for
+            a run that took all its steps.
     """
 
     steps: list[Step] = field(default_factory=list)
     evaluations: list[Scores] = field(default_factory=list)
     epochs: list[Scores] = field(default_factory=list)
     seconds: float = 0.0
+    stopped: str | None = None
 
     def scores(self) -> list[Scores]:
-        """All measurements on whole sets, in the order of steps, one for each step that has any."""
+        """Return all measurements on whole sets in the order of steps, one for each step that has any."""
         by_step = {scores.step: scores for scores in [*self.evaluations, *self.epochs]}
         return [by_step[step] for step in sorted(by_step)]
 
     def to_frame(self) -> "pandas.DataFrame":
-        """One row per optimizer step; columns of `Scores` are empty where nothing was measured (needs pandas)."""
+        """Return one row per optimizer step; a measure's column is empty where it was not measured (needs pandas)."""
         try:
             import pandas
         except ImportError as error:
             raise ImportError("to_frame needs pandas: pip install 'gptclf[examples]'") from error
-        measured = {scores.step: asdict(scores) for scores in self.scores()}
-        names = ("train_loss", "train_accuracy", "val_loss", "val_accuracy", "seconds")
-        rows = [asdict(step) | {name: measured.get(step.step, {}).get(name) for name in names} for step in self.steps]
+        measured = {scores.step: scores for scores in self.scores()}
+        names = [f"{which}_{name}" for which in ("train", "val") for name in self._measures()]
+        names.append("seconds")
+        rows = [
+            asdict(step) | {name: getattr(measured.get(step.step), name, None) for name in names} for step in self.steps
+        ]
         return pandas.DataFrame(rows)
 
     def plot(self, path: str | Path) -> Path:
-        """Write the curves of loss and accuracy as a picture (needs matplotlib)."""
+        """Write the curves of all measures as a picture (needs matplotlib)."""
         scores = self.scores()
         per_epoch = self.steps[-1].examples / self.steps[-1].epoch if self.steps else 1.0
         epochs = [score.examples / per_epoch for score in scores]
         curves: dict[str, dict[str, list[float | None]]] = {
-            "loss": {
-                "training": [score.train_loss for score in scores],
-                "validation": [score.val_loss for score in scores],
-            },
-            "accuracy": {
-                "training": [score.train_accuracy for score in scores],
-                "validation": [score.val_accuracy for score in scores],
-            },
+            name: {
+                "training": [getattr(score, f"train_{name}") for score in scores],
+                "validation": [getattr(score, f"val_{name}") for score in scores],
+            }
+            for name in self._measures()
         }
         single = ([step.examples / per_epoch for step in self.steps], [step.loss for step in self.steps])
         return plot_training(path, epochs, curves, step_losses=single)
+
+    def _measures(self) -> list[str]:
+        """Names of the task's measures, in its order."""
+        return list(dict.fromkeys(name for scores in self.scores() for name in scores.train))
+
+
+def history_from_dict(values: dict[str, Any]) -> History:
+    """Build the history that `dataclasses.asdict` took apart.
+
+    Format 1 of saved states has the fields train_loss, train_accuracy, val_loss and val_accuracy instead of the
+    dictionaries, and no count of batches in its steps.
+    """
+
+    def scores(saved: dict[str, Any]) -> Scores:
+        if "train" not in saved:
+            names = ("loss", "accuracy")
+            saved["train"] = {name: saved.pop(f"train_{name}") for name in names}
+            val = {name: saved.pop(f"val_{name}") for name in names}
+            saved["val"] = None if val["loss"] is None else val
+        return Scores(**saved)
+
+    return History(
+        steps=[Step(**step) for step in values["steps"]],
+        evaluations=[scores(saved) for saved in values["evaluations"]],
+        epochs=[scores(saved) for saved in values["epochs"]],
+        seconds=float(values.get("seconds", 0.0)),
+        stopped=values.get("stopped"),
+    )

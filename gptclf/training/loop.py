@@ -1,22 +1,20 @@
 """The one training loop: a generator that yields after each optimizer step.
 
-It knows batches, a model and an optimizer; files, printing, evaluation and stopping belong to whoever consumes it.
+It knows an objective, batches and an optimizer; files, printing, measuring and stopping belong to its caller.
 """
 
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import islice
+from typing import Protocol
 
 import torch
+from torch import nn
 from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LRScheduler
 
 from gptclf.data.batches import Batch, Batches
-from gptclf.gpt2.arithmetic import arithmetic
-from gptclf.gpt2.gradients import KeptGradients
-from gptclf.gpt2.stages import Classifier
-from gptclf.metrics import blame, loss_sum
+from gptclf.training.objective import mean_over_ranks, objective_of
 
 
 @dataclass(frozen=True)
@@ -26,10 +24,11 @@ class Step:
     Attributes:
         step: Number of the step, counted from 1.
         epoch: Number of the epoch, counted from 1.
-        loss: Mean cross-entropy of its rows in nats, before the step.
-        lr: Learning rate it used.
+        loss: Mean loss of its rows before the step; for cross-entropy in nats.
+        lr: Learning rate it used, that of the optimizer's first group.
         examples: Rows seen since the start.
         gradient_norm: 2-norm of all gradients before clipping.
+        batch: Batches of this epoch that are done; 0 means all, in records of earlier versions.
     """
 
     step: int
@@ -38,76 +37,92 @@ class Step:
     lr: float
     examples: int
     gradient_norm: float
+    batch: int = 0
+
+
+class Scheduler(Protocol):
+    """What sets the learning rate: a `Schedule`, or one of torch's schedulers."""
+
+    def step(self) -> None:
+        """Set the rates of the next step."""
 
 
 def training_steps(
-    model: Classifier,
+    objective: nn.Module,
     batches: Batches,
     optimizer: Optimizer,
     *,
     epochs: int,
     accumulate: int = 1,
     clip: float | None = None,
-    scheduler: LRScheduler | None = None,
-    precision: str = "float32",
+    scheduler: Scheduler | None = None,
     after: Step | None = None,
 ) -> Iterator[Step]:
-    """Train step by step; each yield comes right after an optimizer step, and stopping is `break`.
+    """Train step by step; each yield comes right after an optimizer step, and `break` stops.
 
-    The gradient of a step is the sum over all targets of its `accumulate` batches (a row each, or of a language model a
-    position each) divided by their number once, so any division into batches gives the same step; a shorter last group
-    is divided by its own number.
+    The gradient of a step is the sum over all rows of its `accumulate` batches, divided by their weight once, so any
+    division into batches gives the same step. A shorter last group is divided by its own weight. With processes that
+    share the work, the sum and the weight are those of all of them.
 
     Args:
-        model: Trains what requires grad; its mode (dropout) is the caller's.
+        objective: An `Objective`, or a wrapper of one, such as DistributedDataParallel.
         batches: Rows in the order of seed and epoch.
         optimizer: Holds the trainable parameters.
-        epochs: How many times to go through the batches.
+        epochs: Passes over the batches.
         accumulate: Batches per optimizer step.
         clip: Largest 2-norm of the gradient, or None.
         scheduler: Stepped after each optimizer step.
-        precision: "auto", "float32" or "bfloat16".
-        after: The last step of a run that is taken up again at the end of its epoch.
+        after: The last completed step, when resuming a run; its epoch goes on at the batch after it.
 
     Raises:
         FloatingPointError: The loss or the gradient is not finite; the weights are those of the step before.
+        ValueError: The rows of a step have weights that sum to 0.
     """
-    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    gradients = KeptGradients(trained)
-    done, step, examples = (0, 0, 0) if after is None else (after.epoch, after.step, after.examples)
-    for epoch in range(done, epochs):
-        stream = batches.epoch(epoch)
+    trained = [parameter for parameter in objective.parameters() if parameter.requires_grad]
+    epoch, step, examples, done = (1, 0, 0, 0) if after is None else (after.epoch, after.step, after.examples, after.batch)
+    if after is not None and done in (0, len(batches)):
+        epoch, done = epoch + 1, 0
+    for number in range(epoch, epochs + 1):
+        stream = batches.epoch(number - 1, start=done)
         while group := list(islice(stream, accumulate)):
             lr = optimizer.param_groups[0]["lr"]
-            with gradients.step():
-                loss = _accumulate_gradient(model, group, precision)
-            norm = _gradient_norm(trained)
+            loss = _accumulate_gradient(objective, group, trained)
+            norm = torch.nn.utils.get_total_norm([p.grad for p in trained if p.grad is not None])
             if clip is not None:
                 torch.nn.utils.clip_grads_with_norm_(trained, clip, norm)
             gradient_norm = float(norm)
             step += 1
             if not (math.isfinite(loss) and math.isfinite(gradient_norm)):
                 raise FloatingPointError(
-                    f"step {step}: loss {loss}, gradient norm {gradient_norm}. {blame(model)}. The step was not taken"
+                    f"step {step}: loss {loss}, gradient norm {gradient_norm}. "
+                    f"{blame(objective_of(objective).learner)}. The step was not taken"
                 )
             optimizer.step()
             if scheduler is not None:
                 scheduler.step()
+            done += len(group)
             examples += sum(len(batch) for batch in group)
-            yield Step(step, epoch + 1, loss, lr, examples, gradient_norm)
+            yield Step(step, number, loss, lr, examples, gradient_norm, done)
+        done = 0
 
 
-def _gradient_norm(parameters: list[torch.nn.Parameter]) -> torch.Tensor:
-    return torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None])
-
-
-def _accumulate_gradient(model: Classifier, group: list[Batch], precision: str) -> float:
-    """Add the gradient of the group's mean loss to `.grad` and return that loss."""
-    targets = sum(batch.n_targets for batch in group)
+def _accumulate_gradient(objective: nn.Module, group: list[Batch], trained: list[nn.Parameter]) -> float:
+    """Set `.grad` to the gradient of the group's mean loss, and return that loss."""
+    inner = objective_of(objective)
+    weight = mean_over_ranks(sum(inner.weight(batch) for batch in group), objective)
+    if not weight > 0:
+        rows = [row for batch in group if batch.rows is not None for row in batch.rows.tolist()]
+        raise ValueError(
+            f"the weights of rows {', '.join(map(str, rows[:20]))}{', ...' * (len(rows) > 20)} sum to {weight:g}, so "
+            "their mean loss is undefined; give at least one row of each step a positive weight, or use larger batches"
+        )
+    for parameter in trained:
+        parameter.grad = None
     total = 0.0
     for batch in group:
-        with torch.enable_grad(), arithmetic(precision, model):
-            loss = loss_sum(model, batch.to(model.device)) / targets
-        loss.backward()  # type: ignore[no-untyped-call]
+        batch = batch.to(inner.learner.device)
+        with torch.enable_grad():
+            loss = objective(batch.inputs, batch.lengths, batch.targets, batch.weights)[0] / weight
+        loss.backward()
         total += loss.item()
-    return total
+    return mean_over_ranks(total, objective)

@@ -1,58 +1,84 @@
-"""The optimizer's parameter groups and the learning rate's course."""
+"""The optimizer's parameter groups, and the learning rate over the steps of a run."""
 
 import math
 
-import torch
-from torch.optim import AdamW
-from torch.optim.lr_scheduler import LambdaLR
+from torch.optim import AdamW, Optimizer
 
 from gptclf.gpt2.model import GPT2
+from gptclf.gpt2.stages import stages
+from gptclf.training.recipe import Recipe
 
-DECAYS = ("all", "matrices")
-SCHEDULES = ("constant", "linear", "cosine")
 
-
-def make_optimizer(model: GPT2, *, lr: float, weight_decay: float, decay: str = "all") -> AdamW:
-    """AdamW (Loshchilov & Hutter, 2019) over what trains.
+def make_optimizer(model: GPT2, recipe: Recipe) -> AdamW:
+    """Build AdamW (Loshchilov & Hutter, 2019) over the parameters that require grad.
 
     Args:
-        model: Parameters that require grad are taken.
-        lr: Learning rate.
-        weight_decay: Decoupled decay per step, times the learning rate.
-        decay: "all" decays every parameter, as the book does; "matrices" leaves out biases and norms.
+        model: Its trainable parameters are taken.
+        recipe: Gives `lr`, `weight_decay`, `decay`, `layer_decay` and `head_lr`. The groups are in the order of the
+            stages from the last block down, so that the first group's learning rate is that of the top.
     """
-    if decay not in DECAYS:
-        raise ValueError(f"decay is {decay!r}; choose from {', '.join(DECAYS)}")
-    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    groups = [{"params": trained, "weight_decay": weight_decay}]
-    if decay == "matrices":
-        groups = [
-            {"params": [p for p in trained if p.dim() >= 2], "weight_decay": weight_decay},
-            {"params": [p for p in trained if p.dim() < 2], "weight_decay": 0.0},
-        ]
+    stage_of = {id(p): stage for stage, (_, module) in enumerate(stages(model)) for p in module.parameters()}
+    top, head = model.config.n_layers, model.config.n_layers + 2
+    groups: dict[tuple[int, float, float], list[object]] = {}
+    for parameter in model.parameters():
+        if parameter.requires_grad:
+            # A parameter that a user's module adds outside of the stages trains at the full rate.
+            stage = stage_of.get(id(parameter), top)
+            below = max(0, top - stage) if recipe.layer_decay != 1.0 else 0
+            lr = recipe.head_lr if recipe.head_lr is not None and stage == head else recipe.lr
+            decay = recipe.weight_decay if recipe.decay == "all" or parameter.dim() >= 2 else 0.0
+            groups.setdefault((below, lr * recipe.layer_decay**below, -decay), []).append(parameter)
     # The fused kernel reads each tensor once where the plain one makes ten passes.
-    return AdamW([group for group in groups if group["params"]], lr=lr, fused=model.device.type in ("cpu", "cuda"))
+    return AdamW(
+        [{"params": groups[key], "lr": key[1], "weight_decay": -key[2]} for key in sorted(groups, key=_from_the_top)],
+        lr=recipe.lr,
+        fused=model.device.type in ("cpu", "cuda"),
+    )
 
 
-def make_scheduler(
-    optimizer: torch.optim.Optimizer, schedule: str, *, total_steps: int, warmup_steps: int, done_steps: int = 0
-) -> LambdaLR:
-    """The learning rate's factor over the steps: `warmup_steps` of linear rise, then the schedule.
+def _from_the_top(key: tuple[int, float, float]) -> tuple[int, float]:
+    return key[0], key[2]
 
-    A run that is taken up again has `done_steps` behind it.
+
+class Schedule:
+    """Sets the learning rate of each of an optimizer's groups before every step.
+
+    A rate is the group's own, times the recipe's warm-up and schedule, times `scale`.
+
+    Args:
+        optimizer: Its groups' rates when it is given are those that the factors multiply.
+        recipe: Gives `schedule` and `warmup_steps`.
+        total_steps: Optimizer steps in the whole run.
+
+    Attributes:
+        scale: A factor on all rates; set it by `rescale`.
     """
-    check_schedule(schedule)
-    return LambdaLR(optimizer, lambda step: lr_factor(schedule, done_steps + step, total_steps, warmup_steps))
 
+    def __init__(self, optimizer: Optimizer, recipe: Recipe, total_steps: int) -> None:
+        self.scale = 1.0
+        self._optimizer, self._recipe, self._total_steps = optimizer, recipe, total_steps
+        self._rates = [group["lr"] for group in optimizer.param_groups]
+        self.move_to(0)
 
-def check_schedule(schedule: str) -> None:
-    """Raise where there is no such schedule."""
-    if schedule not in SCHEDULES:
-        raise ValueError(f"schedule is {schedule!r}; choose from {', '.join(SCHEDULES)}")
+    def step(self) -> None:
+        """Set the rates of the next step."""
+        self.move_to(self._done + 1)
+
+    def move_to(self, done: int) -> None:
+        """Set the rates of the step after `done` steps."""
+        self._done = done
+        factor = lr_factor(self._recipe.schedule, done, self._total_steps, self._recipe.warmup_steps) * self.scale
+        for group, rate in zip(self._optimizer.param_groups, self._rates, strict=True):
+            group["lr"] = rate * factor
+
+    def rescale(self, scale: float) -> None:
+        """Multiply all rates by `scale` from the next step on, in place of the scale before."""
+        self.scale = scale
+        self.move_to(self._done)
 
 
 def lr_factor(schedule: str, step: int, total_steps: int, warmup_steps: int) -> float:
-    """Share of the learning rate that step number `step`, counted from 0, uses.
+    """Return the share of the learning rate that step number `step`, counted from 0, uses.
 
     Warm-up gives (step + 1) / warmup_steps; "linear" and "cosine" then fall so that 0 would be the step after the
     last one.

@@ -1,245 +1,266 @@
-"""One training run: data, optimizer, loop, measurement and callbacks put together, whatever the model predicts."""
+"""`Run`: one training run, and `fit`, which takes its steps and calls back."""
 
+import signal
 import sys
+import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from types import FrameType
 
-import torch
+from torch import nn
 
+from gptclf.checks import number
 from gptclf.data.batches import Batches, Rows, TokenRows
-from gptclf.data.dataset import TextDataset
-from gptclf.features.reuse import reused
-from gptclf.features.store import check_cache
-from gptclf.gpt2.arithmetic import in_mode, resolve_precision
-from gptclf.gpt2.line import recomputed_activations
+from gptclf.features.reuse import features_of
+from gptclf.features.store import DISK_LIMIT
+from gptclf.gpt2.arithmetic import resolve_precision
 from gptclf.gpt2.model import GPT2
-from gptclf.gpt2.stages import Classifier, own_trainable
-from gptclf.inference.evaluate import loss_and_accuracy
+from gptclf.gpt2.sharing import own_trainable
+from gptclf.inference.evaluate import measured
 from gptclf.progress import format_seconds
-from gptclf.training.callbacks import Callback, Progress
-from gptclf.training.checkpoint import STATE, load_checkpoint, run_identity, save_checkpoint, with_state
-from gptclf.training.checks import check_arguments, check_callbacks, check_state_folder
+from gptclf.training.callbacks import Callback, KeepBest
 from gptclf.training.estimate import step_seconds, typical_batch
 from gptclf.training.history import History, Scores
 from gptclf.training.loop import Step, training_steps
-from gptclf.training.optim import check_schedule, make_optimizer, make_scheduler
+from gptclf.training.objective import Objective, build_objective
+from gptclf.training.optim import Schedule, make_optimizer
+from gptclf.training.recipe import Recipe
+from gptclf.training.state import State
 
 
-@dataclass(frozen=True)
-class Settings:
-    """What a run is told; `train` says what each means."""
-
-    epochs: int
-    batch_size: int
-    lr: float
-    weight_decay: float
-    decay: str
-    schedule: str
-    warmup_steps: int
-    clip: float | None
-    accumulate: int
-    drop_last: bool
-    seed: int
-    reuse_frozen: bool
-    cache_dir: str | Path | None
-    cache_limit: float
-    recompute: bool
-    precision: str
-    eval_every: int | None
-    eval_batches: int | None
-    callbacks: Sequence[Callback]
-    checkpoint_dir: str | Path | None
-    resume: bool
-    progress: bool
-
-    def check(self, *, has_validation: bool) -> None:
-        """Raise where a value is not what it can be."""
-        names = (
-            "epochs",
-            "batch_size",
-            "accumulate",
-            "eval_every",
-            "eval_batches",
-            "lr",
-            "weight_decay",
-            "clip",
-            "warmup_steps",
-            "seed",
-        )
-        check_arguments(**{name: getattr(self, name) for name in names})
-        check_schedule(self.schedule)
-        check_callbacks(self.callbacks, has_validation=has_validation)
-        check_cache(self.cache_dir, self.cache_limit)
-
-    def identity(self, precision: str) -> dict[str, Any]:
-        """What determines the run's steps, for its saved state."""
-        names = (
-            "epochs",
-            "batch_size",
-            "lr",
-            "weight_decay",
-            "decay",
-            "schedule",
-            "warmup_steps",
-            "clip",
-            "accumulate",
-            "drop_last",
-            "seed",
-            "reuse_frozen",
-            "eval_every",
-            "eval_batches",
-        )
-        kinds = [type(callback).__qualname__ for callback in with_state(self.callbacks)]
-        return {**{name: getattr(self, name) for name in names}, "precision": precision, "callbacks": kinds}
-
-
-def fit(model: GPT2, train_set: TokenRows, val_set: TokenRows | None, settings: Settings) -> History:
-    """Train what requires grad in `model`, in place, and measure; everything given was checked.
+class Run:
+    """A training run, as a callback sees it.
 
     Args:
         model: Changed in place.
         train_set: Rows that fit the model's context.
         val_set: Rows to measure on, or None.
-        settings: The rest.
+        recipe: The options that determine the steps.
+        recompute: Recompute activations in the backward pass.
+        cache_dir: Folder for features of the frozen part, or None.
+        cache_limit: Bytes that features may take there.
+        progress: Report on standard error.
+
+    Attributes:
+        task: The model's task, with what depends on the training set fixed.
+        objective: What a step computes; there once the features of the frozen part are.
+        optimizer: Over the trained parameters.
+        scheduler: Sets the learning rate.
+        history: The measurements so far.
+        scores: The last measurement, or None.
+        total_steps: Optimizer steps of the whole run.
+        steps_per_epoch: Optimizer steps of an epoch.
+        callbacks: All that are called, the run's own included.
+        finished: True once the steps ended in order.
     """
-    if settings.drop_last and len(train_set) < settings.batch_size:
-        raise ValueError(
-            f"drop_last=True leaves no batch: {len(train_set)} rows are less than one batch of {settings.batch_size}"
+
+    def __init__(
+        self,
+        model: GPT2,
+        train_set: TokenRows,
+        val_set: TokenRows | None,
+        recipe: Recipe,
+        *,
+        recompute: bool = False,
+        cache_dir: Path | None = None,
+        cache_limit: float = DISK_LIMIT,
+        progress: bool = False,
+    ) -> None:
+        self.model, self.train_set, self.val_set, self.recipe = model, train_set, val_set, recipe
+        self.recompute, self.cache_dir, self.cache_limit, self.progress = recompute, cache_dir, cache_limit, progress
+        self.task = model.task.fitted(train_set.targets(model.task))
+        self.precision = resolve_precision(recipe.precision, model)
+        own_trainable(model)
+        self.optimizer = make_optimizer(model, recipe)
+        self._batches_per_epoch = len(Batches(train_set, recipe.batch_size, drop_last=recipe.drop_last, task=self.task))
+        self.steps_per_epoch = -(-self._batches_per_epoch // recipe.accumulate)
+        self.total_steps = recipe.epochs * self.steps_per_epoch
+        self.scheduler = Schedule(self.optimizer, recipe, self.total_steps)
+        self.history = History()
+        self.scores: Scores | None = None
+        self.callbacks: Sequence[Callback] = ()
+        self.begun = self.finished = False
+        self.objective: Objective
+        self._rows: list[Rows] = []
+        self._start = time.perf_counter()
+
+    def trained(self) -> dict[str, nn.Parameter]:
+        """Return the trained parameters by name."""
+        return {name: parameter for name, parameter in self.model.named_parameters() if parameter.requires_grad}
+
+    @property
+    def ends_epoch(self) -> bool:
+        """True if the last step was the last of its epoch."""
+        return bool(self.history.steps) and self.history.steps[-1].batch in (0, self._batches_per_epoch)
+
+    @property
+    def lr_scale(self) -> float:
+        """A factor on the learning rate that the schedule gives, from the next step on; a saved state keeps it."""
+        return self.scheduler.scale
+
+    @lr_scale.setter
+    def lr_scale(self, scale: float) -> None:
+        self.scheduler.rescale(number("lr_scale", scale))
+
+    def stop(self, reason: str = "stopped") -> None:
+        """End the run in order after the step at hand; `history.stopped` is the first reason given."""
+        self.history.stopped = self.history.stopped or reason
+
+    def is_due(self, every: int | None) -> bool:
+        """Return True if the last step is one of every `every` steps, or for None the last of its epoch."""
+        return self.ends_epoch if every is None else self.history.steps[-1].step % every == 0
+
+    def measure(self) -> Scores:
+        """Measure on the training and validation sets, once per step, and tell the callbacks."""
+        if not self.history.steps:
+            raise ValueError("there is nothing to measure before the first step")
+        step = self.history.steps[-1]
+        if self.scores is None or self.scores.step != step.step:
+            train, *val = (self._measured(rows, self.recipe.eval_batches) for rows in self._rows)
+            self.history.seconds = time.perf_counter() - self._start
+            self.scores = Scores(
+                step.step, step.epoch, step.examples, train, val[0] if val else None, self.history.seconds
+            )
+            (self.history.epochs if self.ends_epoch else self.history.evaluations).append(self.scores)
+            for callback in self.callbacks:
+                callback.on_scores(self, self.scores)
+        return self.scores
+
+    def _measured(self, rows: Rows, num_batches: int | None) -> dict[str, float]:
+        return measured(
+            self.objective.learner,
+            rows,
+            self.task,
+            num_batches=num_batches,
+            batch_size=self.recipe.batch_size,
+            precision=self.precision,
         )
-    state_folder = check_state_folder(settings.checkpoint_dir, settings.resume)
-    precision = resolve_precision(settings.precision, model)
-    seed, batch_size, callbacks = settings.seed, settings.batch_size, settings.callbacks
-    start = time.perf_counter()
-    own_trainable(model)
-    optimizer = make_optimizer(model, lr=settings.lr, weight_decay=settings.weight_decay, decay=settings.decay)
-    n_batches = len(Batches(train_set, batch_size, drop_last=settings.drop_last, classes=model.classes))
-    steps_per_epoch = -(-n_batches // settings.accumulate)
-    total_steps = settings.epochs * steps_per_epoch
-    history = History()
-    with in_mode(model, training=True), _seeded(seed, model.device), ExitStack() as ending:
-        # Unwound from the last to the first, each one whatever the others do: gradients would keep as much memory as
-        # the trained weights.
-        ending.callback(optimizer.zero_grad, set_to_none=True)
-        for callback in callbacks:
-            callback.on_start(model)
-            ending.callback(callback.on_end, model)
-        identity: dict[str, Any] = {}
-        if state_folder is not None:
-            identity = run_identity(model, train_set, val_set, settings.identity(precision))
-            if settings.resume and (state_folder / STATE).is_file():
-                load_checkpoint(state_folder, identity, model, optimizer, history, callbacks)
-                model.forget_fresh_head()
-        done = history.steps[-1] if history.steps else None
-        scheduler = make_scheduler(
-            optimizer,
-            settings.schedule,
-            total_steps=total_steps,
-            warmup_steps=settings.warmup_steps,
-            done_steps=len(history.steps),
-        )
-        watching = list(callbacks)
-        if settings.progress:
-            watching.append(Progress(total_steps - len(history.steps)))
-            ending.callback(watching[-1].on_end, model)
-        sets = [train_set] if val_set is None else [train_set, val_set]
-        cut = None
-        if settings.reuse_frozen:
-            cut = ending.enter_context(
-                reused(
-                    model,
-                    sets,
-                    precision=settings.precision,
-                    progress=settings.progress,
-                    cache_dir=check_cache(settings.cache_dir),
-                    cache_limit=settings.cache_limit,
+
+    def take_up(self, history: History, lr_scale: float) -> None:
+        """Continue after the steps of `history`, which a state kept."""
+        history.stopped = None
+        self.history = history
+        self.scores = next(reversed(history.scores()), None)
+        self.scheduler.scale = lr_scale
+        self.scheduler.move_to(len(history.steps))
+        self._start -= history.seconds
+
+    @contextmanager
+    def learning(self) -> Iterator[None]:
+        """Hold the features of the frozen part, and the learner that trains on them, in the block."""
+        sets = [self.train_set] if self.val_set is None else [self.train_set, self.val_set]
+        with ExitStack() as ending:
+            depth, self._rows = 0, list(sets)
+            if self.recipe.reuse_frozen:
+                depth, self._rows = ending.enter_context(
+                    features_of(
+                        self.model,
+                        sets,
+                        precision=self.recipe.precision,
+                        cache_dir=self.cache_dir,
+                        cache_limit=self.cache_limit,
+                        progress=self.progress,
+                    )
                 )
-            )
-        learner: Classifier = model if cut is None else cut[0]
-        given: Sequence[Rows] = sets if cut is None else cut[1]
-        train_rows, *others = given
-        val_rows = others[0] if others else None
-        ending.enter_context(recomputed_activations(settings.recompute))
-        measure = _Measure(
-            learner, train_rows, val_rows, settings.eval_batches, batch_size, precision, start - history.seconds
+            self.model.task, self.model.preparation = self.task, self.train_set.preparation
+            self.objective = build_objective(self.model, self.task, self.recipe, depth, recompute=self.recompute)
+            self._check_measures()
+            yield
+
+    def _check_measures(self) -> None:
+        wanted = {callback.measure for callback in self.callbacks if isinstance(callback, KeepBest)} - {"loss"}
+        names = self._measured(self._rows[-1], 1) if wanted else {}
+        for name in sorted(wanted - set(names)):
+            raise ValueError(f"measure is {name!r}; this task measures {', '.join(names)}")
+
+    def announce(self) -> None:
+        """Report how many steps are left and how long they will take."""
+        if not self.progress:
+            return
+        left = self.total_steps - len(self.history.steps)
+        objective = build_objective(
+            self.model, self.task, self.recipe, self.objective.learner.depth, recompute=self.recompute
         )
-        batches = Batches(train_rows, batch_size, seed, drop_last=settings.drop_last, classes=model.classes)
-        if settings.progress:
-            left = total_steps - len(history.steps)
-            each = settings.accumulate * step_seconds(learner, typical_batch(learner, train_set, batch_size), precision)
-            print(f"{left:,} steps, about {format_seconds(left * each)}, measurements not counted", file=sys.stderr)
-        if isinstance(train_set, TextDataset):
-            model.max_length, model.truncation, model.pad_to = (
-                train_set.max_length,
-                train_set.truncation,
-                train_set.pad_to,
-            )
+        batch = typical_batch(self._rows[0], self.task, self.recipe.batch_size)
+        seconds = left * step_seconds(objective, batch, self.recipe.accumulate)
+        print(f"{left:,} steps, about {format_seconds(seconds)}, measurements not counted", file=sys.stderr)
+
+    def __iter__(self) -> Iterator[Step]:
+        """Take the steps that are left; `history` has each before the callbacks are told."""
+        recipe = self.recipe
+        batches = Batches(
+            self._rows[0], recipe.batch_size, recipe.seed, drop_last=recipe.drop_last, task=self.task
+        )
+        self.begun = True
+        if self.history.stopped:  # a callback's restored state says that the run was over
+            return
         for step in training_steps(
-            learner,
+            self.objective,
             batches,
-            optimizer,
-            epochs=settings.epochs,
-            accumulate=settings.accumulate,
-            clip=settings.clip,
-            scheduler=scheduler,
-            precision=precision,
-            after=done,
+            self.optimizer,
+            epochs=recipe.epochs,
+            accumulate=recipe.accumulate,
+            clip=recipe.clip,
+            scheduler=self.scheduler,
+            after=self.history.steps[-1] if self.history.steps else None,
         ):
-            model.forget_fresh_head()
-            history.steps.append(step)
-            for callback in watching:
-                callback.on_step(model, step)
-            ends_epoch = step.step % steps_per_epoch == 0
-            if ends_epoch or (settings.eval_every is not None and step.step % settings.eval_every == 0):
-                scores = measure(step)
-                (history.epochs if ends_epoch else history.evaluations).append(scores)
-                history.seconds = scores.seconds
-                for callback in watching:
-                    callback.on_scores(model, scores)
-            if ends_epoch and state_folder is not None:
-                save_checkpoint(state_folder, identity, model, optimizer, history, callbacks)
-    return history
+            forget_fresh(self.model)
+            self.history.steps.append(step)
+            self.history.seconds = time.perf_counter() - self._start
+            yield step
 
 
-@dataclass(frozen=True)
-class _Measure:
-    """Measures loss and accuracy on the training and validation rows after a step."""
+def fit(run: Run, callbacks: Sequence[Callback], saved: State | None = None) -> History:
+    """Take a run's steps and call back; whatever ends it, each callback that was started is told of the end.
 
-    learner: Classifier
-    train_rows: Rows
-    val_rows: Rows | None
-    eval_batches: int | None
-    batch_size: int
-    precision: str
-    start: float
-
-    def __call__(self, step: Step) -> Scores:
-        """The scores after `step`."""
-        train_loss, train_accuracy = self._on(self.train_rows)
-        val_loss, val_accuracy = (None, None) if self.val_rows is None else self._on(self.val_rows)
-        return Scores(
-            step=step.step,
-            epoch=step.epoch,
-            examples=step.examples,
-            train_loss=train_loss,
-            train_accuracy=train_accuracy,
-            val_loss=val_loss,
-            val_accuracy=val_accuracy,
-            seconds=time.perf_counter() - self.start,
-        )
-
-    def _on(self, rows: Rows) -> tuple[float, float]:
-        return loss_and_accuracy(
-            self.learner, rows, num_batches=self.eval_batches, batch_size=self.batch_size, precision=self.precision
-        )
+    Args:
+        run: Everything it was given was checked.
+        callbacks: In the order in which they are called; their ends are in the reverse order.
+        saved: A state of this run to resume from.
+    """
+    run.callbacks = callbacks
+    with ExitStack() as ending:
+        ending.enter_context(deferred_interrupt(run))
+        ending.callback(run.optimizer.zero_grad, set_to_none=True)  # as much memory as the trained weights
+        for callback in callbacks:
+            callback.on_start(run)
+            ending.callback(callback.on_end, run)
+        ending.enter_context(run.learning())
+        if saved is not None:
+            saved.restore(run, callbacks)
+        run.announce()
+        for step in run:
+            for callback in callbacks:
+                if run.is_due(callback.every):
+                    callback.on_step(run, step)
+            if run.history.stopped:
+                break
+        run.finished = True
+    return run.history
 
 
 @contextmanager
-def _seeded(seed: int, device: torch.device) -> Iterator[None]:
-    """Dropout draws from torch's global generators: seeded in the block, put back after it."""
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-        torch.manual_seed(seed)
+def deferred_interrupt(run: Run) -> Iterator[None]:
+    """In the block, let Ctrl-C end the run after the step at hand; a second one is the usual KeyboardInterrupt.
+
+    Only in the main thread, and only if Python's own handler is installed. Before the first step, Ctrl-C is the usual
+    one as well.
+    """
+    usual = signal.default_int_handler
+    if threading.current_thread() is not threading.main_thread() or signal.getsignal(signal.SIGINT) is not usual:
         yield
+        return
+
+    def defer(number: int, frame: FrameType | None) -> None:
+        signal.signal(signal.SIGINT, usual)
+        if not run.begun:
+            usual(number, frame)
+        run.stop("interrupted")
+
+    signal.signal(signal.SIGINT, defer)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, usual)

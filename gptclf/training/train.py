@@ -1,86 +1,151 @@
-"""`train` and `train_lm`: what is trained on what, checked and handed to the one run."""
+"""`train` and `train_lm`: what they are given is checked, then handed to the one run."""
 
+import logging
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Unpack
 
+from gptclf.checks import boolean
+from gptclf.data.batches import TokenRows
 from gptclf.data.dataset import TextDataset
 from gptclf.data.windows import TextWindows
-from gptclf.features.store import DISK_LIMIT
-from gptclf.gpt2.model import GPT2
+from gptclf.features.store import DISK_LIMIT, check_cache
+from gptclf.gpt2.model import GPT2, check_classifier, check_language_model
 from gptclf.inference.evaluate import labelled_rows
-from gptclf.inference.predict import check_classifier
-from gptclf.language.checks import check_language_model
-from gptclf.training.callbacks import Callback
-from gptclf.training.checks import check_model, check_rows, check_windows
+from gptclf.training.callbacks import Callback, Measure, Progress
+from gptclf.training.checkpoint import Checkpoint, StateFolder
+from gptclf.training.checks import check_callbacks, check_trainable, check_training_rows, check_windows
 from gptclf.training.history import History
-from gptclf.training.run import Settings, fit
+from gptclf.training.recipe import BOOK, LANGUAGE_MODEL, Recipe, RecipeChanges, lists_options, recipe_of
+from gptclf.training.run import Run, fit
+from gptclf.training.state import identity_of
+
+logger = logging.getLogger(__name__)
 
 
+class TrainOptions(RecipeChanges, total=False):
+    """The keyword arguments of `train` beside `recipe`."""
+
+    callbacks: Sequence[Callback]
+    checkpoint_dir: str | Path | None
+    checkpoint_every: int | None
+    keep_checkpoints: int
+    resume: bool
+    cache_dir: str | Path | None
+    cache_limit: float
+    recompute: bool
+    progress: bool
+
+
+def _train(
+    model: GPT2,
+    train_set: TokenRows,
+    val_set: TokenRows | None,
+    recipe: Recipe,
+    *,
+    callbacks: Sequence[Callback] = (),
+    checkpoint_dir: str | Path | None = None,
+    checkpoint_every: int | None = None,
+    keep_checkpoints: int = 2,
+    resume: bool = False,
+    cache_dir: str | Path | None = None,
+    cache_limit: float = DISK_LIMIT,
+    recompute: bool = False,
+    progress: bool = True,
+) -> History:
+    """Carry out a run on rows that fit the model; `train` says what each argument means."""
+    boolean("progress", progress)
+    check_training_rows(model, train_set, recipe)
+    given = check_callbacks(callbacks, has_validation=val_set is not None)
+    cache = check_cache(cache_dir, cache_limit)
+    folder = StateFolder.given(checkpoint_dir, checkpoint_every, keep_checkpoints, resume)
+    run = Run(
+        model,
+        train_set,
+        val_set,
+        recipe,
+        recompute=boolean("recompute", recompute),
+        cache_dir=cache,
+        cache_limit=cache_limit,
+        progress=progress,
+    )
+    called = [*given, *([Progress()] if progress else []), Measure(), *_measuring(recipe)]
+    saved = None
+    if folder is not None:
+        identity = identity_of(run, given)
+        saved = folder.newest(identity, {name: p.shape for name, p in run.trained().items()}) if folder.resume else None
+        called.append(Checkpoint(folder, identity))
+    history = fit(run, called, saved)
+    if history.stopped == "interrupted":
+        how = "no state was kept: give checkpoint_dir= to be able to resume"
+        if folder is not None:
+            how = f"resume with the same arguments, checkpoint_dir={str(folder.path)!r} and resume=True"
+        logger.warning("interrupted after step %d of %d; %s", len(history.steps), run.total_steps, how)
+    return history
+
+
+# The options that are not the recipe's.
+_OTHERS = [name for name in TrainOptions.__annotations__ if name not in RecipeChanges.__annotations__]
+
+
+def _measuring(recipe: Recipe) -> list[Callback]:
+    return [] if recipe.eval_every is None else [Measure(recipe.eval_every)]
+
+
+@lists_options(_train)
 def train(
     model: GPT2,
     train_set: TextDataset,
     val_set: TextDataset | None = None,
     *,
-    epochs: int = 5,
-    batch_size: int = 8,
-    lr: float = 5e-5,
-    weight_decay: float = 0.1,
-    decay: str = "all",
-    schedule: str = "constant",
-    warmup_steps: int = 0,
-    clip: float | None = None,
-    accumulate: int = 1,
-    drop_last: bool = False,
-    seed: int = 123,
-    reuse_frozen: bool = True,
-    cache_dir: str | Path | None = None,
-    cache_limit: float = DISK_LIMIT,
-    recompute: bool = False,
-    precision: str = "auto",
-    eval_every: int | None = None,
-    eval_batches: int | None = None,
-    callbacks: Sequence[Callback] = (),
-    checkpoint_dir: str | Path | None = None,
-    resume: bool = False,
-    progress: bool = True,
+    recipe: Recipe = BOOK,
+    **options: Unpack[TrainOptions],
 ) -> History:
-    """Fine-tune a classifier: cross-entropy, AdamW, the defaults of the book's section 6.7.
+    """Fine-tune a classifier with AdamW on the loss of its task; the defaults are those of the book's section 6.7.
 
-    Trains what requires grad (see `freeze`) and leaves those flags alone. The run is a function of the data, the
-    weights and the seed. `max_length`, `truncation` and `pad_to` of the training set are noted on the model, and
-    `predict` prepares texts alike.
+    Trains the parameters that require grad (see `freeze`) and leaves those flags alone. The run is a function of the
+    data, the weights and the recipe. The training set's preparation is noted on the model, and `predict` prepares
+    texts in the same way. Weights of classes and of rows shape the training loss only; measures are plain means.
+
+    Ctrl-C ends the run after the step at hand. The history, with `history.stopped == "interrupted"`, is returned, and
+    with `checkpoint_dir` a state is written from which to resume. A second Ctrl-C is the usual KeyboardInterrupt.
 
     Args:
         model: A classifier; changed in place.
         train_set: Labelled rows; labels are matched to `model.classes` by name.
         val_set: Labelled rows to measure on, never trained on.
-        epochs: Times through the training set.
+        recipe: The options that determine the steps. Each can also be given on its own, and then replaces the
+            recipe's: those listed up to `eval_batches`.
+        epochs: Passes over the training set.
         batch_size: Rows per batch.
         lr: Learning rate.
-        weight_decay: AdamW's decoupled decay.
+        weight_decay: AdamW's decoupled weight decay.
         decay: "all" decays every parameter, as the book does; "matrices" leaves out biases and norms.
-        schedule: "constant", "linear" or "cosine" course of the learning rate after the warm-up.
-        warmup_steps: Optimizer steps of linear rise.
+        schedule: Learning rate after the warm-up: "constant", "linear" or "cosine".
+        warmup_steps: Optimizer steps over which the learning rate rises linearly.
         clip: Largest 2-norm of the gradient; None does not clip.
-        accumulate: Batches per optimizer step; equal to one batch of accumulate * batch_size rows.
-        drop_last: Leave out an epoch's last batch that is not full (the book's training loader does).
-        seed: Determines the order of examples and dropout.
-        reuse_frozen: Compute the frozen part of the model once per text and train the rest on what it gave: the
-            same losses up to rounding, many times faster. What was computed is kept in this process's memory (a
-            quarter of the machine's at most), so that another run on these texts does not compute it again:
-            `clear_features` forgets it. False computes everything at every step.
-        cache_dir: Keep what was computed in this folder instead, for later processes, too. It is as private as the
-            texts.
-        cache_limit: Bytes that may take there; earlier models' features are deleted to make room.
-        recompute: Keep only the input of each trained block for the backward pass and compute the rest again there: a
-            third more work, much less memory where texts are long and many blocks train.
-        precision: "auto", "float32" or "bfloat16" (autocast of matrix products; weights stay float32).
-        eval_every: Measure loss and accuracy every so many steps, too, not only after each epoch.
-        eval_batches: Measure on the first so many batches of each set; None measures on all.
+        accumulate: Batches per optimizer step; equal to one batch of `accumulate * batch_size` rows.
+        drop_last: Leave out the last batch of an epoch if it is not full (the book's training loader does).
+        seed: Determines the order of the rows and dropout.
+        layer_decay: Factor on the learning rate for each block below the last one, in (0, 1].
+        head_lr: Learning rate of the head; None means `lr`.
+        reuse_frozen: Compute the frozen part of the model once per text and train the rest on the result, which is
+            kept in memory for other runs (see `Recipe`). False computes everything at every step.
+        precision: "auto", "float32" or "bfloat16" (autocast of matrix products; the weights stay float32).
+        eval_every: Also measure every this many steps, in addition to once per epoch.
+        eval_batches: Measure on the first this many batches of each set; None measures on all.
         callbacks: Called after steps and measurements.
-        checkpoint_dir: Keep the run's state there, written anew after each epoch.
-        resume: Go on from the state in `checkpoint_dir`, with the very steps an uninterrupted run would take; start
-            at the beginning if there is none yet. The run must be given what it was given before.
+        checkpoint_dir: Folder for the states of the run; it is made if it does not exist.
+        checkpoint_every: Steps between two states; None writes one after each epoch.
+        keep_checkpoints: How many states to keep, the newest.
+        resume: Resume from the newest state in `checkpoint_dir`, with the very steps that an uninterrupted run would
+            take; start at the beginning if there is none yet. The run must be given what it was given before; with a
+            constant schedule, more epochs continue it.
+        cache_dir: Keep the frozen part's features in this folder, for later processes as well. It is as private as the
+            texts.
+        cache_limit: Bytes that features may take there; those of earlier models are deleted to make room.
+        recompute: Keep only the input of each trained block for the backward pass and compute the rest again there: a
+            third more work, and much less memory if texts are long and many blocks train.
         progress: Show a bar and a line per measurement on standard error.
 
     Returns:
@@ -98,102 +163,39 @@ def train(
         True
     """
     check_classifier(model)
-    check_model(model)
-    settings = Settings(
-        epochs=epochs,
-        batch_size=batch_size,
-        lr=lr,
-        weight_decay=weight_decay,
-        decay=decay,
-        schedule=schedule,
-        warmup_steps=warmup_steps,
-        clip=clip,
-        accumulate=accumulate,
-        drop_last=drop_last,
-        seed=seed,
-        reuse_frozen=reuse_frozen,
-        cache_dir=cache_dir,
-        cache_limit=cache_limit,
-        recompute=recompute,
-        precision=precision,
-        eval_every=eval_every,
-        eval_batches=eval_batches,
-        callbacks=callbacks,
-        checkpoint_dir=checkpoint_dir,
-        resume=resume,
-        progress=progress,
-    )
-    settings.check(has_validation=val_set is not None)
-    texts = labelled_rows(model, train_set, "train_set")
-    val_texts = None if val_set is None else labelled_rows(model, val_set, "val_set")
-    check_rows(model, texts)
-    return fit(model, texts, val_texts, settings)
+    check_trainable(model)
+    recipe, rest = recipe_of(recipe, options, _OTHERS)
+    rows = labelled_rows(model, train_set, "train_set")
+    val_rows = None if val_set is None else labelled_rows(model, val_set, "val_set")
+    return _train(model, rows, val_rows, recipe, **rest)
 
 
+@lists_options(_train)
 def train_lm(
     model: GPT2,
     train_set: TextWindows,
     val_set: TextWindows | None = None,
     *,
-    epochs: int = 1,
-    batch_size: int = 8,
-    lr: float = 4e-4,
-    weight_decay: float = 0.1,
-    decay: str = "all",
-    schedule: str = "constant",
-    warmup_steps: int = 0,
-    clip: float | None = None,
-    accumulate: int = 1,
-    drop_last: bool = False,
-    seed: int = 123,
-    reuse_frozen: bool = True,
-    cache_dir: str | Path | None = None,
-    cache_limit: float = DISK_LIMIT,
-    recompute: bool = False,
-    precision: str = "auto",
-    eval_every: int | None = None,
-    eval_batches: int | None = 5,
-    callbacks: Sequence[Callback] = (),
-    checkpoint_dir: str | Path | None = None,
-    resume: bool = False,
-    progress: bool = True,
+    recipe: Recipe = LANGUAGE_MODEL,
+    **options: Unpack[TrainOptions],
 ) -> History:
     """Train a language model on plain text: cross-entropy of every next token, AdamW, the book's section 5.2.
 
-    The stage before classification: from random weights, or on, in the language of the texts to classify. It trains
-    what requires grad, by the same loop as `train`, and `load_gpt2` gives a frozen model: say what trains with
-    `freeze(model, trainable="all")` first.
+    It is the stage before classification: from random weights, or to adapt a model to the language of the texts to
+    classify. It trains the parameters that require grad, by the same loop as `train`. `load_gpt2` returns a frozen
+    model, so first choose what to train, with `freeze(model, trainable="all")`.
 
     Args:
         model: A language model; changed in place.
         train_set: Windows of text, at most as long as the model's context.
         val_set: Windows to measure on, never trained on.
-        epochs: Times through the training set.
-        batch_size: Windows per batch.
-        lr: Learning rate.
-        eval_batches: Measure on the first so many batches of each set; None measures on all.
-        weight_decay: This and the rest are as in `train`.
-        decay: As in `train`.
-        schedule: As in `train`.
-        warmup_steps: As in `train`.
-        clip: As in `train`.
-        accumulate: As in `train`.
-        drop_last: As in `train`.
-        seed: As in `train`.
-        reuse_frozen: As in `train`.
-        cache_dir: As in `train`.
-        cache_limit: As in `train`.
-        recompute: As in `train`.
-        precision: As in `train`.
-        eval_every: As in `train`.
-        callbacks: As in `train`.
-        checkpoint_dir: As in `train`.
-        resume: As in `train`.
-        progress: As in `train`.
+        recipe: The options that determine the steps, by default one epoch at a learning rate of 4e-4, measured on the
+            first 5 batches of each set.
+        **options: As in `train`.
 
     Returns:
         The measurements: losses are means over positions in nats, so that exp(loss) is the perplexity, and accuracy is
-        the share of next tokens that were the likeliest.
+        the share of positions whose most probable token is right.
 
     Raises:
         FloatingPointError: The loss became NaN or infinite; the weights are those before that step.
@@ -209,33 +211,8 @@ def train_lm(
         True
     """
     check_language_model(model)
-    check_model(model)
-    settings = Settings(
-        epochs=epochs,
-        batch_size=batch_size,
-        lr=lr,
-        weight_decay=weight_decay,
-        decay=decay,
-        schedule=schedule,
-        warmup_steps=warmup_steps,
-        clip=clip,
-        accumulate=accumulate,
-        drop_last=drop_last,
-        seed=seed,
-        reuse_frozen=reuse_frozen,
-        cache_dir=cache_dir,
-        cache_limit=cache_limit,
-        recompute=recompute,
-        precision=precision,
-        eval_every=eval_every,
-        eval_batches=eval_batches,
-        callbacks=callbacks,
-        checkpoint_dir=checkpoint_dir,
-        resume=resume,
-        progress=progress,
-    )
-    settings.check(has_validation=val_set is not None)
-    check_windows(model, train_set, "train_set")
-    if val_set is not None:
-        check_windows(model, val_set, "val_set")
-    return fit(model, train_set, val_set, settings)
+    check_trainable(model)
+    recipe, rest = recipe_of(recipe, options, _OTHERS)
+    rows = check_windows(model, train_set, "train_set")
+    val_rows = None if val_set is None else check_windows(model, val_set, "val_set")
+    return _train(model, rows, val_rows, recipe, **rest)

@@ -1,0 +1,118 @@
+"""`Objective`: what a training step computes, as one module, which DDP, FSDP or a compiler can wrap."""
+
+import torch
+from torch import Tensor, nn
+
+from gptclf.data.batches import Batch
+from gptclf.gpt2.arithmetic import casting, resolve_precision
+from gptclf.gpt2.learner import Learner
+from gptclf.gpt2.model import GPT2
+from gptclf.tasks import Task
+from gptclf.training.recipe import Recipe
+
+
+class Objective(nn.Module):
+    """A learner and its task: the module that a training step calls.
+
+    Args:
+        learner: Computes outputs.
+        task: Computes the loss of outputs.
+        precision: "float32" or "bfloat16", the arithmetic of matrix products.
+
+    Example:
+        >>> from gptclf import Batches, TextDataset, add_classifier_head, load_gpt2
+        >>> clf = add_classifier_head(load_gpt2("nano"), classes=["ham", "spam"], seed=0)
+        >>> data = TextDataset(["hi", "win!"], ["ham", "spam"], tokenizer=clf.tokenizer)
+        >>> batch = next(iter(Batches(data)))
+        >>> loss, weight = Objective(Learner(clf), clf.task)(batch.inputs, batch.lengths, batch.targets)
+        >>> loss.shape, weight
+        (torch.Size([]), 2.0)
+    """
+
+    def __init__(self, learner: Learner, task: Task, precision: str = "float32") -> None:
+        super().__init__()
+        self.learner = learner
+        self.task = task
+        self.precision = precision
+
+    def forward(
+        self, inputs: Tensor, lengths: Tensor, targets: Tensor, weights: Tensor | None = None
+    ) -> tuple[Tensor, float]:
+        """Return the sum of the rows' losses, a differentiable scalar, and their weight.
+
+        Args:
+            inputs: Token ids (B, T), or features (B, T, D) if the learner starts behind a frozen prefix.
+            lengths: Real positions per row (B,).
+            targets: As the task makes them, one per row.
+            weights: A weight per row (B,), or None if all are 1.
+        """
+        with casting(self.precision, self.learner):
+            return self.task.batch_loss(self.learner, inputs, lengths, targets, weights)
+
+    def weight(self, batch: Batch) -> float:
+        """Return the weight of a batch's rows, which divides the sum of their losses."""
+        return self.task.weight(targets_of(batch), batch.weights)
+
+
+def build_objective(
+    model: GPT2, task: Task, recipe: Recipe, depth: int, *, recompute: bool = False
+) -> Objective:
+    """Build what each step of a training computes: `train` trains it and `estimate` times it.
+
+    Args:
+        model: Its parameters from stage `depth` on are trained, those that require grad.
+        task: The model's task, fitted to the training set.
+        recipe: Gives the seed of dropout and the precision.
+        depth: Number of stages whose results are given as features; 0 if token ids are given.
+        recompute: Recompute activations in the backward pass.
+    """
+    learner = Learner(model, depth, training=True, recompute=recompute, seed=recipe.seed, keep_gradients=True)
+    return Objective(learner, task, resolve_precision(recipe.precision, model))
+
+
+def targets_of(batch: Batch) -> Tensor:
+    """Return a batch's targets, or raise if its rows have no labels."""
+    if batch.targets is None:
+        raise ValueError("the batch has no labels; build the data set as TextDataset(texts, labels, ...)")
+    return batch.targets
+
+
+def objective_of(module: nn.Module) -> Objective:
+    """Return the objective in a module that may wrap it, as DistributedDataParallel does."""
+    found = next((part for part in module.modules() if isinstance(part, Objective)), None)
+    if found is None:
+        raise TypeError(f"{type(module).__name__} holds no gptclf Objective; wrap Objective(learner, task)")
+    return found
+
+
+def mean_over_ranks(value: float, module: nn.Module) -> float:
+    """Return the mean of `value` over the processes among which a wrapper shares the work; `value` if there is none.
+
+    A wrapper averages gradients over its processes. Sums divided by the mean weight of a process, then averaged, are
+    sums over all processes divided by the whole weight.
+    """
+    group = getattr(module, "process_group", None)
+    if group is None:
+        return value
+    total = torch.tensor(value, dtype=torch.float64, device=objective_of(module).learner.device)
+    torch.distributed.all_reduce(total, group=group)
+    return float(total) / torch.distributed.get_world_size(group)
+
+
+def batch_loss(model: GPT2 | Learner, batch: Batch) -> Tensor:
+    """Return the mean loss of a batch, a scalar to call `backward()` on.
+
+    For a classifier it is the mean over rows, for a language model the mean over all positions; weights of classes and
+    rows count.
+
+    Example:
+        >>> from gptclf import Batches, TextDataset, add_classifier_head, load_gpt2
+        >>> clf = add_classifier_head(load_gpt2("nano"), classes=["ham", "spam"], seed=0)
+        >>> data = TextDataset(["hi", "win!"], ["ham", "spam"], tokenizer=clf.tokenizer, classes=clf.classes)
+        >>> batch_loss(clf, next(iter(Batches(data)))).shape
+        torch.Size([])
+    """
+    targets = targets_of(batch)
+    model.task.check_same(batch.task)
+    total, weight = model.task.batch_loss(model, batch.inputs, batch.lengths, targets, batch.weights)
+    return total / weight

@@ -1,0 +1,282 @@
+"""The state of a training run in one file, from which it resumes with the very steps it would have taken.
+
+A state is one safetensors file: the trained weights, the optimizer's tensors, the generator of dropout and the
+callbacks' tensors. Its metadata holds JSON: the history, numbers, and the identity of the run. A SHA-256 of all of it
+tells a damaged file. Nothing is unpickled.
+"""
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from gptclf.data.batches import TokenRows
+from gptclf.data.windows import TextWindows
+from gptclf.files.atomic import write_all
+from gptclf.files.safetensors_file import read_safetensors, tensor_writer
+from gptclf.gpt2.standard import described, is_standard
+from gptclf.training.callbacks import Callback
+from gptclf.training.history import History, history_from_dict
+from gptclf.training.recipe import Recipe
+
+if TYPE_CHECKING:
+    from gptclf.training.run import Run
+
+_FORMAT = "2"
+# Format 1, of version 0.1.0: no digest, no numbers, torch's global generators, AdamW alone.
+_FORMATS = ("1", _FORMAT)
+
+# What a field of the identity means, if its value is a digest.
+_MEANING = {
+    "train_set": "the training set's texts or labels: ",
+    "val_set": "the validation set's texts or labels: ",
+    "train_weights": "the training set's row weights: ",
+    "frozen weights": "the weights of the frozen part: ",
+}
+
+
+def identity_of(run: "Run", callbacks: Sequence[Callback]) -> dict[str, Any]:
+    """Return what determines a run: its recipe, task, rows, frozen weights, and which parameters train."""
+    model, sets = run.model, {"train": run.train_set, "val": run.val_set}
+    frozen = hashlib.sha256()
+    for name, parameter in model.named_parameters():
+        if not parameter.requires_grad:
+            frozen.update(name.encode())
+            frozen.update(parameter.detach().cpu().contiguous().numpy().data)
+    identity = {
+        **asdict(run.recipe),
+        "precision": run.precision,
+        "optimizer": type(run.optimizer).__name__,
+        "callbacks": [_named(callback) for callback in with_state(callbacks)],
+        "model": model.config.to_dict(),
+        "head": _described(model.head),
+        "task": run.task.record(),
+        "preparation": asdict(run.train_set.preparation),
+        **{f"{name}_set": None if rows is None else _digest_of_rows(run, rows) for name, rows in sets.items()},
+        **{f"{name}_rows": None if rows is None else len(rows) for name, rows in sets.items()},
+        "train_weights": None if run.train_set.weights is None else _hexdigest(run.train_set.weights.tobytes()),
+        "frozen weights": frozen.hexdigest(),
+        "trainable": list(run.trained()),
+    }
+    # Fail now, not after the first epoch, if something cannot be serialised.
+    return json.loads(json.dumps(identity))  # type: ignore[no-any-return]
+
+
+def with_state(callbacks: Sequence[Callback]) -> list[Callback]:
+    """Return the callbacks that a resumed run must have again, in the same order; others may come and go."""
+    return [callback for callback in callbacks if type(callback).state is not Callback.state]
+
+
+def _described(head: nn.Module) -> Any:
+    return list(described(head)) if is_standard(head) else type(head).__qualname__
+
+
+def _named(callback: Callback) -> str:
+    measure = getattr(callback, "measure", "loss")
+    return type(callback).__qualname__ + (f"({measure!r})" if measure != "loss" else "")
+
+
+def _digest_of_rows(run: "Run", rows: TokenRows) -> str:
+    digest = hashlib.sha256(rows.ids.tobytes())
+    digest.update(rows.offsets.tobytes())
+    if isinstance(rows, TextWindows):  # its targets are its own tokens, many times over
+        digest.update(str(rows.length).encode())
+    else:
+        digest.update(rows.targets(run.task).tobytes())
+    return digest.hexdigest()
+
+
+def _hexdigest(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()
+
+
+def write_state(path: Path, identity: Mapping[str, Any], run: "Run", callbacks: Sequence[Callback]) -> None:
+    """Write the state of a run after a step; the file is renamed into place."""
+    trained = run.trained()
+    tensors = {"random.learner": run.objective.learner.generator.get_state()}
+    tensors |= {f"model.{name}": parameter.detach() for name, parameter in trained.items()}
+    tensors |= {f"buffer.{name}": buffer for name, buffer in run.model.named_buffers()}
+    numbers: dict[str, Any] = {"lr_scale": run.lr_scale, "groups": _numbers_of_groups(run.optimizer), "optimizer": {}}
+    for name, parameter in trained.items():
+        for key, value in run.optimizer.state.get(parameter, {}).items():
+            if isinstance(value, Tensor):
+                tensors[f"optimizer.{key}.{name}"] = value
+            elif value is None or isinstance(value, bool | int | float | str):
+                numbers["optimizer"].setdefault(name, {})[key] = value
+            else:
+                raise TypeError(
+                    f"the optimizer keeps a {type(value).__name__} as {key!r} of {name}; a state can hold tensors and "
+                    "numbers. Train without checkpoint_dir, or with another optimizer"
+                )
+    for i, callback in enumerate(with_state(callbacks)):
+        tensors |= {f"callback.{i}.{key}": value for key, value in callback.state().items()}
+    whole = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    record = {"identity": identity, "history": asdict(run.history), "numbers": numbers}
+    metadata = {"format": _FORMAT, **{key: json.dumps(value) for key, value in record.items()}}
+    metadata["digest"] = _digest(whole, metadata)
+    write_all(path.parent, {path.name: tensor_writer(whole, metadata)})
+
+
+def _numbers_of_groups(optimizer: Optimizer) -> list[dict[str, Any]]:
+    # The rates are the schedule's; the rest may change as the run goes on, as in optimizers that adapt themselves.
+    return [
+        {key: v for key, v in group.items() if isinstance(v, bool | int | float) and key not in ("lr", "initial_lr")}
+        for group in optimizer.param_groups
+    ]
+
+
+def _digest(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> str:
+    digest = hashlib.sha256()
+    for name in sorted(tensors):
+        digest.update(f"{name} {tensors[name].dtype} {tuple(tensors[name].shape)}".encode())
+        digest.update(tensors[name].contiguous().flatten().view(torch.uint8).numpy().data)
+    for key in sorted(set(metadata) - {"digest"}):
+        digest.update(f"{key} {metadata[key]}".encode())
+    return digest.hexdigest()
+
+
+class DamagedState(ValueError):
+    """A file that is not a complete state."""
+
+
+@dataclass(frozen=True)
+class State:
+    """A state as read from a file, whole and of the run at hand.
+
+    Attributes:
+        tensors: By name; views on the file.
+        history: Up to the state's step.
+        numbers: The scale of the learning rate, and what the optimizer keeps beside tensors.
+    """
+
+    tensors: dict[str, Tensor]
+    history: History
+    numbers: dict[str, Any]
+
+    def restore(self, run: "Run", callbacks: Sequence[Callback]) -> None:
+        """Put the state into a run that was just built in the same way."""
+        with torch.no_grad():
+            for name, parameter in run.trained().items():
+                parameter.copy_(self.tensors[f"model.{name}"])
+                self._restore_optimizer(run.optimizer, name, parameter)
+            for name, buffer in run.model.named_buffers():
+                if f"buffer.{name}" in self.tensors:
+                    buffer.copy_(self.tensors[f"buffer.{name}"])
+        for group, saved in zip(run.optimizer.param_groups, self.numbers.get("groups", []), strict=False):
+            group.update(saved)
+        device = run.model.device.type
+        generator = self.tensors.get("random.learner", self.tensors.get(f"random.{device}"))
+        if generator is not None:
+            run.objective.learner.generator.set_state(generator.clone())
+        run.take_up(self.history, self.numbers.get("lr_scale", 1.0))
+        for i, callback in enumerate(with_state(callbacks)):
+            start = f"callback.{i}."
+            own = {key.removeprefix(start): v.clone() for key, v in self.tensors.items() if key.startswith(start)}
+            callback.restore(own, run)
+
+    def _restore_optimizer(self, optimizer: Optimizer, name: str, parameter: nn.Parameter) -> None:
+        kept: dict[str, Any] = dict(self.numbers.get("optimizer", {}).get(name, {}))
+        for full, value in self.tensors.items():
+            kind, _, rest = full.partition(".")
+            key, _, of = rest.partition(".")
+            if kind == "optimizer" and of == name:
+                # A copy, as what is read is a view on the file, and laid out like the parameter: a fused step walks
+                # memory, whatever the strides say.
+                like = parameter if value.shape == parameter.shape else value
+                device = value.device if key == "step" and not _steps_on_device(optimizer) else parameter.device
+                kept[key] = torch.empty_like(like, dtype=value.dtype, device=device, requires_grad=False).copy_(value)
+        if kept:
+            optimizer.state[parameter] = kept
+
+
+def _steps_on_device(optimizer: Optimizer) -> bool:
+    """Return True if the optimizer counts its steps where the parameters are, as torch's fused ones do."""
+    return any(optimizer.defaults.get(name) for name in ("fused", "capturable"))
+
+
+def read_state(path: Path, identity: Mapping[str, Any], shapes: Mapping[str, Any]) -> State:
+    """Read a state of the run that `identity` describes.
+
+    Args:
+        path: The file.
+        identity: Of the run at hand.
+        shapes: Shapes of the trained parameters by name.
+
+    Raises:
+        DamagedState: The file is not a complete state.
+        ValueError: It is the state of another run; the message says what differs.
+    """
+    try:
+        tensors, metadata = read_safetensors(path)
+    except (OSError, ValueError) as error:
+        raise DamagedState(f"{path} is damaged: {error}") from error
+    version = metadata.get("format")
+    if version not in _FORMATS:
+        raise ValueError(
+            f"{path} has format {version!r}; this version of gptclf resumes {' and '.join(map(repr, _FORMATS))}"
+        )
+    if version != "1" and metadata.get("digest") != _digest(tensors, metadata):
+        raise DamagedState(f"{path} is damaged: its content does not match its SHA-256")
+    try:
+        was = json.loads(metadata["identity"])
+        history = history_from_dict(json.loads(metadata["history"]))
+        numbers = json.loads(metadata.get("numbers", "{}"))
+        differences = _differences(was, identity)
+    except (KeyError, ValueError, TypeError, AttributeError) as error:
+        raise DamagedState(f"{path} is damaged: its record cannot be read ({error!r})") from error
+    if differences:
+        raise ValueError(
+            f"{path} is the state of another run: {'; '.join(differences)}. Give what that run was given, or another "
+            "checkpoint_dir"
+        )
+    wanted = {f"model.{name}": shape for name, shape in shapes.items()}
+    if version == "1":
+        kept = {"step": lambda shape: torch.Size([]), "exp_avg": lambda shape: shape, "exp_avg_sq": lambda shape: shape}
+        wanted |= {f"optimizer.{key}.{name}": of(s) for name, s in shapes.items() for key, of in kept.items()}
+    wrong = [name for name, shape in wanted.items() if name not in tensors or tensors[name].shape != shape]
+    if wrong:
+        raise DamagedState(f"{path} is damaged: {', '.join(wrong[:3])} is missing or of another shape")
+    return State(tensors, history, numbers)
+
+
+def _differences(was: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """Say in words what differs between the run of a state and the run at hand."""
+    # A field that a state lacks was not an option yet, and had its default.
+    defaults: dict[str, Any] = {field.name: field.default for field in fields(Recipe)}
+    defaults |= {"optimizer": "AdamW", "train_weights": None}
+    old, new = _flat(was), _flat(now)
+    pooling = old.pop("model.pooling", None)  # format 1: now in the head, and classes in the task
+    if pooling is not None:
+        old["head"] = [["classifier_head", f"pooling={pooling}"], ["linear"]]
+    old.pop("model.classes", None)
+    found = []
+    for name in {**old, **new}:
+        before, after = old.get(name, defaults.get(name, new.get(name))), new.get(name)
+        if before == after:
+            continue
+        more = name == "epochs" and after > before
+        if more and now["schedule"] == "constant":
+            continue  # no step before depends on how many follow
+        text = f"{_MEANING.get(name, '')}{name} was {_short(before)}, is {_short(after)}"
+        if more:
+            text += f" (the {now['schedule']} schedule depends on the number of epochs; only a constant one goes on)"
+        found.append(text)
+    return found
+
+
+def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {prefix + key: value}
+    return flat
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) < 60 else text[:57] + "..."
