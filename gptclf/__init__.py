@@ -4,45 +4,75 @@ Load the weights, put a classifier head where the vocabulary head was, freeze mo
 cross-entropy on the last token, measure, predict, save, load.
 """
 
+from importlib.metadata import PackageNotFoundError as _NotFound
+from importlib.metadata import version as _version
+
 from gptclf.data.batches import Batch, Batches
 from gptclf.data.dataset import TextDataset
 from gptclf.data.splits import shared_texts, split
 from gptclf.data.windows import TextWindows
-from gptclf.features.store import clear_features
+from gptclf.features.cache import clear_features
+from gptclf.gpt2.classifier import add_classifier_head
 from gptclf.gpt2.config import GPT2Config
+from gptclf.gpt2.freezing import freeze, trainable_report
+from gptclf.gpt2.heads import ClassifierHead, Head
+from gptclf.gpt2.layers import Linear
 from gptclf.gpt2.model import GPT2
-from gptclf.gpt2.stages import freeze, frozen_depth, trainable_report
+from gptclf.gpt2.stages import frozen_depth
 from gptclf.inference.evaluate import Evaluation, dataset_accuracy, dataset_loss, evaluate
 from gptclf.inference.predict import Prediction, predict, predict_proba, predict_stream
 from gptclf.language.generate import generate, generate_ids
 from gptclf.language.scoring import perplexity, token_log_probs
 from gptclf.language.zero_shot import ZeroShot, zero_shot
-from gptclf.metrics import batch_loss
+from gptclf.preparation import Preparation
+from gptclf.tasks import NextToken, SingleLabel, Task
 from gptclf.tokenizer.tokens import text_to_token_ids, token_ids_to_text
-from gptclf.training.callbacks import Callback, KeepBest
+from gptclf.training.callbacks import Callback, EarlyStopping, KeepBest
 from gptclf.training.estimate import Estimate, estimate
-from gptclf.training.history import History
+from gptclf.training.history import History, Scores
+from gptclf.training.loop import Step
+from gptclf.training.objective import batch_loss
+from gptclf.training.recipe import Recipe
+from gptclf.training.run import Run
 from gptclf.training.train import train, train_lm
-from gptclf.weights.load_gpt2 import add_classifier_head, load_gpt2
+from gptclf.weights.load_gpt2 import load_gpt2
 from gptclf.weights.load_model import load_model
 from gptclf.weights.openai import load_gpt2_params_from_tf_ckpt
 from gptclf.weights.openai_download import download_openai_checkpoint
 from gptclf.weights.save_model import save_model
+
+try:
+    __version__ = _version("gptclf")
+except _NotFound:  # run from a source tree that is not installed
+    __version__ = "unknown"
 
 __all__ = [
     "GPT2",
     "Batch",
     "Batches",
     "Callback",
+    "ClassifierHead",
+    "EarlyStopping",
     "Estimate",
     "Evaluation",
     "GPT2Config",
+    "Head",
     "History",
     "KeepBest",
+    "Linear",
+    "NextToken",
     "Prediction",
+    "Preparation",
+    "Recipe",
+    "Run",
+    "Scores",
+    "SingleLabel",
+    "Step",
+    "Task",
     "TextDataset",
     "TextWindows",
     "ZeroShot",
+    "__version__",
     "add_classifier_head",
     "batch_loss",
     "clear_features",

@@ -14,7 +14,7 @@ from torch import nn
 from gptclf.checks import number
 from gptclf.data.batches import Batches, Rows, TokenRows
 from gptclf.features.reuse import features_of
-from gptclf.features.store import DISK_LIMIT
+from gptclf.features.cache import DISK_LIMIT
 from gptclf.gpt2.arithmetic import resolve_precision
 from gptclf.gpt2.model import GPT2
 from gptclf.gpt2.sharing import own_trainable
