@@ -42,6 +42,9 @@ class Head(nn.Module):
         """True for a head that still is what gptclf drew: never trained, in whatever loop, nor loaded."""
         return False
 
+    def forget_fresh(self) -> None:
+        """Note that training went through the head."""
+
     @property
     def output_matrix(self) -> Tensor | None:
         """The matrix (V, D) of a language-model head if it may be multiplied in pieces, else None."""
