@@ -9,7 +9,7 @@ from gptclf.checks import boolean
 from gptclf.data.batches import TokenRows
 from gptclf.data.dataset import TextDataset
 from gptclf.data.windows import TextWindows
-from gptclf.features.store import DISK_LIMIT, check_cache
+from gptclf.features.cache import DISK_LIMIT, check_cache
 from gptclf.gpt2.model import GPT2, check_classifier, check_language_model
 from gptclf.inference.evaluate import labelled_rows
 from gptclf.training.callbacks import Callback, Measure, Progress
