@@ -115,8 +115,5 @@ def _task_of(num_classes: int | None, classes: Iterable[Any] | None, task: Task 
         task = SingleLabel(range(num_classes) if num_classes is not None else classes)  # type: ignore[arg-type]
     if not isinstance(task, Task):
         raise TypeError(f"task is a {type(task).__name__}; it must be a gptclf.Task, such as SingleLabel(classes)")
-    if isinstance(task, SingleLabel) and task.n_outputs < 2:
-        raise ValueError(
-            f"a classifier needs at least 2 classes, but got {task.classes!r}; with one class there is nothing to learn"
-        )
+    task.check_outputs()
     return task

@@ -73,7 +73,8 @@ def predict(
         >>> len(predict(clf, ["you won a prize", "see you at six"]))
         2
     """
-    return model.task.answers(_text_outputs(model, texts, batch_size, precision, progress))
+    outputs = _text_outputs(model, texts, batch_size, precision, progress)
+    return model.task.answers(outputs)
 
 
 def predict_proba(
@@ -91,7 +92,8 @@ def predict_proba(
     Raises:
         TypeError: The model's task has no probabilities.
     """
-    return model.task.probabilities(_text_outputs(model, texts, batch_size, precision, progress))
+    outputs = _text_outputs(model, texts, batch_size, precision, progress)
+    return model.task.probabilities(outputs)
 
 
 def predict_stream(

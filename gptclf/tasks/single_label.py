@@ -129,6 +129,14 @@ class SingleLabel(Task):
         task.weights = (len(targets) / (self.n_outputs * np.maximum(counts, 1))).tolist()
         return task
 
+    def check_outputs(self) -> None:
+        """Raise if there are fewer than two classes."""
+        if self.n_outputs < 2:
+            raise ValueError(
+                f"a classifier needs at least 2 classes, but got {self.classes!r}; with one class there is nothing to "
+                "learn"
+            )
+
     def check_training(self, targets: NDArray[Any]) -> None:
         """Raise if all rows have the same label."""
         if len(np.unique(targets)) < 2:

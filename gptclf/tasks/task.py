@@ -103,6 +103,9 @@ class Task:
         """Return the task with everything fixed that depends on the training set."""
         return self
 
+    def check_outputs(self) -> None:
+        """Raise if a model with these outputs could learn nothing, such as a classifier with one class."""
+
     def check_training(self, targets: NDArray[Any]) -> None:
         """Raise if nothing can be learned from these targets."""
 

@@ -35,6 +35,8 @@ def build(opened: Opened, *, task: Task | None = None, head: Head | None = None)
         task: What the model predicts; None is the next token.
         head: The head if it is not the standard one; None makes one.
     """
+    if task is not None:
+        task.check_outputs()
     model = GPT2(opened.config, task=task, head=head, device="meta")
     names = {name for name, _ in model.named_parameters()}
     fill(model, {name: tensor for name, tensor in opened.tensors.items() if name in names})
