@@ -149,7 +149,7 @@ class TestDataSets:
 
     def test_a_head_that_never_learned_is_warned_of_once(self) -> None:
         clf = add_classifier_head(byte_gpt2(), num_classes=2, seed=1)
-        with pytest.warns(UserWarning, match="never trained or loaded; its answers are chance"):
+        with pytest.warns(UserWarning, match="never trained or loaded; its answers are random"):
             predict(clf, ["a"])
         with warnings.catch_warnings():
             warnings.simplefilter("error")

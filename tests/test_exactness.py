@@ -11,11 +11,12 @@ from gptclf import (
     GPT2Config,
     TextDataset,
     add_classifier_head,
+    batch_loss,
     freeze,
     train,
 )
-from gptclf.features.reuse import reused
-from gptclf.metrics import batch_loss
+from gptclf.features.reuse import features_of
+from gptclf.gpt2.learner import Learner
 
 CONFIG = GPT2Config(vocab_size=257, context_length=64, emb_dim=32, n_heads=4, n_layers=6)
 WORDS = [
@@ -74,18 +75,18 @@ def test_deeper_policies_have_the_same_loss_and_gradients_at_twenty_points_of_a_
     data = dataset(clf, 160)
     trained = {name: p for name, p in clf.named_parameters() if p.requires_grad}
     optimizer = torch.optim.AdamW(trained.values(), lr=1e-3, weight_decay=0.1)
-    with reused(clf, [data], precision="float32") as found:
-        assert found is not None
-        suffix, (features,) = found
-        plain = list(Batches(data, 8, seed=1, classes=clf.classes))
-        kept = list(Batches(features, 8, seed=1, classes=clf.classes))
+    with features_of(clf, [data], precision="float32") as (depth, (features,)):
+        assert depth
+        learner = Learner(clf, depth)
+        plain = list(Batches(data, 8, seed=1, task=clf.task))
+        kept = list(Batches(features, 8, seed=1, task=clf.task))
         assert len(plain) == len(kept) == 20
         for on_ids, on_features in zip(plain, kept, strict=True):
-            there = torch.autograd.grad(batch_loss(suffix, on_features), list(trained.values()))
+            there = torch.autograd.grad(batch_loss(learner, on_features), list(trained.values()))
             optimizer.zero_grad()
             loss = batch_loss(clf, on_ids)
             loss.backward()  # type: ignore[no-untyped-call]
-            assert abs(batch_loss(suffix, on_features).item() - loss.item()) <= 1e-6 * max(1.0, loss.item())
+            assert abs(batch_loss(learner, on_features).item() - loss.item()) <= 1e-6 * max(1.0, loss.item())
             for (name, parameter), gradient in zip(trained.items(), there, strict=True):
                 assert parameter.grad is not None
                 largest = float(parameter.grad.abs().max())

@@ -3,7 +3,7 @@
 import copy
 import dataclasses
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import byte_tokenizer, randomised
-from torch import Tensor, nn
+from torch import Tensor
 
 from gptclf import (
     GPT2,
@@ -31,13 +31,16 @@ from gptclf import (
     train,
 )
 from gptclf.features import frozen_prefix as prefix
-from gptclf.features.frozen_prefix import Cut, compute_missing, missing_rows, reusable_cut
-from gptclf.features.reuse import kept, reused
+from gptclf.features.frozen_prefix import FrozenPrefix, NoPrefix, compute_missing, frozen_prefix, missing_rows
+from gptclf.features.reuse import features_of, kept_features
 from gptclf.features.rows import FeatureSet
 from gptclf.features.store import FeatureStore, text_key
+from gptclf.gpt2 import packed
+from gptclf.gpt2.arithmetic import BFLOAT16, FLOAT32, Arithmetic
 from gptclf.gpt2.heads import POOLINGS
-from gptclf.gpt2.stages import Suffix
-from gptclf.gpt2.trunk import Block
+from gptclf.gpt2.learner import Learner
+from gptclf.gpt2.trunk import Attention, Block
+from gptclf.tasks import SingleLabel
 
 CONFIG = GPT2Config(vocab_size=257, context_length=40, emb_dim=24, n_heads=3, n_layers=3, mlp_dim=56)
 TOKENIZER = byte_tokenizer()
@@ -51,7 +54,7 @@ def classifier(trainable: str | int = "last_block", pooling: str = "last", confi
     gpt2 = randomised(GPT2(config, seed=7)).requires_grad_(False)
     gpt2.tokenizer = TOKENIZER
     clf = add_classifier_head(gpt2, classes=["ham", "spam"], pooling=pooling, seed=3)
-    clf.forget_fresh_head()
+    clf.head.forget_fresh()
     freeze(clf, trainable=trainable)
     return clf
 
@@ -62,14 +65,19 @@ def labelled(texts: Sequence[str] = TEXTS, pad_to: int | None = None) -> TextDat
 
 
 class Tokens:
-    """Counts the tokens that go through a block."""
+    """Counts the tokens that go through the attention of a model's first block, packed or padded, in whatever copy."""
 
-    def __init__(self, block: nn.Module) -> None:
+    def __init__(self, clf: GPT2, monkeypatch: pytest.MonkeyPatch) -> None:
         self.seen = 0
-        block.register_forward_hook(self._count)
+        weight, real = clf.get_parameter("trunk.blocks.0.attention.qkv.weight"), Attention.mix
 
-    def _count(self, block: nn.Module, inputs: Any, output: Tensor) -> None:
-        self.seen += output.shape[:-1].numel()
+        def mix(attention: Attention, qkv: Tensor, *more: Any) -> Tensor:
+            if attention.qkv.weight is weight:
+                self.seen += qkv.shape[:-1].numel()
+            return real(attention, qkv, *more)
+
+        # Not a hook: with one on a frozen block nothing is reused.
+        monkeypatch.setattr(Attention, "mix", mix)
 
     def new(self) -> int:
         """Tokens since the last call."""
@@ -77,8 +85,13 @@ class Tokens:
         return seen
 
 
-def counted(clf: GPT2) -> Tokens:
-    return Tokens(clf.trunk.blocks[0])
+@pytest.fixture
+def counted(monkeypatch: pytest.MonkeyPatch) -> Callable[[GPT2], Tokens]:
+    """Counts what goes through the first block of a model."""
+    return lambda clf: Tokens(clf, monkeypatch)
+
+
+Counted = Callable[[GPT2], Tokens]
 
 
 def losses(clf: GPT2, data: TextDataset, val: TextDataset | None = None, **options: Any) -> list[float]:
@@ -86,16 +99,16 @@ def losses(clf: GPT2, data: TextDataset, val: TextDataset | None = None, **optio
     return [step.loss for step in history.steps] + [scores.train_loss for scores in history.epochs]
 
 
-def cut_of(clf: GPT2, dtype: torch.dtype = torch.float32) -> Cut:
-    cut = reusable_cut(clf, dtype)
-    assert cut is not None
-    return cut
-
-
-def features_of(clf: GPT2, data: TextDataset) -> tuple[Suffix, FeatureSet]:
-    found = kept(clf, data, precision="float32")
-    assert found is not None
+def prefix_of(clf: GPT2, arithmetic: Arithmetic = FLOAT32) -> FrozenPrefix:
+    found = frozen_prefix(clf, arithmetic)
+    assert isinstance(found, FrozenPrefix)
     return found
+
+
+def learner_and_features(clf: GPT2, data: TextDataset) -> tuple[Learner, FeatureSet]:
+    depth, (found,) = kept_features(clf, data, precision="float32")
+    assert isinstance(found, FeatureSet)
+    return Learner(clf, depth), found
 
 
 # The same numbers as without
@@ -103,16 +116,16 @@ def features_of(clf: GPT2, data: TextDataset) -> tuple[Suffix, FeatureSet]:
 
 @pytest.mark.parametrize("pooling", POOLINGS)
 @pytest.mark.parametrize("trainable", ["head", "last_block", 2])
-def test_suffix_on_features_equals_the_whole_model_on_ids(trainable: str | int, pooling: str) -> None:
+def test_a_learner_on_features_equals_the_whole_model_on_ids(trainable: str | int, pooling: str) -> None:
     if trainable == 2:
         clf = classifier(2, pooling, dataclasses.replace(CONFIG, n_layers=4))
     else:
         clf = classifier(trainable, pooling)
     data = labelled()
-    suffix, features = features_of(clf, data)
+    learner, features = learner_and_features(clf, data)
     rows = np.array([4, 1, 2, 9])
     ids, found = Batches(data).take(rows), Batches(features).take(rows)
-    torch.testing.assert_close(suffix(found.inputs, found.lengths), clf(ids.inputs, ids.lengths), rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(learner(found.inputs, found.lengths), clf(ids.inputs, ids.lengths), rtol=1e-5, atol=1e-5)
     assert ids.targets is not None
     assert found.targets is not None
     assert torch.equal(ids.targets, found.targets)
@@ -171,7 +184,7 @@ def test_a_saved_model_trained_on_features_is_whole(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("trainable", ["head", "last_block"])
-def test_each_distinct_text_goes_through_the_frozen_blocks_once_however_many_epochs(trainable: str) -> None:
+def test_each_distinct_text_goes_through_the_frozen_blocks_once_however_many_epochs(trainable: str, counted: Counted) -> None:
     for epochs in (1, 4):
         clear_features()
         clf = classifier(trainable)
@@ -180,7 +193,7 @@ def test_each_distinct_text_goes_through_the_frozen_blocks_once_however_many_epo
         assert tokens.new() == DISTINCT
 
 
-def test_other_trainings_on_the_same_texts_compute_nothing() -> None:
+def test_other_trainings_on_the_same_texts_compute_nothing(counted: Counted) -> None:
     clf = classifier()
     tokens = counted(clf)
     losses(clf, labelled())
@@ -194,18 +207,18 @@ def test_another_model_with_the_same_frozen_weights_computes_nothing(monkeypatch
     clf = classifier()
     untrained = copy.deepcopy(clf)
     losses(clf, labelled())
-    monkeypatch.setattr(prefix, "compute_slab", lambda *_: pytest.fail("computed again"))
+    monkeypatch.setattr(prefix, "compute_chunk", lambda *_: pytest.fail("computed again"))
     losses(untrained, labelled(), clip=1.0)
 
 
-def test_texts_in_both_training_and_validation_set_are_computed_once() -> None:
+def test_texts_in_both_training_and_validation_set_are_computed_once(counted: Counted) -> None:
     clf = classifier()
     tokens = counted(clf)
     losses(clf, labelled(), labelled([*TEXTS[:4], "only here", "only here"]))
     assert tokens.new() == DISTINCT + len("only here")
 
 
-def test_cross_validation_over_learning_rates_computes_each_text_once_in_all() -> None:
+def test_cross_validation_over_learning_rates_computes_each_text_once_in_all(counted: Counted) -> None:
     texts = [f"text number {i}" for i in range(20)]
     data, clf = labelled(texts), classifier()
     fresh, tokens = copy.deepcopy(clf.state_dict()), counted(clf)
@@ -217,7 +230,7 @@ def test_cross_validation_over_learning_rates_computes_each_text_once_in_all() -
     assert tokens.new() == sum(len(text) for text in texts)
 
 
-def test_of_a_grown_data_set_only_the_new_texts_are_computed() -> None:
+def test_of_a_grown_data_set_only_the_new_texts_are_computed(counted: Counted) -> None:
     clf = classifier()
     tokens = counted(clf)
     losses(clf, labelled())
@@ -226,7 +239,7 @@ def test_of_a_grown_data_set_only_the_new_texts_are_computed() -> None:
     assert tokens.new() == len("new one") + len("newer")
 
 
-def test_evaluate_takes_what_train_left_and_keeps_what_it_computes() -> None:
+def test_evaluate_takes_what_train_left_and_keeps_what_it_computes(counted: Counted) -> None:
     clf = classifier()
     tokens = counted(clf)
     losses(clf, labelled())
@@ -254,7 +267,7 @@ def test_predicting_keeps_nothing() -> None:
     assert clear_features() == 0
 
 
-def test_without_reuse_frozen_blocks_run_at_every_step_and_nothing_is_kept() -> None:
+def test_without_reuse_frozen_blocks_run_at_every_step_and_nothing_is_kept(counted: Counted) -> None:
     clf = classifier()
     tokens = counted(clf)
     losses(clf, labelled(), epochs=2, batch_size=len(TEXTS), reuse_frozen=False)
@@ -308,16 +321,16 @@ CHANGES: dict[str, Any] = {
 @pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES)
 def test_what_was_computed_under_another_prefix_is_never_used(change: Any) -> None:
     before = classifier()
-    identity = cut_of(before).identity()
+    identity = prefix_of(before).identity()
     losses(before, labelled(), lr=0.0)
     clf = change(before)
-    assert cut_of(clf).identity() != identity
+    assert prefix_of(clf).identity() != identity
     plain = copy.deepcopy(clf)
     expected = losses(plain, labelled(), reuse_frozen=False)
     np.testing.assert_allclose(losses(clf, labelled()), expected, rtol=0, atol=1e-5)
 
 
-def test_a_changed_weight_changed_back_finds_its_features_again() -> None:
+def test_a_changed_weight_changed_back_finds_its_features_again(counted: Counted) -> None:
     clf = classifier()
     losses(clf, labelled(), lr=0.0)
     changed_weight(clf)
@@ -331,26 +344,26 @@ def test_a_changed_weight_changed_back_finds_its_features_again() -> None:
 
 def test_precision_is_a_part_of_the_prefix() -> None:
     clf = classifier()
-    assert cut_of(clf).identity() != cut_of(clf, torch.bfloat16).identity()
+    assert prefix_of(clf).identity() != prefix_of(clf, BFLOAT16).identity()
     evaluate(clf, labelled(), precision="bfloat16")
     exact = evaluate(clf, labelled(), precision="float32").probabilities
     np.testing.assert_allclose(exact, predict_proba(clf, TEXTS, precision="float32"), rtol=0, atol=1e-6)
 
 
 def test_pooling_is_a_part_of_the_prefix_where_only_the_head_trains() -> None:
-    assert len({cut_of(classifier("head", pooling)).identity() for pooling in ("last", "first", "mean")}) == 3
+    assert len({prefix_of(classifier("head", pooling)).identity() for pooling in ("last", "first", "mean")}) == 3
     # The head sees all positions of these.
-    assert cut_of(classifier("head", "mean")).identity() == cut_of(classifier("head", "max")).identity()
-    assert len({cut_of(classifier("last_block", pooling)).identity() for pooling in POOLINGS}) == 1
+    assert prefix_of(classifier("head", "mean")).identity() == prefix_of(classifier("head", "max")).identity()
+    assert len({prefix_of(classifier("last_block", pooling)).identity() for pooling in POOLINGS}) == 1
 
 
 def test_one_trained_weight_too_many_is_no_part_of_the_prefix() -> None:
     clf = classifier()
-    identity = cut_of(clf).identity()
+    identity = prefix_of(clf).identity()
     losses(clf, labelled(), lr=1e-2)
-    assert cut_of(clf).identity() == identity
+    assert prefix_of(clf).identity() == identity
     clf.train()
-    assert cut_of(clf).identity() == identity
+    assert prefix_of(clf).identity() == identity
 
 
 def test_a_hook_that_changes_what_a_frozen_block_gives_is_seen() -> None:
@@ -370,19 +383,19 @@ def ragged(n: int, seed: int) -> list[np.ndarray[Any, np.dtype[np.int32]]]:
 
 
 @pytest.mark.parametrize("on_disk", [False, True], ids=["memory", "disk"])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("arithmetic", [FLOAT32, BFLOAT16], ids=lambda arithmetic: arithmetic.name)
 @pytest.mark.parametrize("trainable", ["head", "last_block"])
 def test_a_store_that_grew_equals_one_computed_at_once_bit_for_bit(
-    trainable: str, dtype: torch.dtype, on_disk: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    trainable: str, arithmetic: Arithmetic, on_disk: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = dataclasses.replace(CONFIG, emb_dim=96, context_length=128, mlp_dim=384)
-    cut, rows = cut_of(classifier(trainable, config=config), dtype), ragged(50, 1)
+    frozen, rows = prefix_of(classifier(trainable, config=config), arithmetic), ragged(50, 1)
     stores = []
-    for parts, slab in (([50], 32768), ([3, 4, 31, 50], 700)):
-        monkeypatch.setattr(prefix, "SLAB_TOKENS", slab)
-        store = FeatureStore(cut.identity(), tmp_path / str(slab) if on_disk else None)
+    for parts, chunk in (([50], 32768), ([3, 4, 31, 50], 700)):
+        monkeypatch.setattr(packed, "CHUNK_TOKENS", chunk)
+        store = FeatureStore(frozen.identity(), tmp_path / str(chunk) if on_disk else None)
         for end in parts:
-            compute_missing(cut, rows[:end], missing_rows(cut, rows[:end], store), store)
+            compute_missing(frozen, rows[:end], missing_rows(rows[:end], store), store)
         stores.append(store)
     cold, grown = stores
     assert len(cold) == len(grown) == len({text_key(row) for row in rows})
@@ -406,7 +419,7 @@ def test_a_training_on_a_grown_store_is_that_on_a_new_one_to_the_last_bit() -> N
 @pytest.mark.parametrize("trainable", ["all", 3, "embed"])
 def test_nothing_is_reused_where_no_block_is_frozen(trainable: str | int) -> None:
     clf = classifier(trainable)
-    assert reusable_cut(clf, torch.float32) is None
+    assert isinstance(frozen_prefix(clf, FLOAT32), NoPrefix)
     losses(clf, labelled())
     assert clear_features() == 0
 
@@ -443,8 +456,8 @@ def test_modes_flags_gradients_and_weights_are_left_alone(trainable: str) -> Non
         parameter.grad = torch.ones_like(parameter) if parameter.requires_grad else None
     weights = {name: p.detach().clone() for name, p in clf.named_parameters()}
     state = torch.get_rng_state()
-    with reused(clf, [labelled()], precision="auto") as found:
-        assert found is not None
+    with features_of(clf, [labelled()], precision="auto") as found:
+        assert found.depth
     assert [module.training for module in clf.modules()] == modes
     assert {name: p.requires_grad for name, p in clf.named_parameters()} == flags
     assert all(torch.equal(weights[name], p) for name, p in clf.named_parameters())
@@ -458,27 +471,27 @@ def test_modes_flags_gradients_and_weights_are_left_alone(trainable: str) -> Non
 
 def test_training_never_writes_into_what_is_kept() -> None:
     clf, data = classifier(), labelled()
-    before = features_of(clf, data)[1].packed(np.arange(len(data)))
+    before = learner_and_features(clf, data)[1].packed(np.arange(len(data)))
     losses(clf, data, epochs=2, lr=1e-1)
-    assert torch.equal(features_of(clf, data)[1].packed(np.arange(len(data))), before)
+    assert torch.equal(learner_and_features(clf, data)[1].packed(np.arange(len(data))), before)
 
 
 # The pieces
 
 
-def test_suffix_has_the_parameters_of_the_model_under_the_same_names() -> None:
+def test_a_learner_has_the_parameters_of_the_model_under_the_same_names() -> None:
     clf = classifier()
     names = dict(clf.named_parameters())
-    suffix = Suffix(clf, frozen_depth(clf))
-    viewed = dict(suffix.named_parameters())
+    learner = Learner(clf, frozen_depth(clf))
+    viewed = dict(learner.named_parameters())
     assert set(viewed) == {name for name, parameter in names.items() if parameter.requires_grad}
     assert all(parameter is names[name] for name, parameter in viewed.items())
-    assert [type(module) for module in suffix.modules()].count(Block) == 1
+    assert [type(module) for module in learner.modules()].count(Block) == 1
 
 
 @pytest.mark.parametrize(("pooling", "positions"), [("last", 18), ("first", 18), ("mean", 3 * DISTINCT)])
 def test_only_the_head_trains_on_one_vector_per_text_where_it_looks_at_one(pooling: str, positions: int) -> None:
-    features = features_of(classifier("head", pooling), labelled())[1]
+    features = learner_and_features(classifier("head", pooling), labelled())[1]
     assert int(features.lengths.sum()) == positions
     assert features.packed(np.arange(len(features))).shape == (positions, CONFIG.emb_dim)
     assert clear_features() == 4 * CONFIG.emb_dim * (positions // 3)
@@ -486,7 +499,7 @@ def test_only_the_head_trains_on_one_vector_per_text_where_it_looks_at_one(pooli
 
 def test_a_feature_set_pads_with_zeros_and_packs_in_the_order_asked_for() -> None:
     data = labelled()
-    features = features_of(classifier(), data)[1]
+    features = learner_and_features(classifier(), data)[1]
     assert len(features) == len(data)
     assert (features.lengths == data.lengths).all()
     rows = np.array([1, 4, 2])
@@ -502,14 +515,14 @@ def test_a_feature_set_pads_with_zeros_and_packs_in_the_order_asked_for() -> Non
 
 
 def test_a_subset_of_features_is_those_rows_with_their_labels() -> None:
-    features = features_of(classifier(), labelled())[1]
+    features = learner_and_features(classifier(), labelled())[1]
     part = features.subset([3, 1])
     assert len(part) == 2
     assert part.lengths.tolist() == [21, 27]
     assert torch.equal(part.padded(np.array([1])), features.padded(np.array([1])))
-    assert part.targets(["ham", "spam"]).tolist() == [1, 1]
-    assert part.targets(["spam", "ham"]).tolist() == [0, 0]
-    assert part.classes == features.classes == ["ham", "spam"]
+    assert part.targets(SingleLabel(["ham", "spam"])).tolist() == [1, 1]
+    assert part.targets(SingleLabel(["spam", "ham"])).tolist() == [0, 0]
+    assert part.task == features.task == SingleLabel(["ham", "spam"])
     mask = np.zeros(len(features), dtype=bool)
     mask[[1, 3]] = True
     assert features.subset(mask).lengths.tolist() == [27, 21]

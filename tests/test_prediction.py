@@ -19,6 +19,8 @@ from gptclf import (
     GPT2,
     Batches,
     GPT2Config,
+    Preparation,
+    SingleLabel,
     TextDataset,
     add_classifier_head,
     dataset_accuracy,
@@ -30,8 +32,8 @@ from gptclf import (
     save_model,
     train,
 )
-from gptclf.gpt2.heads import POOLINGS
-from gptclf.inference.predict import class_logits
+from gptclf.gpt2.heads import POOLINGS, ClassifierHead
+from gptclf.inference.predict import compute_outputs
 
 CONFIG = GPT2Config(vocab_size=257, context_length=40, emb_dim=24, n_heads=3, n_layers=3, mlp_dim=56)
 TOKENIZER = byte_tokenizer()
@@ -43,13 +45,14 @@ SHUFFLES = st.tuples(st.lists(st.text(max_size=50), min_size=1, max_size=12), st
 
 def classifier(classes: Sequence[Any] = ("ham", "spam", "eggs"), *, pooling: str = "last", seed: int = 1) -> GPT2:
     """A small classifier whose head is as if trained, in eval mode."""
-    model = randomised(GPT2(CONFIG, classes=classes, pooling=pooling, seed=seed))
+    head = ClassifierHead(CONFIG.emb_dim, len(classes), pooling=pooling)
+    model = randomised(GPT2(CONFIG, task=SingleLabel(classes), head=head, seed=seed))
     model.tokenizer = TOKENIZER
     return model
 
 
 def new_classifier() -> GPT2:
-    model = GPT2(CONFIG, classes=["ham", "spam"], seed=1)
+    model = GPT2(CONFIG, task=SingleLabel(["ham", "spam"]), seed=1)
     model.tokenizer = TOKENIZER
     return model
 
@@ -128,14 +131,15 @@ def test_padding_is_not_seen(lengths: list[int], seed: int, extra: int) -> None:
 def test_logits_come_in_the_order_of_the_rows() -> None:
     model = classifier()
     data = TextDataset(TEXTS, tokenizer=TOKENIZER, max_length=CONFIG.context_length)
-    logits = class_logits(model, data, batch_size=2, precision="float32")
+    logits = compute_outputs(model, data, batch_size=2, precision="float32")
     for i, text in enumerate(TEXTS):
         torch.testing.assert_close(logits[i].softmax(0), alone(model, text), rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("batch_size", [0, -1, 1.5, True])
 def test_a_batch_size_that_is_no_number_of_rows_is_refused(batch_size: Any) -> None:
-    with pytest.raises(ValueError, match=r"batch_size is .*; it must be an integer of at least 1"):
+    error = ValueError if type(batch_size) is int else TypeError
+    with pytest.raises(error, match=r"batch_size is .*; it must be an integer of at least 1"):
         predict_proba(classifier(), TEXTS, batch_size=batch_size)
 
 
@@ -194,7 +198,7 @@ def test_a_language_model_is_refused(function: Any, small_gpt2: GPT2) -> None:
 
 @pytest.mark.parametrize("training", [True, False])
 def test_answering_leaves_each_modules_mode_and_knows_no_dropout(training: bool) -> None:
-    model = randomised(GPT2(CONFIG.replace(drop_rate=0.5), classes=["a", "b"], seed=1)).train(training)
+    model = randomised(GPT2(CONFIG.replace(drop_rate=0.5), task=SingleLabel(["a", "b"]), seed=1)).train(training)
     model.tokenizer = TOKENIZER
     model.trunk.embed.train(not training)
     modes = [module.training for module in model.modules()]
@@ -215,7 +219,7 @@ def test_the_mode_is_put_back_after_an_error() -> None:
 def test_answers_carry_no_gradient_and_flags_stay() -> None:
     model = classifier()
     flags = [parameter.requires_grad for parameter in model.parameters()]
-    assert not class_logits(model, labelled(["ham", "spam"]), batch_size=4, precision="float32").requires_grad
+    assert not compute_outputs(model, labelled(["ham", "spam"]), batch_size=4, precision="float32").requires_grad
     assert [parameter.requires_grad for parameter in model.parameters()] == flags
 
 
@@ -225,7 +229,7 @@ def test_answers_carry_no_gradient_and_flags_stay() -> None:
 @pytest.mark.parametrize("truncation", ["tail", "head", "middle"])
 def test_texts_are_cut_as_the_model_records(truncation: str, caplog: pytest.LogCaptureFixture) -> None:
     model = classifier()
-    model.max_length, model.truncation = 4, truncation
+    model.preparation = Preparation(max_length=4, truncation=truncation)
     kept = {"tail": "abcd", "head": "ghij", "middle": "abij"}[truncation]
     probabilities = predict_proba(model, ["abcdefghij", "k"])
     np.testing.assert_allclose(probabilities[0], alone(model, kept), atol=1e-5)
@@ -235,7 +239,7 @@ def test_texts_are_cut_as_the_model_records(truncation: str, caplog: pytest.LogC
 
 def test_texts_are_padded_as_the_model_records() -> None:
     model = classifier()
-    model.pad_to = 6
+    model.preparation = Preparation(pad_to=6)
     with torch.inference_mode():
         expected = model(torch.tensor([[*TOKENIZER.encode_ordinary("abc"), 256, 256, 256]])).softmax(dim=1)
     np.testing.assert_allclose(predict_proba(model, ["abc"]), expected, atol=1e-5)
@@ -245,7 +249,7 @@ def test_texts_are_padded_as_the_model_records() -> None:
 @pytest.mark.parametrize("truncation", ["tail", "head", "middle"])
 def test_texts_longer_than_the_context_are_cut_and_counted(truncation: str, caplog: pytest.LogCaptureFixture) -> None:
     model = classifier()
-    model.truncation = truncation
+    model.preparation = Preparation(truncation=truncation)
     text = "abcdefghij" * 5
     kept = {"tail": text[:40], "head": text[-40:], "middle": text[:20] + text[-20:]}[truncation]
     with caplog.at_level(logging.WARNING, logger="gptclf"):
@@ -269,7 +273,7 @@ def test_a_new_head_warns_exactly_once(first: Any) -> None:
             predict_proba(model, TEXTS)
             evaluate(model, data)
     assert [str(warning.message) for warning in caught] == [
-        "this classifier's head was never trained or loaded; its answers are chance. Call train first"
+        "this classifier's head was never trained or loaded; its answers are random. Call train first"
     ]
 
 
@@ -323,7 +327,7 @@ def test_weights_that_are_no_numbers_are_named(name: str, value: float, answer: 
     with torch.no_grad():
         model.get_parameter(name).view(-1)[2] = value
     functions: dict[str, Any] = {"predict": predict, "evaluate": evaluate, "dataset_loss": dataset_loss}
-    with pytest.raises(FloatingPointError, match=rf"logits are not finite. NaN or infinity stands in {name}: load"):
+    with pytest.raises(FloatingPointError, match=rf"logits are not finite. There is NaN or infinity in {name}: load"):
         functions[answer](model, ["a"] if answer == "predict" else labelled(["ham", "spam"]))
 
 
@@ -489,13 +493,13 @@ def test_what_cannot_be_scored_is_refused(function: Any, data: Any, error: type[
 
 def test_a_data_set_prepared_otherwise_than_training_is_told(caplog: pytest.LogCaptureFixture) -> None:
     model = classifier(["ham", "spam"])
-    model.max_length = 12
+    model.preparation = Preparation(max_length=12)
     evaluate(model, labelled(["ham", "spam"]))
     assert "max_length=None (the model was trained with 12)" in caplog.text
     caplog.clear()
     data = labelled(["ham", "spam"])
     evaluate(model, TextDataset(data.texts, ["ham"] * 40, tokenizer=TOKENIZER, max_length=12))
-    assert "predict would prepare it otherwise" not in caplog.text
+    assert "predict would prepare it differently" not in caplog.text
 
 
 def test_scoring_draws_nothing_at_random() -> None:

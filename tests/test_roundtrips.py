@@ -15,9 +15,11 @@ from torch import Tensor
 from gptclf import GPT2, GPT2Config, add_classifier_head, load_gpt2, load_model, predict, predict_proba, save_model
 from gptclf.files.torch_file import read_torch_file
 from gptclf.gpt2.config import PRESETS
+from gptclf.gpt2.heads import ClassifierHead
+from gptclf.gpt2.sharing import fill
+from gptclf.tasks import NextToken, SingleLabel
 from gptclf.tokenizer.bpe import byte_characters, make_encoding
 from gptclf.weights.book import read_book, to_book
-from gptclf.weights.folders import fill
 from gptclf.weights.hugging_face import config_to_hugging_face, from_hugging_face, to_hugging_face
 
 IDS = torch.randint(256, (3, 17), generator=torch.Generator().manual_seed(5))
@@ -50,11 +52,11 @@ def assert_equal(first: GPT2, second: GPT2) -> None:
 def theirs_of(model: GPT2) -> Any:
     """transformers' class for such a model."""
     lm, classifier = transformers.AutoModelForCausalLM, transformers.AutoModelForSequenceClassification
-    return lm if model.classes is None else classifier
+    return lm if isinstance(model.task, NextToken) else classifier
 
 
 def back(model: GPT2, folder: Path) -> GPT2:
-    return (load_gpt2 if model.classes is None else load_model)(folder)
+    return (load_gpt2 if isinstance(model.task, NextToken) else load_model)(folder)
 
 
 def through_safetensors(model: GPT2, folder: Path, **settings: Any) -> GPT2:
@@ -82,8 +84,8 @@ def through_bin(model: GPT2, folder: Path) -> GPT2:
 def through_the_book(model: GPT2, folder: Path) -> GPT2:
     torch.save({"model_state_dict": to_book(dict(model.named_parameters()), model.config)}, folder / "book.pth")
     config, tensors, classes = read_book(read_torch_file(folder / "book.pth"), {"n_heads": 3}, source="book.pth")
-    head = {} if classes is None else {"classes": model.classes, "head_bias": "head.output.bias" in tensors}
-    again = GPT2(config, device="meta", **head)  # type: ignore[arg-type]
+    head = None if classes is None else ClassifierHead(config.emb_dim, classes, bias="head.output.bias" in tensors)
+    again = GPT2(config, task=model.task, head=head, device="meta")
     fill(again, tensors)
     return again
 
@@ -188,7 +190,8 @@ class TestPublishedSizes:
         assert ours == meta("GPT2LMHeadModel", preset, tie_word_embeddings=False)
 
     def test_a_classifiers_are_theirs(self, preset: str, monkeypatch: pytest.MonkeyPatch) -> None:
-        model = GPT2(PRESETS[preset], classes=range(7), head_bias=False, device="meta")
+        head = ClassifierHead(PRESETS[preset].emb_dim, 7, bias=False)
+        model = GPT2(PRESETS[preset], task=SingleLabel(range(7)), head=head, device="meta")
         ours = shapes(self.table(preset, model, monkeypatch))
         ours["score.weight"] = tuple(model.get_parameter("head.output.weight").shape)
         assert ours == meta("GPT2ForSequenceClassification", preset, num_labels=7)
@@ -198,8 +201,10 @@ class TestPublishedSizes:
         config = PRESETS[preset]
         theirs = {name: torch.zeros(()).expand(shape) for name, shape in meta(kind, preset, num_labels=7).items()}
         theirs.pop("lm_head.weight", None)
-        head = {"classes": range(7), "head_bias": False} if "score.weight" in theirs else {}
-        want = shapes(dict(GPT2(config, device="meta", **head).named_parameters()))  # type: ignore[arg-type]
+        classifies = "score.weight" in theirs
+        task, head = SingleLabel(range(7)), ClassifierHead(config.emb_dim, 7, bias=False)
+        model = GPT2(config, task=task, head=head, device="meta") if classifies else GPT2(config, device="meta")
+        want = shapes(dict(model.named_parameters()))
         assert shapes(from_hugging_face(theirs, want, config.n_layers, source="here")) == want
 
     def test_the_books_are_read_as_ours_and_back(self, preset: str) -> None:

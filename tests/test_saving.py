@@ -22,6 +22,7 @@ import gptclf
 from gptclf import (
     GPT2,
     GPT2Config,
+    Preparation,
     TextDataset,
     add_classifier_head,
     freeze,
@@ -125,9 +126,9 @@ class TestReload:
 
     def test_how_texts_were_prepared_is_kept(self, small_gpt2: GPT2, tmp_path: Path) -> None:
         clf = classifier(small_gpt2, ["a", "b"])
-        clf.max_length, clf.truncation, clf.pad_to = 5, "head", 7
+        clf.preparation = Preparation(max_length=5, truncation="head", pad_to=7)
         again = load_model(save_model(clf, tmp_path))
-        assert (again.max_length, again.truncation, again.pad_to) == (5, "head", 7)
+        assert again.preparation == Preparation(max_length=5, truncation="head", pad_to=7)
         texts = ["a long enough text", "b"]
         assert predict(again, texts) == predict(clf, texts)
 
@@ -232,7 +233,7 @@ class TestTransformersReadsIt:
         self, small_gpt2: GPT2, tmp_path: Path, caplog: pytest.LogCaptureFixture
     ) -> None:
         clf = classifier(small_gpt2, list(range(WIDTH + 1)))
-        self._refused(clf, tmp_path, caplog, "its head's bias equals no shift of the final norm")
+        self._refused(clf, tmp_path, caplog, "its head's bias cannot be folded into the final norm")
 
     def test_a_head_of_equal_rows_with_unequal_biases_is_refused_there_and_kept_here(
         self, small_gpt2: GPT2, tmp_path: Path, caplog: pytest.LogCaptureFixture
@@ -241,7 +242,7 @@ class TestTransformersReadsIt:
         with torch.no_grad():
             weight = clf.get_parameter("head.output.weight")
             weight[1] = weight[0]
-        self._refused(clf, tmp_path, caplog, "its head's bias equals no shift of the final norm")
+        self._refused(clf, tmp_path, caplog, "its head's bias cannot be folded into the final norm")
 
     def test_a_head_of_equal_rows_with_equal_biases_is_folded(self, small_gpt2: GPT2, tmp_path: Path) -> None:
         clf = classifier(small_gpt2, ["a", "b", "c"])
@@ -305,7 +306,7 @@ class TestFoldersOfTransformers:
         ours = load_model(tmp_path)
         assert ours.classes == ["neg", "neutral", "pos", "other"]
         torch.testing.assert_close(our_logits(ours), logits, atol=1e-5, rtol=1e-5)
-        assert not ours.head_is_new
+        assert not ours.head.is_fresh
 
     def test_more_than_ten_labels_keep_their_order(self, tmp_path: Path) -> None:
         logits = self.theirs(tmp_path, num_labels=12)
@@ -585,8 +586,8 @@ def test_a_classifier_that_was_trained_answers_alike_after_a_reload(tmp_path: Pa
     gptclf.train(clf, data, epochs=1, batch_size=8, lr=1e-3, seed=1, progress=False)
     again = load_model(save_model(clf, tmp_path))
     assert predict(again, texts) == predict(clf, texts)
-    assert again.max_length == 6
-    assert not again.head_is_new
+    assert again.preparation == Preparation(max_length=6)
+    assert not again.head.is_fresh
 
 
 def test_saving_says_nothing_where_all_is_well(

@@ -23,11 +23,16 @@ import torch
 from conftest import byte_tokenizer, randomised
 
 from gptclf import GPT2, Callback, GPT2Config, TextDataset, add_classifier_head, clear_features, evaluate, freeze, train
+from gptclf.features import cache
 from gptclf.features import frozen_prefix as prefix
 from gptclf.features import store as stores
-from gptclf.features.frozen_prefix import reusable_cut
-from gptclf.features.store import FeatureStore, in_memory, on_disk, peek
+from gptclf.features.cache import in_memory, on_disk, peek
+from gptclf.features.frozen_prefix import FrozenPrefix, frozen_prefix
+from gptclf.features.store import FeatureStore
 from gptclf.files import safetensors_file
+from gptclf.gpt2 import packed
+from gptclf.gpt2.arithmetic import FLOAT32
+from gptclf.training.run import Run
 
 CONFIG = GPT2Config(vocab_size=257, context_length=40, emb_dim=24, n_heads=3, n_layers=3, mlp_dim=56)
 TEXTS = [f"{'text ' * (i % 5)}number {i}" for i in range(24)]
@@ -39,7 +44,7 @@ def classifier(trainable: str = "last_block", noise: int = 1) -> GPT2:
     gpt2 = randomised(GPT2(CONFIG, seed=7), noise).requires_grad_(False)
     gpt2.tokenizer = byte_tokenizer()
     clf = add_classifier_head(gpt2, classes=["ham", "spam"], seed=3)
-    clf.forget_fresh_head()
+    clf.head.forget_fresh()
     freeze(clf, trainable=trainable)
     return clf
 
@@ -56,9 +61,9 @@ def losses(clf: GPT2 | None = None, data: TextDataset | None = None, **options: 
 
 
 def identity(clf: GPT2) -> str:
-    cut = reusable_cut(clf, torch.float32)
-    assert cut is not None
-    return cut.identity()
+    found = frozen_prefix(clf, FLOAT32)
+    assert isinstance(found, FrozenPrefix)
+    return found.identity()
 
 
 def segments(folder: Path) -> list[Path]:
@@ -66,22 +71,22 @@ def segments(folder: Path) -> list[Path]:
 
 
 def computed(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """Rows computed, slab by slab, filled in as it happens."""
+    """Rows computed, chunk by chunk, filled in as it happens."""
     found: list[int] = []
-    real = prefix.compute_slab
+    real = prefix.compute_chunk
 
-    def compute_slab(cut: Any, rows: Any, *more: Any) -> Any:
+    def compute_chunk(frozen: Any, rows: Any, *more: Any) -> Any:
         found.append(len(rows))
-        return real(cut, rows, *more)
+        return real(frozen, rows, *more)
 
-    monkeypatch.setattr(prefix, "compute_slab", compute_slab)
+    monkeypatch.setattr(prefix, "compute_chunk", compute_chunk)
     return found
 
 
 @pytest.fixture
-def small_slabs(monkeypatch: pytest.MonkeyPatch) -> None:
+def small_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
     """Several segments for one training."""
-    monkeypatch.setattr(prefix, "SLAB_TOKENS", 100)
+    monkeypatch.setattr(packed, "CHUNK_TOKENS", 100)
 
 
 @pytest.fixture(scope="module")
@@ -104,23 +109,23 @@ def temporary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.fixture
 def cramped(temporary: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A machine whose memory has no room for features; where its temporary folders are made."""
-    monkeypatch.setattr(stores, "physical_memory", lambda: 4.0 * (BYTES - 1))
+    monkeypatch.setattr(cache, "physical_memory", lambda: 4.0 * (BYTES - 1))
     return temporary
 
 
 # Another process
 
 
-def train_there(folder: Path, slab: int, sleep: float, dies_writing: int | None, answer: Connection) -> None:
-    """What the other process does: train slowly, in small slabs, and send the rows computed and the losses."""
-    real, rows = prefix.compute_slab, [0]
+def train_there(folder: Path, chunk: int, sleep: float, dies_writing: int | None, answer: Connection) -> None:
+    """What the other process does: train slowly, in small chunks, and send the rows computed and the losses."""
+    real, rows = prefix.compute_chunk, [0]
 
-    def compute_slab(cut: Any, some: Any, *more: Any) -> Any:
+    def compute_chunk(frozen: Any, some: Any, *more: Any) -> Any:
         if not rows[0]:
             answer.send("started")
         rows[0] += len(some)
         time.sleep(sleep)
-        return real(cut, some, *more)
+        return real(frozen, some, *more)
 
     writer, calls = safetensors_file.tensor_writer, iter(range(100))
 
@@ -134,9 +139,9 @@ def train_there(folder: Path, slab: int, sleep: float, dies_writing: int | None,
         return write
 
     torch.set_num_threads(1)
-    setattr(prefix, "compute_slab", compute_slab)  # noqa: B010
+    setattr(prefix, "compute_chunk", compute_chunk)  # noqa: B010
     setattr(stores, "tensor_writer", tensor_writer)  # noqa: B010
-    prefix.SLAB_TOKENS = slab
+    packed.CHUNK_TOKENS = chunk
     found = losses(cache_dir=folder)
     answer.send((rows[0], found))
 
@@ -144,12 +149,12 @@ def train_there(folder: Path, slab: int, sleep: float, dies_writing: int | None,
 class Other:
     """A training in another process that shares nothing with this one but the folder."""
 
-    def __init__(self, folder: Path, *, slab: int = 100, sleep: float = 0.0, dies_writing: int | None = None) -> None:
+    def __init__(self, folder: Path, *, chunk: int = 100, sleep: float = 0.0, dies_writing: int | None = None) -> None:
         # A server imports torch once and is copied for each process, which saves seconds.
         context = multiprocessing.get_context("forkserver")
         context.set_forkserver_preload(["gptclf", "numpy", "pytest", "safetensors.torch", "hypothesis"])
         self.answers, answer = context.Pipe(duplex=False)
-        self.process = context.Process(target=train_there, args=(folder, slab, sleep, dies_writing, answer))
+        self.process = context.Process(target=train_there, args=(folder, chunk, sleep, dies_writing, answer))
         self.process.start()
         answer.close()
 
@@ -194,7 +199,7 @@ def test_a_killed_run_leaves_whole_segments_and_the_next_goes_on_from_them(
     rng = random.Random(0)
     left: list[Path] = []
     for _ in range(2):
-        Other(tmp_path, slab=40, sleep=0.05).kill(rng.uniform(0.1, 0.25))
+        Other(tmp_path, chunk=40, sleep=0.05).kill(rng.uniform(0.1, 0.25))
         assert set(left) < set(segments(tmp_path))  # it went on, and took nothing away
         left = segments(tmp_path)
     kept_rows = 0
@@ -211,9 +216,9 @@ def test_a_killed_run_leaves_whole_segments_and_the_next_goes_on_from_them(
 @needs_forkserver
 @pytest.mark.slow
 def test_a_run_killed_while_it_writes_leaves_no_half_segment(
-    tmp_path: Path, expected: list[float], small_slabs: None
+    tmp_path: Path, expected: list[float], small_chunks: None
 ) -> None:
-    other = Other(tmp_path, slab=40, dies_writing=2)
+    other = Other(tmp_path, chunk=40, dies_writing=2)
     other.process.join()
     assert other.process.exitcode == -signal.SIGKILL
     assert len(segments(tmp_path)) == 2
@@ -227,7 +232,7 @@ def test_a_run_killed_while_it_writes_leaves_no_half_segment(
 def test_two_processes_at_once_on_one_folder_both_train_right(
     tmp_path: Path, expected: list[float], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    both = [Other(tmp_path, slab=40, sleep=0.02) for _ in range(2)]
+    both = [Other(tmp_path, chunk=40, sleep=0.02) for _ in range(2)]
     for other in both:
         np.testing.assert_allclose(other.result()[1], expected, rtol=0, atol=1e-6)
     rows = computed(monkeypatch)
@@ -323,7 +328,7 @@ def test_a_damaged_or_foreign_file_is_left_out_with_a_warning_and_computed_again
     damage: Callable[[Path], None],
     tmp_path: Path,
     expected: list[float],
-    small_slabs: None,
+    small_chunks: None,
     caplog: pytest.LogCaptureFixture,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -397,15 +402,19 @@ def test_a_file_in_the_place_of_the_folder_is_an_error_that_names_it(below: str,
     assert file.read_text() == "mine"
 
 
-@pytest.mark.parametrize("limit", [0, -1, float("nan"), "5GB", None, True])
-def test_a_limit_that_is_no_number_of_bytes_is_an_error(limit: Any, tmp_path: Path) -> None:
-    with pytest.raises(ValueError, match="cache_limit is"):
+@pytest.mark.parametrize(
+    ("limit", "error"),
+    [(0, ValueError), (-1, ValueError), (float("nan"), ValueError)]
+    + [("5GB", TypeError), (None, TypeError), (True, TypeError)],
+)
+def test_a_limit_that_is_no_number_of_bytes_is_an_error(limit: Any, error: type[Exception], tmp_path: Path) -> None:
+    with pytest.raises(error, match="cache_limit is"):
         losses(cache_dir=tmp_path, cache_limit=limit)
 
 
-@pytest.mark.parametrize("folder", ["", 5])
-def test_what_names_no_folder_is_an_error(folder: Any) -> None:
-    with pytest.raises(ValueError, match="cache_dir is"):
+@pytest.mark.parametrize(("folder", "error"), [("", ValueError), (5, TypeError)])
+def test_what_names_no_folder_is_an_error(folder: Any, error: type[Exception]) -> None:
+    with pytest.raises(error, match="cache_dir is"):
         losses(cache_dir=folder)
 
 
@@ -414,7 +423,7 @@ def test_what_names_no_folder_is_an_error(folder: Any) -> None:
 
 @pytest.mark.parametrize("whole", [0, 2])
 def test_a_full_disk_is_an_error_that_leaves_whole_segments_and_the_next_run_goes_on(
-    whole: int, tmp_path: Path, expected: list[float], small_slabs: None, monkeypatch: pytest.MonkeyPatch
+    whole: int, tmp_path: Path, expected: list[float], small_chunks: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     real, calls = safetensors_file.tensor_writer, iter(range(100))
 
@@ -481,7 +490,7 @@ def test_a_disk_that_is_too_small_warns_and_computes_plainly(
     tmp_path: Path, expected: list[float], caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     usage = dataclasses.make_dataclass("usage", ["free"])
-    monkeypatch.setattr("gptclf.features.store.shutil.disk_usage", lambda folder: usage(BYTES))
+    monkeypatch.setattr("gptclf.features.cache.shutil.disk_usage", lambda folder: usage(BYTES))
     np.testing.assert_allclose(losses(cache_dir=tmp_path), expected, rtol=0, atol=1e-5)
     assert "do not fit in" in caplog.text
     assert segments(tmp_path) == []
@@ -574,10 +583,10 @@ def test_what_memory_has_no_room_for_goes_to_a_temporary_folder_that_is_gone_aft
     cramped: Path, expected: list[float], caplog: pytest.LogCaptureFixture
 ) -> None:
     class Look(Callback):
-        def on_start(self, model: GPT2) -> None:
+        def on_start(self, run: Run) -> None:
             self.seen: list[Path] = []
 
-        def on_step(self, model: GPT2, step: Any) -> None:
+        def on_step(self, run: Run, step: Any) -> None:
             self.seen = [path for folder in cramped.iterdir() for path in segments(folder)]
 
     look = Look()
@@ -593,7 +602,7 @@ def test_what_memory_has_no_room_for_goes_to_a_temporary_folder_that_is_gone_aft
 @pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
 def test_the_temporary_folder_is_gone_after_an_error_too(cramped: Path, error: type[BaseException]) -> None:
     class Fail(Callback):
-        def on_step(self, model: GPT2, step: Any) -> None:
+        def on_step(self, run: Run, step: Any) -> None:
             assert list(cramped.iterdir())
             raise error("stop")
 
@@ -603,7 +612,7 @@ def test_the_temporary_folder_is_gone_after_an_error_too(cramped: Path, error: t
 
 
 def test_the_temporary_folder_is_gone_after_an_error_while_it_is_filled(
-    cramped: Path, small_slabs: None, monkeypatch: pytest.MonkeyPatch
+    cramped: Path, small_chunks: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def write(*arguments: Any) -> Any:
         raise OSError(errno.ENOSPC, "No space left on device")
@@ -618,9 +627,9 @@ def test_where_the_disk_has_no_room_either_everything_is_computed_plainly_and_sa
     cramped: Path, expected: list[float], caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     usage = dataclasses.make_dataclass("usage", ["free"])
-    monkeypatch.setattr("gptclf.features.store.shutil.disk_usage", lambda folder: usage(0))
+    monkeypatch.setattr("gptclf.features.cache.shutil.disk_usage", lambda folder: usage(0))
     np.testing.assert_allclose(losses(), expected, rtol=0, atol=1e-5)
-    assert "there is no room for the features" in caplog.text
+    assert "there is no room for features" in caplog.text
     assert list(cramped.iterdir()) == []
 
 
@@ -647,7 +656,7 @@ def test_a_folder_that_is_named_has_room_that_memory_has_not(
 @pytest.fixture
 def room_for_three(monkeypatch: pytest.MonkeyPatch) -> None:
     """Memory that takes three prefixes of 400 bytes."""
-    monkeypatch.setattr(stores, "physical_memory", lambda: 1200 / stores.MEMORY_SHARE)
+    monkeypatch.setattr(cache, "physical_memory", lambda: 1200 / cache.MEMORY_SHARE)
 
 
 def remember(name: str, nbytes: int = 400) -> FeatureStore:
@@ -753,14 +762,14 @@ def test_clearing_follows_no_link_out_of_the_folder(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["missing", "file"])
 def test_clearing_what_is_no_folder_is_an_error_that_says_so(name: str, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("mine")
-    with pytest.raises(NotADirectoryError, match=f"{name}' ?, which is no folder; give the one named in train"):
+    with pytest.raises(NotADirectoryError, match=f"{name}' ?, which is not a folder; give the one named in train"):
         clear_features(tmp_path / name)
     assert (tmp_path / "file").exists()
 
 
 def test_features_in_use_survive_being_cleared(tmp_path: Path, expected: list[float]) -> None:
     class Clear(Callback):
-        def on_step(self, model: GPT2, step: Any) -> None:
+        def on_step(self, run: Run, step: Any) -> None:
             clear_features()
             clear_features(tmp_path)
 
