@@ -160,8 +160,7 @@ class _Copy:
             return self._made.get(value, value)
         if isinstance(value, dict):
             items = {self._redirected(key): self._redirected(item) for key, item in value.items()}
-            same = all(a is b for pair in zip(items.items(), value.items(), strict=True) for a, b in zip(*pair))
-            if same:
+            if all(a is b and items[a] is value[b] for a, b in zip(items, value, strict=True)):
                 return value
             new = value.copy()
             new.clear()

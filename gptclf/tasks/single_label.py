@@ -97,6 +97,16 @@ class SingleLabel(Task):
         """Return the softmax over the classes (N, C)."""
         return outputs.softmax(dim=1).numpy()
 
+    def columns(self, outputs: Tensor) -> dict[str, NDArray[Any]]:
+        """Return a column of probabilities per class; 1 and "1" look alike, their columns must not."""
+        columns = zip(self._names(), self.probabilities(outputs).T, strict=True)
+        return {f"p({name})": column for name, column in columns}
+
+    def _names(self) -> list[str]:
+        """Return the labels as distinct texts: by their repr if two look alike."""
+        names = [str(label) for label in self.classes]
+        return names if len(set(names)) == len(names) else [repr(label) for label in self.classes]
+
     def details(self, outputs: Tensor, targets: Tensor) -> dict[str, Any]:
         """Return the confusion matrix, scores per class and their mean F1 over the classes that occur."""
         confusion = confusion_matrix(targets.numpy(), outputs.argmax(dim=1).numpy(), self.n_outputs)
@@ -148,9 +158,7 @@ class SingleLabel(Task):
 
     def exported(self) -> dict[str, Any]:
         """Return the classes under the names of `transformers`; labels of equal text are told apart by their repr."""
-        names = [str(label) for label in self.classes]
-        if len(set(names)) < len(names):  # 1 and "1" have one text between them
-            names = [repr(label) for label in self.classes]
+        names = self._names()
         return {
             "architectures": ["GPT2ForSequenceClassification"],
             "problem_type": "single_label_classification",

@@ -91,6 +91,10 @@ class Task:
         """
         raise TypeError(f"{type(self).__name__} gives no probabilities; predict returns its answers")
 
+    def columns(self, outputs: Tensor) -> dict[str, NDArray[Any]]:
+        """Return the columns of a table of answers, by name: here the outputs as they are."""
+        return {f"output {i}": column.numpy() for i, column in enumerate(outputs.T)}
+
     def details(self, outputs: Tensor, targets: Tensor) -> dict[str, Any]:
         """Return what else an evaluation holds, by name, such as a confusion matrix."""
         return {}
