@@ -73,7 +73,12 @@ def test_a_recipe_does_not_change_and_shows_what_differs_from_the_default() -> N
 def test_numbers_of_numpy_and_torch_become_pythons() -> None:
     recipe = Recipe(epochs=np.int64(3), lr=np.float32(0.5), seed=torch.tensor(7), drop_last=np.bool_(True))  # type: ignore[arg-type]
     assert recipe == Recipe(epochs=3, lr=0.5, seed=7, drop_last=True)
-    assert [type(value) for value in (recipe.epochs, recipe.lr, recipe.seed, recipe.drop_last)] == [int, float, int, bool]
+    assert [type(value) for value in (recipe.epochs, recipe.lr, recipe.seed, recipe.drop_last)] == [
+        int,
+        float,
+        int,
+        bool,
+    ]
 
 
 @pytest.mark.parametrize("name", [field.name for field in fields(Recipe)])

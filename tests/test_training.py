@@ -79,7 +79,7 @@ def quietly(model: GPT2, train_set: TextDataset, val_set: TextDataset | None = N
 
 def objective(model: GPT2) -> Objective:
     """What a step computes, over ids and in evaluation mode."""
-    return Objective(Learner(model), model.task)
+    return Objective(Learner(model, keep_gradients=True), model.task)
 
 
 def losses(history: History) -> list[float]:
@@ -572,7 +572,7 @@ def test_the_error_names_the_weights_at_fault(name: str, trainable: str) -> None
     model = classifier(trainable=trainable)
     with torch.no_grad():
         model.get_parameter(name)[3] = math.nan
-    with pytest.raises(FloatingPointError, match=rf"NaN or infinity stands in {name}: load"):
+    with pytest.raises(FloatingPointError, match=rf"There is NaN or infinity in {name}: load"):
         quietly(model, rows(), epochs=1)
 
 

@@ -40,7 +40,9 @@ class StateFolder:
     resume: bool
 
     @classmethod
-    def given(cls, checkpoint_dir: Any, checkpoint_every: Any, keep_checkpoints: Any, resume: Any) -> "StateFolder | None":
+    def given(
+        cls, checkpoint_dir: Any, checkpoint_every: Any, keep_checkpoints: Any, resume: Any
+    ) -> "StateFolder | None":
         """Check what `train` was given, and make the folder; None without one.
 
         Raises:

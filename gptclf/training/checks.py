@@ -7,9 +7,8 @@ import torch
 from gptclf.checks import integer
 from gptclf.data.batches import TokenRows
 from gptclf.data.windows import TextWindows
-from gptclf.gpt2.model import GPT2
+from gptclf.gpt2.model import GPT2, check_encoding
 from gptclf.inference.evaluate import check_ids
-from gptclf.tokenizer.tokens import check_same_tokenizer
 from gptclf.training.callbacks import Callback
 from gptclf.training.recipe import Recipe
 
@@ -43,7 +42,7 @@ def check_windows(model: GPT2, windows: TextWindows, name: str) -> TextWindows:
         raise TypeError(f"{name} is a {type(windows).__name__}; a language model takes TextWindows(texts, ...)")
     if not len(windows):
         raise ValueError(f"{name} holds no windows; it needs at least one")
-    check_same_tokenizer(model, windows.tokenizer)
+    check_encoding(model, windows.tokenizer)
     check_ids(model, windows.ids, name)
     if windows.length > model.config.context_length:
         raise ValueError(

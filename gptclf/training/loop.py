@@ -14,6 +14,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from gptclf.data.batches import Batch, Batches
+from gptclf.metrics import blame
 from gptclf.training.objective import mean_over_ranks, objective_of
 
 
@@ -79,7 +80,9 @@ def training_steps(
         ValueError: The rows of a step have weights that sum to 0.
     """
     trained = [parameter for parameter in objective.parameters() if parameter.requires_grad]
-    epoch, step, examples, done = (1, 0, 0, 0) if after is None else (after.epoch, after.step, after.examples, after.batch)
+    epoch, step, examples, done = (
+        (1, 0, 0, 0) if after is None else (after.epoch, after.step, after.examples, after.batch)
+    )
     if after is not None and done in (0, len(batches)):
         epoch, done = epoch + 1, 0
     for number in range(epoch, epochs + 1):

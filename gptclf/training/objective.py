@@ -54,9 +54,7 @@ class Objective(nn.Module):
         return self.task.weight(targets_of(batch), batch.weights)
 
 
-def build_objective(
-    model: GPT2, task: Task, recipe: Recipe, depth: int, *, recompute: bool = False
-) -> Objective:
+def build_objective(model: GPT2, task: Task, recipe: Recipe, depth: int, *, recompute: bool = False) -> Objective:
     """Build what each step of a training computes: `train` trains it and `estimate` times it.
 
     Args:

@@ -13,8 +13,8 @@ from torch import nn
 
 from gptclf.checks import number
 from gptclf.data.batches import Batches, Rows, TokenRows
-from gptclf.features.reuse import features_of
 from gptclf.features.cache import DISK_LIMIT
+from gptclf.features.reuse import features_of
 from gptclf.gpt2.arithmetic import resolve_precision
 from gptclf.gpt2.model import GPT2
 from gptclf.gpt2.sharing import own_trainable
@@ -146,6 +146,8 @@ class Run:
         self.scheduler.scale = lr_scale
         self.scheduler.move_to(len(history.steps))
         self._start -= history.seconds
+        if history.steps:
+            _forget_fresh(self.model)
 
     @contextmanager
     def learning(self) -> Iterator[None]:
@@ -190,9 +192,7 @@ class Run:
     def __iter__(self) -> Iterator[Step]:
         """Take the steps that are left; `history` has each before the callbacks are told."""
         recipe = self.recipe
-        batches = Batches(
-            self._rows[0], recipe.batch_size, recipe.seed, drop_last=recipe.drop_last, task=self.task
-        )
+        batches = Batches(self._rows[0], recipe.batch_size, recipe.seed, drop_last=recipe.drop_last, task=self.task)
         self.begun = True
         if self.history.stopped:  # a callback's restored state says that the run was over
             return
@@ -206,10 +206,17 @@ class Run:
             scheduler=self.scheduler,
             after=self.history.steps[-1] if self.history.steps else None,
         ):
-            forget_fresh(self.model)
+            _forget_fresh(self.model)
             self.history.steps.append(step)
             self.history.seconds = time.perf_counter() - self._start
             yield step
+
+
+def _forget_fresh(model: GPT2) -> None:
+    """Note that training went through the head, even if only parameters before it changed."""
+    forget = getattr(model.head, "forget_fresh", None)
+    if forget is not None:
+        forget()
 
 
 def fit(run: Run, callbacks: Sequence[Callback], saved: State | None = None) -> History:

@@ -7,6 +7,7 @@ tells a damaged file. Nothing is unpickled.
 
 import hashlib
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -278,5 +279,7 @@ def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def _short(value: Any) -> str:
+    if isinstance(value, str) and re.fullmatch("[0-9a-f]{64}", value):
+        return f"SHA-256 {value[:12]}"
     text = repr(value)
     return text if len(text) < 60 else text[:57] + "..."
