@@ -1,6 +1,7 @@
 """`SingleLabel`: each text belongs to exactly one class."""
 
 import copy
+import logging
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Self
 
@@ -14,6 +15,9 @@ from gptclf.checks import number, python_value
 from gptclf.metrics import confusion_matrix, per_class_scores
 from gptclf.tasks.labels import check_classes, check_labels, index_labels, label_from_json, label_to_json
 from gptclf.tasks.task import Task
+
+
+logger = logging.getLogger(__name__)
 
 
 class SingleLabel(Task):
@@ -54,6 +58,11 @@ class SingleLabel(Task):
         given = self.class_weight
         # A weight per class, in the order of the classes; None if all are 1, or not known before training.
         self.weights = [given.get(label, 1.0) for label in self.classes] if isinstance(given, dict) else None
+
+    @property
+    def summary(self) -> str:
+        """The number of classes."""
+        return f"{self.n_outputs} classes"
 
     def targets(self, labels: Sequence[Any]) -> NDArray[np.int64]:
         """Return each label's place among the classes (N,); an unknown label is an error that names its row."""
@@ -155,6 +164,19 @@ class SingleLabel(Task):
                 f"the batch's classes are {other.classes[:10]} but the model's are {self.classes[:10]}; its targets "
                 "would mean other classes. Pass task=model.task to Batches, or classes=model.classes to TextDataset"
             )
+
+    def check_saved(self) -> None:
+        """Raise if two labels would be one in a saved folder; log those that will be text."""
+        saved: dict[str, Any] = {}
+        for label, written in ((label, label_to_json(label)) for label in self.classes):
+            if repr(written) in saved:
+                raise ValueError(
+                    f"the labels {saved[repr(written)]!r} and {label!r} would both be saved as {written!r}; train with "
+                    "labels that are strings, numbers or tuples"
+                )
+            saved[repr(written)] = label
+            if isinstance(written, str) and not isinstance(label, str):
+                logger.warning("label %r (%s) is saved as the text %r", label, type(label).__name__, written)
 
     def exported(self) -> dict[str, Any]:
         """Return the classes under the names of `transformers`; labels of equal text are told apart by their repr."""

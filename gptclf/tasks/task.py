@@ -57,6 +57,11 @@ class Task:
     n_outputs: int
     classes: list[Any] | None = None
 
+    @property
+    def summary(self) -> str:
+        """A few words about the task."""
+        return f"task {type(self).__name__}"
+
     def targets(self, labels: Sequence[Any]) -> NDArray[Any]:
         """Return one target per label, (N,) or (N, k). An error names the row."""
         raise NotImplementedError(f"{type(self).__name__} defines no targets(labels)")
@@ -124,6 +129,9 @@ class Task:
     def measure(self, rows: Scored) -> dict[str, float]:
         """Compute some rows and return their measures as `scores` does."""
         return self.scores(rows.outputs(), rows.targets)
+
+    def check_saved(self) -> None:
+        """Raise if the task would not be the same after saving and loading."""
 
     def exported(self) -> dict[str, Any] | None:
         """Return what the task adds to a `config.json` of `transformers`, or None if it has no such task."""
