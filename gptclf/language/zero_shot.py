@@ -218,9 +218,10 @@ def _scores_together(gpt2: GPT2, prompts: list[list[int]], names: list[list[int]
     sees[:, T:, T:] &= owner == owner[:, None]
     embed = gpt2.trunk.embed
     x = embed.token(torch.cat([padded, read.expand(B, -1)], dim=1)) + embed.position(position)
+    attend = masked(sees)
     with casting(precision, gpt2):
         for block in gpt2.blocks:
-            x = block(x, masked(sees))
+            x = block(x, attend)
     x = gpt2.norm(x)
     last = x[torch.arange(B, device=device), lengths - 1]
     first = torch.tensor([name[0] for name in names], device=device).expand(B, -1)
