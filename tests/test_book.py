@@ -299,9 +299,9 @@ class TestWhatIsRefused:
     @pytest.mark.parametrize(
         ("config", "message"),
         [
-            (None, r"a\.pth: the number of attention heads cannot be seen.*24 wide; pass config= "),
-            ({}, "the number of attention heads cannot be seen"),
-            ({**SMALL, "n_layers": 4}, "does not fit the configuration given: n_layers = 4, but the tensors have 3"),
+            (None, r"a\.pth: the tensors do not tell the number of attention heads.*24 wide; pass it in config="),
+            ({}, "the tensors do not tell the number of attention heads"),
+            ({**SMALL, "n_layers": 4}, "does not match the given configuration: n_layers = 4, but the tensors have 3"),
             ({**SMALL, "emb_dim": 768, "qkv_bias": True}, "emb_dim = 768, but the tensors have 24; qkv_bias = True"),
             ({**SMALL, "context_length": 1024}, "context_length = 1024, but the tensors have 40"),
             ({**SMALL, "vocab_size": 9}, "vocab_size = 9"),
@@ -332,7 +332,7 @@ class TestWhatIsRefused:
                 read_book(whole, SMALL, source="a.pth")
             with pytest.raises(ValueError, match=rf"misshapen: {name} is torch\.int64"):
                 read_book({**whole, name: tensor.long()}, SMALL, source="a.pth")
-        with pytest.raises(ValueError, match=r"misshapen: |does not fit|not the causal mask|a bias"):
+        with pytest.raises(ValueError, match=r"misshapen: |does not match|not the causal mask|a bias"):
             read_book({**whole, name: torch.zeros(*tensor.shape[:-1], tensor.shape[-1] + 1)}, SMALL, source="a.pth")
 
     @pytest.mark.parametrize("name", ["trf_blocks.1.extra", "trf_blocks.0.att.W_gate.weight", "lm_head.weight"])

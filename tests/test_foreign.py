@@ -436,7 +436,7 @@ class TestEveryVariantOfTransformers:
         their_model(tie_word_embeddings=False).save_pretrained(tmp_path)
         config = json.loads((tmp_path / "config.json").read_text())
         (tmp_path / "config.json").write_text(json.dumps({**config, "tie_word_embeddings": True}))
-        with pytest.raises(ValueError, match=r"lm_head\.weight that is not its wte\.weight.*tie_word_embeddings"):
+        with pytest.raises(ValueError, match=r"lm_head\.weight that differs from its wte\.weight.*tie_word_embeddings"):
             load_gpt2(tmp_path)
 
     def test_one_name_with_and_without_the_prefix_is_an_error(self, odd_config: GPT2Config) -> None:
@@ -459,7 +459,7 @@ class TestEveryVariantOfTransformers:
         torch.save(tensors, tmp_path / "pytorch_model.bin")
         message = (
             r"1 missing: h\.1\.ln_1\.bias; 1 unexpected: h\.7\.extra; "
-            r"1 misshapen: wpe\.weight is torch\.float32 \(41, 24\), the configuration wants \(40, 24\)"
+            r"1 misshapen: wpe\.weight is torch\.float32 \(41, 24\), the configuration needs \(40, 24\)"
         )
         with pytest.raises(ValueError, match=message):
             fill_from_hugging_face(GPT2(odd_config, device="meta"), tmp_path)
@@ -531,7 +531,7 @@ class TestGuesses:
         ("kind", "message"),
         [
             ("GPT2ForSequenceClassification", "load it with load_model"),
-            ("GPT2ForTokenClassification", "labels every token"),
+            ("GPT2ForTokenClassification", "classifies every token"),
             ("GPT2ForQuestionAnswering", "answers questions"),
             ("GPT2DoubleHeadsModel", "second head for multiple choice"),
         ],

@@ -200,10 +200,10 @@ class TestConfigurationKeys:
     @pytest.mark.parametrize(
         ("changes", "message"),
         [
-            ({"add_cross_attention": True}, "add_cross_attention = True: gptclf has no cross-attention"),
-            ({"pruned_heads": {"1": [0]}}, "pruned_heads.*no pruned attention heads"),
-            ({"quantization_config": {"bits": 4}}, "quantization_config.*no quantized weights"),
-            ({"activation_function": "mish"}, "activation_function = 'mish'; gptclf has gelu_new"),
+            ({"add_cross_attention": True}, "add_cross_attention = True: gptclf does not support cross-attention"),
+            ({"pruned_heads": {"1": [0]}}, "pruned_heads.*not support pruned attention heads"),
+            ({"quantization_config": {"bits": 4}}, "quantization_config.*not support quantized weights"),
+            ({"activation_function": "mish"}, "activation_function = 'mish'; gptclf supports gelu_new"),
             ({"model_type": "bert"}, "describes a 'bert' model; gptclf loads GPT-2"),
             ({"n_embd": 25}, "emb_dim 25 is not divisible by n_heads 3"),
             ({"n_layer": 0}, "n_layers is 0"),
@@ -380,7 +380,7 @@ class TestWhatANameMeans:
         monkeypatch.chdir(folder.parent)
         with caplog.at_level(logging.WARNING, logger="gptclf"):
             assert load_gpt2("gpt2").config.emb_dim == 24
-        assert "'gpt2' is a local folder here; it is loaded, not the published model" in caplog.text
+        assert "'gpt2' is a local folder; loading it instead of the published model" in caplog.text
 
     def test_a_folder_without_a_configuration_does_not_hide_a_published_model(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
@@ -388,7 +388,7 @@ class TestWhatANameMeans:
         (tmp_path / "nano").mkdir()
         monkeypatch.chdir(tmp_path)
         assert load_gpt2("nano").config == PRESETS["nano"]
-        assert "'nano' holds no weights of nano; the published model is meant" in caplog.text
+        assert "'nano', which holds no weights of nano; loading the published model" in caplog.text
 
     def test_a_folder_of_another_name_is_loaded_in_silence(
         self, folder: Path, caplog: pytest.LogCaptureFixture
@@ -398,7 +398,7 @@ class TestWhatANameMeans:
 
     @pytest.mark.parametrize("name", ["gpt3", "./nowhere", "a/b/c", Path("some/where")], ids=str)
     def test_a_name_that_is_none_lists_what_there_is(self, name: str | Path) -> None:
-        with pytest.raises(FileNotFoundError, match=r"no folder or file and no known.*gpt2-medium.*124M.*owner/name"):
+        with pytest.raises(FileNotFoundError, match=r"not a folder, a file or a known.*gpt2-medium.*124M.*owner/name"):
             load_gpt2(name)
 
     def test_an_empty_folder_names_the_file_it_needs(self, tmp_path: Path) -> None:

@@ -359,9 +359,9 @@ def test_what_is_missing_unexpected_and_misshapen_is_listed() -> None:
         "blocks/10/attn/c_attn/bias",
         "g/0",
         "4 misshapen: ",
-        r"wpe is float32 (5, 4), the settings want floats (16, 4)",
+        r"wpe is float32 (5, 4), the settings need floats (16, 4)",
         "b is a Tensor, not a numpy array",
-        r"blocks/0/mlp/c_fc/w is float32 (16, 4), the settings want floats (4, 16)",
+        r"blocks/0/mlp/c_fc/w is float32 (16, 4), the settings need floats (4, 16)",
         r"blocks/0/mlp/c_fc/b is int64 (16,)",
     ):
         assert part in str(caught.value)
@@ -373,8 +373,8 @@ def test_what_is_missing_unexpected_and_misshapen_is_listed() -> None:
         ({"n_layer": 12}, "12 missing: blocks/11/ln_1/g"),
         ({"n_layer": 10}, "12 unexpected: blocks/10/"),
         ({"n_layer": 10**12}, "holds 136 arrays, too few for the 1000000000000 blocks"),
-        ({"n_vocab": 10**40}, r"wte is float32 \(257, 4\), the settings want floats \(10{40}, 4\)"),
-        ({"n_head": 3}, "describes no GPT-2 .*n_head 3.*not divisible"),
+        ({"n_vocab": 10**40}, r"wte is float32 \(257, 4\), the settings need floats \(10{40}, 4\)"),
+        ({"n_head": 3}, "does not describe a GPT-2 .*n_head 3.*not divisible"),
         ({"n_head": "2"}, "n_head '2'"),
         ({"n_ctx": 0}, "n_ctx 0"),
     ],
@@ -411,7 +411,7 @@ def test_hparams_with_more_keys_are_returned_as_they_are(models: Path) -> None:
         ("[1]", "holds a list"),
         ("{}", r"hparams\.json lacks n_vocab"),
         (json.dumps({**HPARAMS, "n_embd": 8}), r"model\.ckpt does not hold .* 136 misshapen"),
-        (json.dumps({**HPARAMS, "n_head": 0}), r"hparams\.json describes no GPT-2"),
+        (json.dumps({**HPARAMS, "n_head": 0}), r"hparams\.json does not describe a GPT-2"),
     ],
 )
 def test_hparams_that_are_wrong(models: Path, text: str, message: str) -> None:

@@ -109,7 +109,7 @@ class TestTensorFlow:
         monkeypatch.chdir(tmp_path)
         with caplog.at_level(logging.WARNING, logger="gptclf"):
             assert load_gpt2("124M").config.n_layers == 11
-        assert "'124M' is a local folder here" in caplog.text
+        assert "'124M' is a local folder;" in caplog.text
 
     def test_only_its_shape_is_read_for_random_weights(self, tmp_path: Path) -> None:
         shutil.copy(TF / "whole" / "hparams.json", tmp_path)
@@ -387,7 +387,7 @@ class TestContradictions:
         monkeypatch.chdir(tmp_path)
         with caplog.at_level(logging.WARNING, logger="gptclf"):
             assert load_gpt2("gpt2").config.n_layers == 11
-        assert "'gpt2/124M' is a local folder here" in caplog.text.replace("\\\\", "/")
+        assert "'gpt2/124M' is a local folder;" in caplog.text.replace("\\\\", "/")
         shutil.rmtree(tmp_path / "gpt2" / "124M")
         with pytest.raises(FileNotFoundError, match="HF_HUB_OFFLINE"):  # the published one is meant
             load_gpt2("gpt2")
@@ -399,7 +399,7 @@ class TestContradictions:
 
     @pytest.mark.parametrize("name", ["models/missing.pth", "124M/model.ckpt"])
     def test_a_file_that_is_not_there_is_not_asked_of_a_hub(self, name: str) -> None:
-        with pytest.raises(FileNotFoundError, match="is no folder or file"):
+        with pytest.raises(FileNotFoundError, match="is not a folder, a file or a known model"):
             load_gpt2(name)
         with pytest.raises(FileNotFoundError, match="is not a folder, a file or a hub repository"):
             load_model(name)
