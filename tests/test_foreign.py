@@ -91,7 +91,10 @@ class TestTorchFiles:
 
     def test_tensors_of_an_unknown_kind_beside_it_are_not_dropped_in_silence(self, tmp_path: Path) -> None:
         for beside in ({"ema": torch.ones(2)}, {"adapter": [{"x": (torch.ones(2),)}]}):
-            with pytest.raises(ValueError, match=r"model\.pth holds tensors next to 'model', under keys that gptclf does not know: (ema|adapter);"):
+            with pytest.raises(
+                ValueError,
+                match=r"model\.pth holds tensors next to 'model', under keys that gptclf does not know: (ema|adapter);",
+            ):
                 read_torch_file(saved({"model": TENSORS, **beside}, tmp_path))
 
     def test_what_holds_itself_is_looked_at_once(self, tmp_path: Path) -> None:
@@ -135,7 +138,10 @@ class TestTorchFiles:
             (3, "holds a int"),
             ({}, "holds no tensors"),
             ({"model": {}}, "holds no tensors"),
-            ({**TENSORS, "lr": 0.1, "name": "x"}, r"in addition to 2 tensors, lr \(float\), name \(str\); .*model\.state_dict"),
+            (
+                {**TENSORS, "lr": 0.1, "name": "x"},
+                r"in addition to 2 tensors, lr \(float\), name \(str\); .*model\.state_dict",
+            ),
             ({3: torch.ones(2)}, r"3 \(torch.strided\)"),
             ({"a": torch.ones(2).to_sparse()}, r"a \(torch\.sparse_coo\)"),
             ({"a": {"b": torch.ones(2)}}, r"a \(dict\)"),
@@ -195,9 +201,7 @@ class TestNothingIsRun:
         monkeypatch.setenv("TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD", "1")
         path = saved(content, tmp_path, _use_new_zipfile_serialization=zipped)
         ran.clear()
-        with pytest.raises(
-            ValueError, match=rf"model\.pth would run code when opened: it (names {names}|calls)"
-        ):
+        with pytest.raises(ValueError, match=rf"model\.pth would run code when opened: it (names {names}|calls)"):
             read_torch_file(path)
         with pytest.raises(ValueError, match=r"Nothing was run.*torch\.save\(model\.state_dict\(\), "):
             read_torch_file(path)

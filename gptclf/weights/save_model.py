@@ -170,11 +170,12 @@ def _card(model: GPT2, **said: Any) -> Card:
     return Card(
         # Not the folder's name: equal models save equal files.
         name=model.task.title,
+        kind=model.task.record()["kind"],
         classes=model.classes,
         sizes=sizes,
         parameters=sum(p.numel() for p in model.parameters()),
         trained={name: p.numel() for name, p in model.named_parameters() if p.requires_grad},
-        pooling=getattr(head, "pooling", "last"),
+        pooling=getattr(head, "pooling", None),
         max_length=model.preparation.max_length,
         truncation=model.preparation.truncation,
         pad_to=model.preparation.pad_to,
