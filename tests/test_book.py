@@ -39,7 +39,7 @@ Settings = dict[str, Any]
 
 
 class ReferenceNorm(nn.Module):
-    """Layer norm whose gain and shift have the book's names."""
+    """Layer norm with the book's names for gain and shift."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -116,7 +116,7 @@ both = pytest.mark.parametrize("build", [Reference, the_books_own], ids=["refere
 
 
 def small(build: Build = Reference, **changes: Any) -> nn.Module:
-    """A small one with noise everywhere, so that no shift is 0 and no scale 1."""
+    """A small model with noise everywhere, so that no shift is 0 and no scale 1."""
     torch.manual_seed(3)
     return randomised(build({**SMALL, **changes}).eval())  # type: ignore[arg-type]
 
@@ -136,13 +136,13 @@ def logits(model: nn.Module, ids: Tensor = IDS) -> Tensor:
 
 
 class TestPublishedFigure:
-    """Book section 5.1.2 prints the loss of an untrained model, which needs no weights but a seed."""
+    """Book section 5.1.2 prints the loss of an untrained model, which depends only on the seed."""
 
     INPUTS = torch.tensor([[16833, 3626, 6100], [40, 1107, 588]])
     TARGETS = torch.tensor([[3626, 6100, 345], [1107, 588, 11311]])
 
     def figures(self, model: nn.Module) -> tuple[str, str]:
-        # In float64: a single float32 step of this loss is 0.05 of perplexity.
+        # In float64: one float32 rounding step of this loss is 0.05 of perplexity.
         loss = F.cross_entropy(logits(model, self.INPUTS).double().flatten(0, 1), self.TARGETS.flatten())
         return f"{float(loss):.4f}", f"{float(loss.exp()):,.2f}"
 
@@ -161,7 +161,7 @@ class TestPublishedFigure:
         for i, content in enumerate(contents):
             path = tmp_path / f"{i}.pth"
             torch.save(content, path)
-            for config in (BOOK_124M, None):  # the published width tells the heads
+            for config in (BOOK_124M, None):  # the published width tells the number of heads
                 ours = as_ours(read_torch_file(path), config)
                 assert sum(parameter.numel() for parameter in ours.parameters()) == 162_419_712
                 assert self.figures(ours) == ("10.7940", "48,725.82")
@@ -217,7 +217,7 @@ class TestLanguageModels:
         assert all(torch.equal(first[name], second[name]) for name in first)
 
     def test_masks_may_be_missing(self) -> None:
-        """Later editions of the class make them anew or have none."""
+        """Later editions of the class build the masks anew or have none."""
         theirs = small()
         tensors = {name: tensor for name, tensor in theirs.state_dict().items() if "mask" not in name}
         assert torch.equal(logits(as_ours(tensors, SMALL)), logits(as_ours(theirs.state_dict(), SMALL)))
@@ -238,7 +238,7 @@ class TestLanguageModels:
 
 
 class TestTiedOutput:
-    """OpenAI's weights in the book's class: two matrices, equal until something trains one of them."""
+    """OpenAI's weights in the book's class: two matrices, equal until one of them is trained."""
 
     def equal(self) -> dict[str, Tensor]:
         tensors = dict(small().state_dict())
@@ -364,7 +364,7 @@ class TestWhatIsRefused:
         assert read_book(tensors, SMALL, source="a.pth")[0].context_length == 40
 
     def test_lora_layers_say_how_to_merge_them(self) -> None:
-        """And the words lead to a file that loads."""
+        """Following the advice in the message gives a file that loads."""
         appendix = pytest.importorskip("llms_from_scratch.appendix_e", reason="pip install --no-deps llms-from-scratch")
         model = small(the_books_own)
         appendix.replace_linear_with_lora(model, rank=4, alpha=8)

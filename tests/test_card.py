@@ -1,4 +1,4 @@
-"""The model card: metadata that every reader parses, whatever the texts in it, and what it says."""
+"""The model card: metadata that every reader can parse, whatever texts it contains, and its sections."""
 
 import dataclasses
 from typing import Any
@@ -12,7 +12,7 @@ from gptclf.weights.card import Card, is_our_card, model_card
 
 yaml = pytest.importorskip("yaml")
 
-# Every character, lone surrogates too, and pieces that mean something to YAML or Markdown.
+# Every character, lone surrogates included, and strings with a meaning in YAML or Markdown.
 TRICKY = [
     "no",
     "1.0",
@@ -72,7 +72,7 @@ def hub_data(text: str) -> Any:
 
 
 def front(text: str) -> dict[str, Any]:
-    """The metadata, by PyYAML and by the hub's own reader, which must agree."""
+    """Return the metadata as read by PyYAML and by the hub's own reader, which must agree."""
     assert text.startswith("---\n")
     block = text[4:].partition("\n---\n")[0]
     values = dict(yaml.safe_load(block))

@@ -1,4 +1,4 @@
-"""Weights of others: files of torch.save, hostile and damaged too, wrapped modules, guesses at what is no GPT-2."""
+"""Foreign weights: torch.save files, hostile and damaged ones included, wrapped modules, guesses at other models."""
 
 import json
 import os
@@ -24,7 +24,7 @@ from gptclf.weights.folders import fill, fill_from_hugging_face, read_weights
 from gptclf.weights.guess import guess_from_config, guess_from_files, guess_from_tensors
 from gptclf.weights.hugging_face import config_from_hugging_face, from_hugging_face
 
-# Of the bytes that stand where a damaged file's protocol was.
+# A damaged file may name an unknown pickle protocol.
 pytestmark = pytest.mark.filterwarnings("ignore:Detected pickle protocol")
 
 IDS = torch.randint(257, (3, 17), generator=torch.Generator().manual_seed(5))
@@ -112,7 +112,7 @@ class TestTorchFiles:
     def test_the_file_may_be_written_over(self, tmp_path: Path) -> None:
         path = saved({"a": torch.ones(100_000)}, tmp_path)
         found = read_torch_file(path)["a"]
-        torch.save({"a": torch.zeros(3)}, path)  # in place: a mapped file would be cut off under the tensor
+        torch.save({"a": torch.zeros(3)}, path)  # in place: a mapped file would be truncated under the tensor
         assert float(found.sum()) == 100_000
 
     def test_an_archive_that_was_packed_again_is_unpacked(self, tmp_path: Path) -> None:
@@ -161,7 +161,7 @@ ran: list[str] = []
 
 
 class Hostile:
-    """Calls a function of ours when it is unpickled."""
+    """An object that calls a function of ours when it is unpickled."""
 
     def __reduce__(self) -> Any:
         return ran.append, ("it ran",)
@@ -197,7 +197,7 @@ class TestNothingIsRun:
         self, content: Any, names: str, zipped: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.chdir(tmp_path)
-        # What a user's environment says cannot loosen it.
+        # Environment variables cannot loosen the restriction.
         monkeypatch.setenv("TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD", "1")
         path = saved(content, tmp_path, _use_new_zipfile_serialization=zipped)
         ran.clear()
@@ -240,7 +240,7 @@ class TestDamagedFiles:
         for size in sorted({1, 2, 5, 64, 100, *range(1, len(whole), 97), len(whole) - 1}):
             path.write_bytes(whole[:size])
             message = rf"model\.pth \({size:,} bytes\) is not a complete torch\.save file"
-            # Cut within a name that the old format spells out, it names something else.
+            # Cut within a name that the old format spells out, the file names something else.
             other = "" if zipped else r"|model\.pth would run code .*it names (collections|torch)[\w.]*\. Nothing"
             with pytest.raises(ValueError, match=message + other):
                 read_torch_file(path)
@@ -287,7 +287,7 @@ class TestDamagedFiles:
         except ValueError as error:
             assert "model.pth" in str(error)  # noqa: PT017
         else:
-            # Reading every value would end the process if any pointed outside the file.
+            # Reading every value would crash the process if one pointed outside the file.
             assert all(isinstance(tensor, Tensor) and tensor.double().sum() is not None for tensor in found.values())
 
 
@@ -329,7 +329,7 @@ class TestWrappers:
 
 
 def as_bin(folder: Path, *, shards: int = 0) -> None:
-    """What older releases of transformers wrote, in the place of safetensors."""
+    """The files that older releases of transformers wrote instead of safetensors."""
     tensors = load_file(folder / "model.safetensors")
     (folder / "model.safetensors").unlink()
     if not shards:
@@ -356,7 +356,7 @@ class TestFoldersWithTorchFiles:
         torch.testing.assert_close(want, their_logits(theirs), atol=1e-5, rtol=1e-5)
 
     def test_a_classifier_of_an_old_release(self, tmp_path: Path) -> None:
-        """Its configuration names no labels, its file has the masks and half precision."""
+        """A configuration without labels, and a file with masks and half precision."""
         theirs = their_model("GPT2ForSequenceClassification").half().float()
         theirs.half().save_pretrained(tmp_path)
         tensors = load_file(tmp_path / "model.safetensors")
@@ -405,7 +405,7 @@ def shapes_of(model: GPT2) -> dict[str, tuple[int, ...]]:
 
 
 class TestEveryVariantOfTransformers:
-    """One model, in every form in which its files are met."""
+    """One model in every form in which its files occur."""
 
     @pytest.mark.parametrize("half", [None, torch.float16, torch.bfloat16], ids=str)
     @pytest.mark.parametrize("masks", [False, True], ids=["", "masks"])
@@ -500,7 +500,7 @@ FOREIGN = [
 
 
 def foreign(kind: str) -> tuple[Any, list[str]]:
-    """(configuration, tensor names) of another architecture, one or two layers of it without data."""
+    """Return the configuration and tensor names of another architecture, with one or two layers and no data."""
     build = getattr(transformers, kind)
     config = build.config_class()
     if config.model_type == "gpt_neo":
@@ -599,7 +599,7 @@ class TestGuesses:
 
 @pytest.mark.parametrize("kept", [0, 16])
 def test_a_tensor_larger_than_its_record_never_reads_past_the_file(kept: int, tmp_path: Path) -> None:
-    """How much there is is the pickle's word; what is mapped is what is there."""
+    """The pickle states the size of a tensor; only as much as the file has can be mapped."""
     with zipfile.ZipFile(saved({"a": torch.ones(70_000)}, tmp_path)) as whole:
         records = {name: whole.read(name) for name in whole.namelist()}
     with zipfile.ZipFile(tmp_path / "short.pth", "w") as file:

@@ -22,7 +22,7 @@ IDS = torch.randint(257, (3, 17), generator=torch.Generator().manual_seed(5))
 
 
 def their_config(**changes: Any) -> Any:
-    """transformers' configuration of `odd_config`'s shape, in which no two sizes are equal."""
+    """Return transformers' configuration with the shape of `odd_config`, in which no two sizes are equal."""
     values = {
         "vocab_size": 257,
         "n_positions": 40,
@@ -145,7 +145,7 @@ class TestFoldersOfTransformers:
         ranges = [tuple(int(end, 16) for end in line.split()[0].split("-")) for line in lines]
         for name, parameter in ours.named_parameters():
             assert any(start <= parameter.data_ptr() < end for start, end in ranges), name
-        # nn.Linear's matrix is the transpose of Conv1D's: seen as a view, it costs no memory of its own.
+        # nn.Linear's matrix is the transpose of Conv1D's: as a view, it takes no memory of its own.
         assert not ours.get_parameter("trunk.blocks.0.attention.qkv.weight").is_contiguous()
 
     def test_a_loaded_model_is_in_eval_mode_and_float32_on_the_cpu(self, folder: Path) -> None:
@@ -192,7 +192,7 @@ class TestConfigurationKeys:
         ids=str,
     )
     def test_such_a_key_does_change_it(self, changes: dict[str, Any], folder: Path) -> None:
-        """So that the test above cannot pass where both sides leave the key out."""
+        """So that the test above cannot pass because both sides omit the key."""
         before = our_logits(load_gpt2(folder))
         rewrite_config(folder, **changes)
         assert (our_logits(load_gpt2(folder)) - before).abs().max() > 1e-4
@@ -460,7 +460,7 @@ class TestRandomWeights:
         assert load_gpt2(folder, weights="random", seed=1).config.emb_dim == 24
 
     def test_a_published_size_needs_no_network(self) -> None:
-        # Medium and up would take seconds to draw.
+        # Initialising larger sizes would take seconds.
         assert load_gpt2("124M", weights="random", seed=1).config == PRESETS["gpt2"]
 
     def test_nano_is_the_same_model_each_time(self) -> None:

@@ -1,4 +1,4 @@
-"""OpenAI's files: where they are found, what the book's readers get from them, and what our model makes of them."""
+"""OpenAI's files: finding them, the book's parameters, and loading them into our model."""
 
 import copy
 import json
@@ -53,7 +53,7 @@ def put(folder: Path, *, checkpoint: bool = True) -> Path:
     return folder
 
 
-# Where they are found.
+# Finding them.
 
 
 @pytest.mark.parametrize("checkpoint", [True, False])
@@ -140,7 +140,7 @@ def test_of_several_checkpoints_in_a_folder_the_named_one_is_taken(models: Path)
     assert find_checkpoint(models) == models / "model.ckpt"
 
 
-# What the book's readers get.
+# The book's parameters.
 
 
 @pytest.mark.parametrize("kind", ["whole", "sharded"])
@@ -214,7 +214,7 @@ def test_the_books_model_takes_our_params() -> None:
         torch.testing.assert_close(built(params, settings).double()(ids), expected, atol=1e-6, rtol=0)
 
 
-# What our model makes of them.
+# Loading them into our model.
 
 
 def built(params: dict[str, Any], settings: dict[str, Any]) -> GPT2:
@@ -225,7 +225,7 @@ def built(params: dict[str, Any], settings: dict[str, Any]) -> GPT2:
 
 
 def in_transformers() -> dict[str, torch.Tensor]:
-    """The stored values under Hugging Face's names, whose layout is OpenAI's."""
+    """Return the stored values under Hugging Face's names, which have OpenAI's layout."""
     kinds = {"w": "weight", "g": "weight", "b": "bias"}
     result = {}
     for name, value in values().items():
@@ -310,7 +310,7 @@ def test_arrays_of_other_kinds_are_the_same_weights(change: Callable[[NDArray[An
 
 @pytest.mark.parametrize("size", ALIASES)
 def test_the_published_sizes_by_names_and_shapes(tmp_path: Path, size: str) -> None:
-    # A file with a hole in the place of its bytes, and no hparams.json.
+    # A sparse file, and no hparams.json.
     preset = PRESETS[ALIASES[size]]
     d = preset.emb_dim
     shapes: dict[str, tuple[int, ...]] = {"wte": (50257, d), "wpe": (1024, d), "ln_f/g": (d,), "ln_f/b": (d,)}
@@ -339,7 +339,7 @@ def test_the_published_sizes_by_names_and_shapes(tmp_path: Path, size: str) -> N
     assert {name: p.shape for name, p in model.named_parameters()} == {name: t.shape for name, t in tensors.items()}
 
 
-# What is refused.
+# Refused files.
 
 
 def test_what_is_missing_unexpected_and_misshapen_is_listed() -> None:

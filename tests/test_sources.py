@@ -389,7 +389,7 @@ class TestContradictions:
             assert load_gpt2("gpt2").config.n_layers == 11
         assert "'gpt2/124M' is a local folder;" in caplog.text.replace("\\\\", "/")
         shutil.rmtree(tmp_path / "gpt2" / "124M")
-        with pytest.raises(FileNotFoundError, match="HF_HUB_OFFLINE"):  # the published one is meant
+        with pytest.raises(FileNotFoundError, match="HF_HUB_OFFLINE"):  # the published model is loaded
             load_gpt2("gpt2")
 
     def test_a_model_of_ours_alone_is_pointed_to_load_model(self, tmp_path: Path) -> None:
@@ -483,7 +483,7 @@ class TestHubTokenizersAndCaches:
         for name in (
             "config.json",
             "pytorch_model.bin",
-        ):  # as transformers leaves it: what it did not ask for is unknown
+        ):  # as transformers leaves it: files it did not request are unknown
             hub_file("somebody/reviews", name)
         asked = len(hub.seen)
         if offline:

@@ -14,6 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from gptclf import checks
 from gptclf.files.tensorbundle import open_bundle
 from gptclf.gpt2.config import ALIASES, GPT2Config
 from gptclf.weights.hugging_face import check_tensors, trunk_names
@@ -57,7 +58,7 @@ def load_gpt2_params_from_tf_ckpt(folder: str | Path, *, verify: bool = True) ->
         >>> settings["n_layer"], params["blocks"][0]["attn"]["c_attn"]["w"].shape  # doctest: +SKIP
         (12, (768, 2304))
     """
-    prefix = find_checkpoint(Path(folder))
+    verify, prefix = checks.boolean("verify", verify), find_checkpoint(checks.path("folder", folder))
     if prefix is None:
         raise FileNotFoundError(
             f"{folder} holds no {PREFIX}.index, and neither does {next(iter(ALIASES))}/ or another size below it; "
