@@ -127,7 +127,7 @@ def guess_from_files(names: Collection[str]) -> str:
 
     Example:
         >>> guess_from_files(["README.md", "flax_model.msgpack"])[:21]
-        "These are Flax files;"
+        'These are Flax files;'
     """
     for pattern, sentence in _FILES:
         if any(re.fullmatch(pattern, name) for name in names):
