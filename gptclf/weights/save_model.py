@@ -21,9 +21,9 @@ from torch import Tensor
 from gptclf.checks import path, python_value
 from gptclf.files.atomic import Writer, text_writer, write_all
 from gptclf.files.safetensors_file import tensor_writer
+from gptclf.gpt2.freezing import policy_of
 from gptclf.gpt2.heads import Head
 from gptclf.gpt2.model import GPT2, check_gpt2
-from gptclf.gpt2.freezing import policy_of
 from gptclf.tokenizer.bpe import tokenizer_files
 from gptclf.weights.card import Card, is_our_card, model_card
 from gptclf.weights.folders import CONFIG, INDEX, TORCH_INDEX, TORCH_WEIGHTS, WEIGHTS
