@@ -12,8 +12,10 @@ from torch.nn import functional as F
 
 from gptclf import GPT2, GPT2Config
 from gptclf.files.torch_file import read_torch_file
+from gptclf.gpt2.heads import ClassifierHead
+from gptclf.gpt2.sharing import fill
+from gptclf.tasks import SingleLabel
 from gptclf.weights.book import is_book, read_book, to_book
-from gptclf.weights.folders import fill
 
 IDS = torch.randint(257, (3, 17), generator=torch.Generator().manual_seed(5))
 SMALL = {
@@ -121,10 +123,16 @@ def small(build: Build = Reference, **changes: Any) -> nn.Module:
     return randomised(build({**SMALL, **changes}).eval())  # type: ignore[arg-type]
 
 
+def classifier(config: GPT2Config, classes: int, *, bias: bool, **options: Any) -> GPT2:
+    head = ClassifierHead(config.emb_dim, classes, bias=bias)
+    return GPT2(config, task=SingleLabel(range(classes)), head=head, **options)
+
+
 def as_ours(tensors: dict[str, Tensor], config: Any = None) -> GPT2:
     complete, ours, classes = read_book(tensors, config, source="model.pth")
-    head = {} if classes is None else {"classes": range(classes), "head_bias": "head.output.bias" in ours}
-    model = GPT2(complete, device="meta", **head)  # type: ignore[arg-type]
+    model = GPT2(complete, device="meta")
+    if classes is not None:
+        model = classifier(complete, classes, bias="head.output.bias" in ours, device="meta")
     fill(model, ours)
     assert not any(parameter.is_meta for parameter in model.parameters())
     return model
@@ -280,7 +288,7 @@ class TestClassifiers:
     @pytest.mark.parametrize("bias", [True, False])
     def test_it_goes_back(self, bias: bool, build: Build, odd_config: GPT2Config) -> None:
         config = odd_config.replace(mlp_dim=None)
-        ours = randomised(GPT2(config, classes=["a", "b"], head_bias=bias, seed=1))
+        ours = randomised(classifier(config, 2, bias=bias, seed=1))
         theirs = build({**SMALL, "qkv_bias": True}).eval()
         theirs.out_head = nn.Linear(24, 2)
         theirs.load_state_dict(to_book(dict(ours.named_parameters()), config), strict=True)

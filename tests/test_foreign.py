@@ -20,9 +20,13 @@ from torch import Tensor, nn
 
 from gptclf import GPT2, GPT2Config, load_gpt2, load_model
 from gptclf.files.torch_file import read_torch_file, unwrap_names
-from gptclf.weights.folders import fill, fill_from_hugging_face, read_weights
+from gptclf.gpt2.heads import ClassifierHead
+from gptclf.gpt2.sharing import fill
+from gptclf.tasks import SingleLabel
+from gptclf.weights.folders import read_weights
 from gptclf.weights.guess import guess_from_config, guess_from_files, guess_from_tensors
 from gptclf.weights.hugging_face import config_from_hugging_face, from_hugging_face
+from gptclf.weights.opened import open_hugging_face
 
 # A damaged file may name an unknown pickle protocol.
 pytestmark = pytest.mark.filterwarnings("ignore:Detected pickle protocol")
@@ -400,6 +404,11 @@ class TestFoldersWithTorchFiles:
             read_weights(tmp_path)
 
 
+def classifier(config: GPT2Config, classes: int) -> GPT2:
+    head = ClassifierHead(config.emb_dim, classes, bias=False)
+    return GPT2(config, task=SingleLabel(range(classes)), head=head, device="meta")
+
+
 def shapes_of(model: GPT2) -> dict[str, tuple[int, ...]]:
     return {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
 
@@ -421,8 +430,7 @@ class TestEveryVariantOfTransformers:
         half: torch.dtype | None,
         odd_config: GPT2Config,
     ) -> None:
-        kind = {} if classes is None else {"classes": range(classes), "head_bias": False}
-        ours = GPT2(odd_config, device="meta", **kind)  # type: ignore[arg-type]
+        ours = GPT2(odd_config, device="meta") if classes is None else classifier(odd_config, classes)
         theirs = their_model("GPT2LMHeadModel" if classes is None else "GPT2ForSequenceClassification", num_labels=3)
         theirs = theirs if half is None else theirs.to(half)
         tensors = {
@@ -451,7 +459,7 @@ class TestEveryVariantOfTransformers:
 
     def test_both_heads_in_one_file_give_each_reader_its_own(self, odd_config: GPT2Config) -> None:
         tensors = their_model(tie_word_embeddings=False).state_dict() | {"score.weight": torch.ones(2, 24)}
-        clf = GPT2(odd_config, classes=["a", "b"], head_bias=False, device="meta")
+        clf = classifier(odd_config, 2)
         found = from_hugging_face(tensors, shapes_of(clf), 3, source="here")
         assert torch.equal(found["head.output.weight"], tensors["score.weight"])
 
@@ -466,7 +474,7 @@ class TestEveryVariantOfTransformers:
             r"1 misshapen: wpe\.weight is torch\.float32 \(41, 24\), the configuration needs \(40, 24\)"
         )
         with pytest.raises(ValueError, match=message):
-            fill_from_hugging_face(GPT2(odd_config, device="meta"), tmp_path)
+            open_hugging_face(tmp_path, shapes_of(GPT2(odd_config, device="meta")), odd_config)
 
 
 FOREIGN = [

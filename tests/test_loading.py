@@ -13,9 +13,8 @@ from conftest import byte_gpt2, randomised
 from hub_server import COMMIT, Hub, serving
 from safetensors.torch import load_file, save_file
 
-from gptclf import GPT2, GPT2Config, add_classifier_head, load_gpt2
+from gptclf import GPT2, GPT2Config, add_classifier_head, checks, load_gpt2
 from gptclf.gpt2.config import ALIASES, PRESETS
-from gptclf.weights.folders import check_device
 from gptclf.weights.hugging_face import from_hugging_face, to_hugging_face, trunk_names
 
 IDS = torch.randint(257, (3, 17), generator=torch.Generator().manual_seed(5))
@@ -487,7 +486,7 @@ class TestDevices:
 
     @pytest.mark.parametrize("device", [None, "cpu", torch.device("cpu")])
     def test_the_cpu_is_always_there(self, device: Any) -> None:
-        assert check_device(device) == torch.device("cpu")
+        assert checks.device(device) == torch.device("cpu")
 
 
 class TestHeads:

@@ -20,7 +20,7 @@ from transformers import GPT2LMHeadModel
 
 from gptclf import GPT2, GPT2Config
 from gptclf.gpt2.config import ALIASES, PRESETS
-from gptclf.weights.folders import fill
+from gptclf.gpt2.sharing import fill
 from gptclf.weights.hugging_face import from_hugging_face
 from gptclf.weights.openai import load_gpt2_params_from_tf_ckpt, tensors_from_params
 from gptclf.weights.openai_folder import config_from_settings, find_checkpoint, read_settings
