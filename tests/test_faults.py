@@ -812,6 +812,21 @@ def test_of_several_parts_the_longest_is_resumed_and_the_others_are_removed(tmp_
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
 
+def test_a_part_may_be_taken_by_another_process_at_any_moment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    part, exists = tmp_path / "file.incomplete", Path.exists
+    part.write_bytes(b"part")
+
+    def exists_no_longer(path: Path) -> bool:
+        found = exists(path)
+        part.unlink(missing_ok=True)
+        return found
+
+    monkeypatch.setattr(Path, "exists", exists_no_longer)
+    assert partial.size_of(part) in (0, 4)
+    with claimed(tmp_path / "file") as fresh:
+        assert fresh.stat().st_size in (0, 4)
+
+
 @pytest.mark.parametrize("value", ["soon", "0", "-1", "nan", "inf"])
 def test_a_timeout_that_is_no_time_is_refused(world: World, value: str) -> None:
     world.monkeypatch.setenv("HF_HUB_DOWNLOAD_TIMEOUT", value)
