@@ -22,6 +22,7 @@ from torch.nn import functional as F
 from gptclf import (
     GPT2,
     GPT2Config,
+    Preparation,
     TextDataset,
     add_classifier_head,
     clear_features,
@@ -32,8 +33,10 @@ from gptclf import (
     save_model,
     train,
 )
-from gptclf.features.frozen_prefix import Cut, compute_slab, slabs
+from gptclf.features.frozen_prefix import FrozenPrefix, compute_chunk
+from gptclf.gpt2.arithmetic import BFLOAT16
 from gptclf.gpt2.config import PRESETS
+from gptclf.gpt2.packed import chunks_of
 
 TINY = GPT2Config(vocab_size=4096, context_length=128, emb_dim=32, n_heads=2, n_layers=5)
 Named = tuple[list[str], list[str]]
@@ -255,7 +258,7 @@ def bench_predict(b: Bench) -> None:
     """Answers per second on the test set's texts."""
     texts = b.parts[2][0]
     clf = b.classifier()
-    clf.max_length = b.width
+    clf.preparation = Preparation(max_length=b.width)
     pipeline = peers.pipeline_inference(b.folder, texts)
     loop = peers.tuned_inference(b.folder, b.rows(2))
 
@@ -292,16 +295,16 @@ def bench_prefix(b: Bench) -> None:
             ids = ids * copies
         order = np.argsort([len(row) for row in ids], kind="stable")
         ids = [ids[i] for i in order]
-        cut = Cut(clf, clf.config.n_layers if depth is None else depth, dtype)
+        prefix = FrozenPrefix(clf, clf.config.n_layers if depth is None else depth, BFLOAT16)
         shares = []
         for _ in range(b.rounds if rows is None else 1):
             rate = _product_rate(D, dtype)
             start = time.perf_counter()
-            for slab in slabs(np.array([len(row) for row in ids])):
-                compute_slab(cut, ids[slab])
+            for chunk in chunks_of(np.array([len(row) for row in ids])):
+                compute_chunk(prefix, ids[chunk])
             taken = time.perf_counter() - start
             tokens = sum(map(len, ids))
-            shares.append(24 * D * D * tokens * cut.n_blocks / taken / rate)
+            shares.append(24 * D * D * tokens * prefix.n_blocks / taken / rate)
             b.notes[f"F.linear in bfloat16 beside {what} (GFLOP/s)"] = rate / 1e9
         b.notes[f"prefix in bfloat16 on {what}: share of F.linear's rate"] = statistics.median(shares)
 

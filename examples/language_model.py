@@ -14,8 +14,9 @@ import math
 from pathlib import Path
 
 from gptclf import (
-    GPT2,
     Callback,
+    Run,
+    Scores,
     TextWindows,
     freeze,
     generate,
@@ -25,23 +26,22 @@ from gptclf import (
     train_lm,
     trainable_report,
 )
-from gptclf.training.history import Scores
 
 
 class Sample(Callback):
-    """Prints what the model writes after each measurement."""
+    """Print a sample of the model's text after each measurement."""
 
     def __init__(self, prompt: str) -> None:
         self.prompt = prompt
 
-    def on_scores(self, model: GPT2, scores: Scores) -> None:
+    def on_scores(self, run: Run, scores: Scores) -> None:
         """Print a sample."""
-        text = generate(model, self.prompt, max_new_tokens=40, temperature=0.8, top_k=50, seed=scores.step)
+        text = generate(run.model, self.prompt, max_new_tokens=40, temperature=0.8, top_k=50, seed=scores.step)
         print(f"  {' '.join(text.split())}")
 
 
 def arguments() -> argparse.Namespace:
-    """What the command line says."""
+    """Parse the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("text", type=Path, help="a text file, UTF-8")
     parser.add_argument("--model", default="nano", help="nano, gpt2, ..., owner/name or a folder")
@@ -51,7 +51,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--stride", type=int, help="tokens from one window to the next; the length if not given")
     parser.add_argument("--epochs", type=int, default=3)
     parser.add_argument("--batch-size", type=int, default=2)
-    parser.add_argument("--lr", type=float, help="4e-4 for random weights, as in the book; 1e-4 to learn on")
+    parser.add_argument("--lr", type=float, help="4e-4 for random weights, as in the book; 1e-4 for pre-trained ones")
     parser.add_argument("--prompt", default="Every effort moves you")
     parser.add_argument("--seed", type=int, default=123)
     parser.add_argument("--out", type=Path, default=Path("runs/language-model"))
@@ -90,7 +90,6 @@ def main() -> None:
         callbacks=[Sample(args.prompt)],
     )
     last = history.epochs[-1]
-    assert last.val_loss is not None
     print(f"train loss {last.train_loss:.3f}, validation loss {last.val_loss:.3f} nats per token")
     print(f"perplexity of the windows: train {math.exp(last.train_loss):.2f}, validation {math.exp(last.val_loss):.2f}")
     print(f"validation perplexity after, every token counted once: {perplexity(model, parts[1]):.2f}")

@@ -49,7 +49,7 @@ SLOTS: dict[str, tuple[str, ...]] = {
     "coins": ("£#", "$##", "## quid", "# euro", "##p", "a fiver", "£#.50"),
     # Numbers kept for fiction and reserved top-level domains: nobody can be called or visited by mistake.
     "phone": ("07700 900###", "07700900###", "555-01##", "(555) 01##", "+44 7700 900###"),
-    "link": ("{site}/#@", "www.{site}", "http://{site}/@#", "{site}"),
+    "link": ("{site}/@@#@", "www.{site}", "http://{site}/@#@@", "{site}"),
     "site": ("{host}.example", "{host}.test"),
     "host": (
         "redpost", "my-oakline", "prizehub", "quickparcel", "go-short", "pix-album", "veltra-club", "cityevents",

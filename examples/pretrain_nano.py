@@ -20,7 +20,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from gptclf import GPT2, GPT2Config, TextWindows, freeze, load_gpt2, save_model, train_lm
-from gptclf.inference.evaluate import loss_and_accuracy
+from gptclf.inference.evaluate import measured
 from gptclf.tokenizer.bpe import build_tokenizer
 
 # What fits into 6 MB in float16: a third of the weights are the vocabulary's.
@@ -124,7 +124,7 @@ def main() -> None:
             seed=args.seed,
         )
         history.plot(args.out / f"curves-{length}.png")
-        loss, _ = loss_and_accuracy(model, unseen, num_batches=None, batch_size=8, precision="float32")
+        loss = measured(model, unseen, model.task, precision="float32")["loss"]
         print(
             f"{history.seconds / 60:.0f} min, held-out loss {loss:.4f} nats, perplexity {math.exp(loss):.2f}",
             flush=True,

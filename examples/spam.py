@@ -10,14 +10,15 @@ The recipe: balanced set, 70/10/20 split, 5 epochs, batch 8, AdamW with lr 5e-5 
 
 import argparse
 import logging
+from dataclasses import replace
 from pathlib import Path
-from typing import NamedTuple
 
 import torch
 from messages import make_messages
 from sources import book_split, find_sms
 
 from gptclf import (
+    Recipe,
     TextDataset,
     add_classifier_head,
     evaluate,
@@ -32,43 +33,9 @@ from gptclf import (
     trainable_report,
 )
 
-
-class Recipe(NamedTuple):
-    """What the command line does not say."""
-
-    trainable: str
-    lr: float
-    epochs: int
-    batch_size: int
-    schedule: str
-    warmup_steps: int
-    clip: float | None
-    eval_every: int | None
-    eval_batches: int | None
-
-
-BOOK = Recipe(
-    "last_block",
-    lr=5e-5,
-    epochs=5,
-    batch_size=8,
-    schedule="constant",
-    warmup_steps=0,
-    clip=None,
-    eval_every=50,
-    eval_batches=5,
-)
-NANO = Recipe(
-    "last_two_blocks",
-    lr=1e-3,
-    epochs=4,
-    batch_size=16,
-    schedule="cosine",
-    warmup_steps=100,
-    clip=1.0,
-    eval_every=None,
-    eval_batches=None,
-)
+# The book's recipe, and one for the small model: its last two blocks train, with a rate that rises and falls.
+BOOK = Recipe(epochs=5, batch_size=8, lr=5e-5, weight_decay=0.1, eval_every=50, eval_batches=5)
+NANO = Recipe(epochs=4, batch_size=16, lr=1e-3, weight_decay=0.1, schedule="cosine", warmup_steps=100, clip=1.0)
 NEW_MESSAGES = [
     "You won! Claim your free cinema tickets now, text PRIZE to 81144",
     "running ten minutes late, order me a coffee?",
@@ -76,7 +43,7 @@ NEW_MESSAGES = [
 
 
 def arguments() -> argparse.Namespace:
-    """What the command line says."""
+    """Parse the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", default="messages", help="'messages' (generated), 'sms' (UCI) or the SMS file")
     parser.add_argument("--model", default="nano", help="nano, gpt2, ..., owner/name or a folder")
@@ -96,26 +63,28 @@ def arguments() -> argparse.Namespace:
 
 
 def main() -> None:
-    """Run the recipe and print what came out."""
+    """Run the recipe and print the results."""
     args = arguments()
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
-    # Found out now, not after the training: the results need a folder.
+    # Fail now, not after the training, if the folder cannot be made.
     args.out.mkdir(parents=True, exist_ok=True)
-    recipe = NANO if args.model == "nano" else BOOK
+    recipe, trainable = (NANO, "last_two_blocks") if args.model == "nano" else (BOOK, "last_block")
     if args.model == "nano":
-        # Threads on tensors this small mostly wait for each other, the more so where another program is busy.
+        # Threads on tensors this small mostly wait for each other, even more if another program is busy.
         torch.set_num_threads(1)
-    said = {name: getattr(args, name) for name in ("trainable", "lr", "epochs", "batch_size")}
-    recipe = recipe._replace(**{name: value for name, value in said.items() if value is not None})
+    given = {name: getattr(args, name) for name in ("lr", "epochs", "batch_size")}
+    recipe = replace(recipe, **{name: value for name, value in given.items() if value is not None})
+    recipe = replace(recipe, seed=args.seed, drop_last=args.drop_last, precision=args.precision)
+    trainable = args.trainable or trainable
 
     gpt2 = load_gpt2(args.model, weights=args.weights, seed=args.seed if args.weights == "random" else None)
     clf = add_classifier_head(gpt2, classes=["ham", "spam"], pooling=args.pooling, seed=args.seed)
-    freeze(clf, trainable=int(recipe.trainable) if recipe.trainable.isdigit() else recipe.trainable)
+    freeze(clf, trainable=int(trainable) if trainable.isdigit() else trainable)
     print(trainable_report(clf))
 
     max_length = args.max_length if args.max_length is not None else (None if args.data == "messages" else 120)
     if args.pad_to is not None and args.max_length is None:
-        max_length = None  # pad_to limits the length, too
+        max_length = None  # pad_to limits the length as well
 
     def dataset(texts: list[str], labels: list[str]) -> TextDataset:
         return TextDataset(
@@ -129,23 +98,7 @@ def main() -> None:
         train_set, val_set, test_set = (dataset(*part) for part in parts)
     print(f"train {train_set}\nvalidation {val_set}\ntest {test_set}")
 
-    history = train(
-        clf,
-        train_set,
-        val_set,
-        epochs=recipe.epochs,
-        batch_size=recipe.batch_size,
-        lr=recipe.lr,
-        schedule=recipe.schedule,
-        warmup_steps=recipe.warmup_steps,
-        clip=recipe.clip,
-        weight_decay=0.1,
-        seed=args.seed,
-        drop_last=args.drop_last,
-        precision=args.precision,
-        eval_every=recipe.eval_every,
-        eval_batches=recipe.eval_batches,
-    )
+    history = train(clf, train_set, val_set, recipe=recipe)
     print(f"trained {len(history.steps):,} steps in {history.seconds:.0f} s")
 
     for name, part in (("train", train_set), ("validation", val_set)):
@@ -156,7 +109,7 @@ def main() -> None:
     if seen:
         unseen = test_set.subset([i for i in range(len(test_set)) if i not in seen])
         accuracy = evaluate(clf, unseen, precision=args.precision).accuracy
-        print(f"test without the {len(seen)} messages that stand in training: accuracy {100 * accuracy:.2f} %")
+        print(f"test without the {len(seen)} messages that also occur in training: accuracy {100 * accuracy:.2f} %")
 
     source = "made by examples/messages.py" if args.data == "messages" else "from the SMS Spam Collection"
     folder = save_model(

@@ -66,8 +66,8 @@ def start(pretrained: GPT2, weights: str, seed: int) -> GPT2:
     return load_gpt2(pretrained.config, weights="random", seed=seed, tokenizer=pretrained.tokenizer)
 
 
-class Recipe(NamedTuple):
-    """What all seeds and both kinds of weights share."""
+class Setup(NamedTuple):
+    """Everything that seeds and both kinds of weights share."""
 
     data: str
     parts: Parts
@@ -107,12 +107,12 @@ def main() -> None:
         parts = read(data, args.data, pretrained.tokenizer)
         for policy in args.policies:
             for weights in args.weights:
-                recipe = Recipe(data, parts, policy, args.pooling)
-                tried = {lr: recipe.run(start(pretrained, weights, 0), lr, 0) for lr in RATES[policy]}
+                setup = Setup(data, parts, policy, args.pooling)
+                tried = {lr: setup.run(start(pretrained, weights, 0), lr, 0) for lr in RATES[policy]}
                 validated = {lr: evaluate(clf, parts[1]).accuracy for lr, clf in tried.items()}
                 lr = max(validated, key=lambda rate: (validated[rate], -rate))
                 for seed in range(args.seeds):
-                    clf = tried[lr] if seed == 0 else recipe.run(start(pretrained, weights, seed), lr, seed)
+                    clf = tried[lr] if seed == 0 else setup.run(start(pretrained, weights, seed), lr, seed)
                     row = {"data": data, "policy": policy, "weights": weights, "lr": lr, "seed": seed}
                     accuracies = [evaluate(clf, part).accuracy for part in parts[1:]]
                     results.append({**row, **dict(zip(("validation", "test"), accuracies, strict=True))})

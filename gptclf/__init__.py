@@ -21,6 +21,9 @@ from gptclf.gpt2.model import GPT2
 from gptclf.gpt2.stages import frozen_depth
 from gptclf.inference.evaluate import Evaluation, dataset_accuracy, dataset_loss, evaluate
 from gptclf.inference.predict import Prediction, predict, predict_proba, predict_stream
+from gptclf.language.generate import generate, generate_ids
+from gptclf.language.scoring import perplexity, token_log_probs
+from gptclf.language.zero_shot import ZeroShot, zero_shot
 from gptclf.preparation import Preparation
 from gptclf.tasks import NextToken, SingleLabel, Task
 from gptclf.tokenizer.tokens import text_to_token_ids, token_ids_to_text
@@ -68,6 +71,7 @@ __all__ = [
     "Task",
     "TextDataset",
     "TextWindows",
+    "ZeroShot",
     "__version__",
     "add_classifier_head",
     "batch_loss",
@@ -79,9 +83,12 @@ __all__ = [
     "evaluate",
     "freeze",
     "frozen_depth",
+    "generate",
+    "generate_ids",
     "load_gpt2",
     "load_gpt2_params_from_tf_ckpt",
     "load_model",
+    "perplexity",
     "predict",
     "predict_proba",
     "predict_stream",
@@ -90,7 +97,9 @@ __all__ = [
     "split",
     "text_to_token_ids",
     "token_ids_to_text",
+    "token_log_probs",
     "train",
     "train_lm",
     "trainable_report",
+    "zero_shot",
 ]

@@ -4,7 +4,7 @@ import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from gptclf import checks
+
 
 
 def plot_training(
@@ -49,7 +49,7 @@ def plot_training(
         panel.set_title(quantity)
         panel.grid(alpha=0.3)
         panel.legend()
-    target = checks.path("path", path)
+    target = Path(path).expanduser()
     target = target if target.suffix else target.with_suffix(".png")
     target.parent.mkdir(parents=True, exist_ok=True)
     beside = target.with_name(f".{target.stem}.{os.getpid()}{target.suffix}")

@@ -1,6 +1,6 @@
-"""Writes TensorFlow's checkpoint format, right or wrong in any part: what TensorFlow itself cannot be made to write.
+"""Writing TensorFlow's checkpoint format, correct or wrong in any part, which TensorFlow itself cannot do.
 
-Written from the format's description, plainly, so that the reader is held against something else than itself.
+Written independently from the description of the format, so that the reader is not tested against itself.
 """
 
 from collections.abc import Iterable, Mapping
@@ -15,7 +15,7 @@ MAGIC = 0xDB4775248B80FB57
 
 
 def plain_crc32c(data: bytes) -> int:
-    """Byte by byte; the table of 256 is made bit by bit."""
+    """Compute a CRC byte by byte, with a table of 256 computed bit by bit."""
     crc = 0xFFFFFFFF
     for byte in data:
         crc = (crc >> 8) ^ TABLE[(crc ^ byte) & 0xFF]
@@ -77,7 +77,7 @@ def entry(
 
 
 def block(rows: Iterable[tuple[bytes, bytes]], *, kind: int = 0) -> bytes:
-    """Entries without shared beginnings, one restart point, and the trailer."""
+    """Return a block of entries without shared prefixes, with one restart point and the trailer."""
     body = b"".join(varint(0) + varint(len(key)) + varint(len(value)) + key + value for key, value in rows)
     return sealed(body + bytes(4) + (1).to_bytes(4, "little"), kind=kind)
 
@@ -88,7 +88,7 @@ def sealed(body: bytes, *, kind: int = 0) -> bytes:
 
 
 def table(blocks: Iterable[bytes], *, gap: bytes = b"") -> bytes:
-    """A table of blocks that are sealed already, with `gap` after each."""
+    """Return a table of finished blocks, with `gap` after each."""
     data, handles = b"", list[tuple[bytes, bytes]]()
     for one in blocks:
         handles.append((b"k%06d" % len(handles), varint(len(data)) + varint(len(one) - 5)))
@@ -101,7 +101,7 @@ def table(blocks: Iterable[bytes], *, gap: bytes = b"") -> bytes:
 
 
 def write(folder: Path, tensors: Mapping[str, NDArray[Any]], *, per_block: int = 1000) -> Path:
-    """A whole checkpoint in one data file, in the order of the names."""
+    """Write a checkpoint with one data file, in the order of the names."""
     folder.mkdir(parents=True, exist_ok=True)
     rows, data = [(b"", header())], b""
     for name in sorted(tensors):

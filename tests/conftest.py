@@ -1,13 +1,13 @@
 """Fixtures that several test files use."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from gptclf import GPT2, GPT2Config, clear_features, load_gpt2
+from gptclf import GPT2, ClassifierHead, GPT2Config, SingleLabel, clear_features, load_gpt2
 from gptclf.tokenizer.bpe import byte_characters, make_encoding
 
 # Nothing in the tests may reach a network: caches are empty and the hub is switched off unless a test says otherwise.
@@ -75,6 +75,21 @@ def odd_config() -> GPT2Config:
 def small_gpt2(odd_config: GPT2Config) -> GPT2:
     """A language model of `odd_config` whose biases and norms are not trivial either, frozen as load_gpt2's are."""
     return randomised(GPT2(odd_config, seed=7)).requires_grad_(False)
+
+
+def classifier_of(
+    config: GPT2Config,
+    classes: Iterable[Any],
+    *,
+    pooling: str = "last",
+    bias: bool = True,
+    seed: int | None = None,
+    device: str | None = None,
+) -> GPT2:
+    """A classifier with random weights, in which every parameter is set to train."""
+    task = SingleLabel(classes)
+    head = ClassifierHead(config.emb_dim, task.n_outputs, pooling=pooling, bias=bias)
+    return GPT2(config, task=task, head=head, seed=seed, device=device)
 
 
 def randomised(model: GPT2, seed: int = 1) -> GPT2:

@@ -15,7 +15,7 @@ COMMIT = "a" * 40
 
 @dataclass(frozen=True)
 class Seen:
-    """A request the server got."""
+    """A request that the server received."""
 
     method: str
     path: str
@@ -24,13 +24,13 @@ class Seen:
 
 @dataclass
 class Answer:
-    """An answer given in place of the usual one.
+    """A response sent instead of the usual one.
 
     Attributes:
-        length: The Content-Length to announce in place of the body's own; 0 announces none, and the end of the
+        length: The Content-Length to announce instead of the body's own; with 0 none is announced, and the end of the
             connection ends the body.
-        chunked: Whether the body goes out in chunks, with no length.
-        late: Seconds before the first byte of the answer.
+        chunked: Whether the body is sent in chunks, without a length.
+        late: Seconds before the first byte of the response.
         drip: Seconds between one hundredth of the body and the next.
         silent: Whether the connection is closed without an answer.
     """
@@ -46,21 +46,21 @@ class Answer:
 
 
 def pause(seconds: float) -> None:
-    """Sleep, though a test may have taken time.sleep away."""
+    """Sleep, even if a test has replaced time.sleep."""
     if seconds:
         threading.Event().wait(seconds)
 
 
-# Makes another answer of the usual one.
+# Changes the usual response.
 Change = Callable[[Answer], Answer]
 
 
 class Hub:
-    """The files of one repository, and what goes wrong when they are asked for.
+    """The files of one repository, and the faults of the server.
 
-    `faults` holds, per method, answers (or changes to the usual one) that are given once each before the usual ones;
-    `always` changes that hold for every answer;
-    `cuts` the number of bytes after which each of the next GETs breaks off.
+    `faults` holds, per method, responses (or changes to the usual one) that are sent once each before the usual ones;
+    `always` holds changes to every response;
+    `cuts` holds the number of bytes after which each of the next GETs is cut.
     """
 
     def __init__(self) -> None:
@@ -96,7 +96,7 @@ class Hub:
         return change if isinstance(change, Answer) else change(self.usual(seen))
 
     def usual(self, seen: Seen) -> Answer:
-        """What a hub in good health answers."""
+        """Return the response of a healthy hub."""
         repo, _, rest = seen.path.lstrip("/").partition("/resolve/")
         if repo in self.renamed:
             return Answer(307, {"Location": f"/{self.renamed[repo]}/resolve/{rest}"})
@@ -126,7 +126,7 @@ class Hub:
 
 
 class Mirror(Hub):
-    """A plain file server, which knows no repositories; `files` are by path."""
+    """A plain file server without repositories; `files` are by path."""
 
     def usual(self, seen: Seen) -> Answer:
         body = self.files.get(seen.path.lstrip("/"))
@@ -142,7 +142,7 @@ _HubOrMirror = TypeVar("_HubOrMirror", bound=Hub)
 
 @contextmanager
 def running(hub: _HubOrMirror, host: str = "127.0.0.1") -> Iterator[_HubOrMirror]:
-    """Let a server run; its `url` names it by `host`, which must mean this machine."""
+    """Run a server; its `url` uses the name `host`, which must resolve to this machine."""
 
     class Handler(BaseHTTPRequestHandler):
         def handle_any(self) -> None:
@@ -184,7 +184,7 @@ def running(hub: _HubOrMirror, host: str = "127.0.0.1") -> Iterator[_HubOrMirror
 
     class Server(ThreadingHTTPServer):
         def handle_error(self, request: object, client_address: object) -> None:
-            pass  # a client that hung up: some tests kill theirs
+            pass  # a client that disconnected: some tests kill theirs
 
     server = Server(("127.0.0.1", 0), Handler)
     hub.url = f"http://{host}:{server.server_address[1]}"

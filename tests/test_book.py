@@ -12,8 +12,10 @@ from torch.nn import functional as F
 
 from gptclf import GPT2, GPT2Config
 from gptclf.files.torch_file import read_torch_file
+from gptclf.gpt2.heads import ClassifierHead
+from gptclf.gpt2.sharing import fill
+from gptclf.tasks import SingleLabel
 from gptclf.weights.book import is_book, read_book, to_book
-from gptclf.weights.folders import fill
 
 IDS = torch.randint(257, (3, 17), generator=torch.Generator().manual_seed(5))
 SMALL = {
@@ -39,7 +41,7 @@ Settings = dict[str, Any]
 
 
 class ReferenceNorm(nn.Module):
-    """Layer norm whose gain and shift have the book's names."""
+    """Layer norm with the book's names for gain and shift."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -116,15 +118,21 @@ both = pytest.mark.parametrize("build", [Reference, the_books_own], ids=["refere
 
 
 def small(build: Build = Reference, **changes: Any) -> nn.Module:
-    """A small one with noise everywhere, so that no shift is 0 and no scale 1."""
+    """A small model with noise everywhere, so that no shift is 0 and no scale 1."""
     torch.manual_seed(3)
     return randomised(build({**SMALL, **changes}).eval())  # type: ignore[arg-type]
 
 
+def classifier(config: GPT2Config, classes: int, *, bias: bool, **options: Any) -> GPT2:
+    head = ClassifierHead(config.emb_dim, classes, bias=bias)
+    return GPT2(config, task=SingleLabel(range(classes)), head=head, **options)
+
+
 def as_ours(tensors: dict[str, Tensor], config: Any = None) -> GPT2:
     complete, ours, classes = read_book(tensors, config, source="model.pth")
-    head = {} if classes is None else {"classes": range(classes), "head_bias": "head.output.bias" in ours}
-    model = GPT2(complete, device="meta", **head)  # type: ignore[arg-type]
+    model = GPT2(complete, device="meta")
+    if classes is not None:
+        model = classifier(complete, classes, bias="head.output.bias" in ours, device="meta")
     fill(model, ours)
     assert not any(parameter.is_meta for parameter in model.parameters())
     return model
@@ -136,13 +144,13 @@ def logits(model: nn.Module, ids: Tensor = IDS) -> Tensor:
 
 
 class TestPublishedFigure:
-    """Book section 5.1.2 prints the loss of an untrained model, which needs no weights but a seed."""
+    """Book section 5.1.2 prints the loss of an untrained model, which depends only on the seed."""
 
     INPUTS = torch.tensor([[16833, 3626, 6100], [40, 1107, 588]])
     TARGETS = torch.tensor([[3626, 6100, 345], [1107, 588, 11311]])
 
     def figures(self, model: nn.Module) -> tuple[str, str]:
-        # In float64: a single float32 step of this loss is 0.05 of perplexity.
+        # In float64: one float32 rounding step of this loss is 0.05 of perplexity.
         loss = F.cross_entropy(logits(model, self.INPUTS).double().flatten(0, 1), self.TARGETS.flatten())
         return f"{float(loss):.4f}", f"{float(loss.exp()):,.2f}"
 
@@ -161,7 +169,7 @@ class TestPublishedFigure:
         for i, content in enumerate(contents):
             path = tmp_path / f"{i}.pth"
             torch.save(content, path)
-            for config in (BOOK_124M, None):  # the published width tells the heads
+            for config in (BOOK_124M, None):  # the published width tells the number of heads
                 ours = as_ours(read_torch_file(path), config)
                 assert sum(parameter.numel() for parameter in ours.parameters()) == 162_419_712
                 assert self.figures(ours) == ("10.7940", "48,725.82")
@@ -217,7 +225,7 @@ class TestLanguageModels:
         assert all(torch.equal(first[name], second[name]) for name in first)
 
     def test_masks_may_be_missing(self) -> None:
-        """Later editions of the class make them anew or have none."""
+        """Later editions of the class build the masks anew or have none."""
         theirs = small()
         tensors = {name: tensor for name, tensor in theirs.state_dict().items() if "mask" not in name}
         assert torch.equal(logits(as_ours(tensors, SMALL)), logits(as_ours(theirs.state_dict(), SMALL)))
@@ -238,7 +246,7 @@ class TestLanguageModels:
 
 
 class TestTiedOutput:
-    """OpenAI's weights in the book's class: two matrices, equal until something trains one of them."""
+    """OpenAI's weights in the book's class: two matrices, equal until one of them is trained."""
 
     def equal(self) -> dict[str, Tensor]:
         tensors = dict(small().state_dict())
@@ -280,7 +288,7 @@ class TestClassifiers:
     @pytest.mark.parametrize("bias", [True, False])
     def test_it_goes_back(self, bias: bool, build: Build, odd_config: GPT2Config) -> None:
         config = odd_config.replace(mlp_dim=None)
-        ours = randomised(GPT2(config, classes=["a", "b"], head_bias=bias, seed=1))
+        ours = randomised(classifier(config, 2, bias=bias, seed=1))
         theirs = build({**SMALL, "qkv_bias": True}).eval()
         theirs.out_head = nn.Linear(24, 2)
         theirs.load_state_dict(to_book(dict(ours.named_parameters()), config), strict=True)
@@ -299,9 +307,9 @@ class TestWhatIsRefused:
     @pytest.mark.parametrize(
         ("config", "message"),
         [
-            (None, r"a\.pth: the number of attention heads cannot be seen.*24 wide; pass config= "),
-            ({}, "the number of attention heads cannot be seen"),
-            ({**SMALL, "n_layers": 4}, "does not fit the configuration given: n_layers = 4, but the tensors have 3"),
+            (None, r"a\.pth: the tensors do not tell the number of attention heads.*24 wide; pass it in config="),
+            ({}, "the tensors do not tell the number of attention heads"),
+            ({**SMALL, "n_layers": 4}, "does not match the given configuration: n_layers = 4, but the tensors have 3"),
             ({**SMALL, "emb_dim": 768, "qkv_bias": True}, "emb_dim = 768, but the tensors have 24; qkv_bias = True"),
             ({**SMALL, "context_length": 1024}, "context_length = 1024, but the tensors have 40"),
             ({**SMALL, "vocab_size": 9}, "vocab_size = 9"),
@@ -332,7 +340,7 @@ class TestWhatIsRefused:
                 read_book(whole, SMALL, source="a.pth")
             with pytest.raises(ValueError, match=rf"misshapen: {name} is torch\.int64"):
                 read_book({**whole, name: tensor.long()}, SMALL, source="a.pth")
-        with pytest.raises(ValueError, match=r"misshapen: |does not fit|not the causal mask|a bias"):
+        with pytest.raises(ValueError, match=r"misshapen: |does not match|not the causal mask|a bias"):
             read_book({**whole, name: torch.zeros(*tensor.shape[:-1], tensor.shape[-1] + 1)}, SMALL, source="a.pth")
 
     @pytest.mark.parametrize("name", ["trf_blocks.1.extra", "trf_blocks.0.att.W_gate.weight", "lm_head.weight"])
@@ -364,7 +372,7 @@ class TestWhatIsRefused:
         assert read_book(tensors, SMALL, source="a.pth")[0].context_length == 40
 
     def test_lora_layers_say_how_to_merge_them(self) -> None:
-        """And the words lead to a file that loads."""
+        """Following the advice in the message gives a file that loads."""
         appendix = pytest.importorskip("llms_from_scratch.appendix_e", reason="pip install --no-deps llms-from-scratch")
         model = small(the_books_own)
         appendix.replace_linear_with_lora(model, rank=4, alpha=8)

@@ -1,4 +1,4 @@
-"""The model card: metadata that every reader parses, whatever the texts in it, and what it says."""
+"""The model card: metadata that every reader can parse, whatever texts it contains, and its sections."""
 
 import dataclasses
 from typing import Any
@@ -12,7 +12,7 @@ from gptclf.weights.card import Card, is_our_card, model_card
 
 yaml = pytest.importorskip("yaml")
 
-# Every character, lone surrogates too, and pieces that mean something to YAML or Markdown.
+# Every character, lone surrogates included, and strings with a meaning in YAML or Markdown.
 TRICKY = [
     "no",
     "1.0",
@@ -72,7 +72,7 @@ def hub_data(text: str) -> Any:
 
 
 def front(text: str) -> dict[str, Any]:
-    """The metadata, by PyYAML and by the hub's own reader, which must agree."""
+    """Return the metadata as read by PyYAML and by the hub's own reader, which must agree."""
     assert text.startswith("---\n")
     block = text[4:].partition("\n---\n")[0]
     values = dict(yaml.safe_load(block))
@@ -123,7 +123,7 @@ class TestMetadata:
         assert front(model_card(card(exported=False)))["library_name"] == "gptclf"
 
     def test_a_language_model_generates(self) -> None:
-        assert front(model_card(card(classes=None)))["pipeline_tag"] == "text-generation"
+        assert front(model_card(card(kind="next_token", classes=None)))["pipeline_tag"] == "text-generation"
 
     def test_what_is_not_known_is_left_out(self) -> None:
         assert set(front(model_card(card()))) == {"library_name", "pipeline_tag", "tags"}
@@ -196,18 +196,18 @@ class TestWhatItSays:
 
     def test_the_policy_and_what_it_trains(self) -> None:
         text = model_card(card(policy="last_block", trained={"head.output.weight": 10, "trunk.norm.bias": 5}))
-        assert "15 of 100 parameters train (policy `last_block`)" in text
+        assert "15 of 100 parameters are trainable (policy `last_block`)" in text
         assert "| `head.output.weight` | 10 |\n| `trunk.norm.bias` | 5 |" in text
-        assert "All 100 parameters train." in model_card(card(trained={"a": 60, "b": 40}))
-        assert "No parameter of it is set to train." in model_card(card())
+        assert "All 100 parameters are trainable." in model_card(card(trained={"a": 60, "b": 40}))
+        assert "None of its parameters is trainable." in model_card(card())
 
     @pytest.mark.parametrize(
         ("values", "said"),
         [
-            ({}, "longer than the model's context lose their end. Nothing is filled up"),
+            ({}, "longer than the model's context lose their end. Texts are not padded to a fixed length"),
             ({"max_length": 1000, "truncation": "head"}, "longer than 1,000 tokens lose their beginning."),
             ({"truncation": "middle"}, "lose their middle."),
-            ({"pad_to": 120, "max_length": 120}, "filled up to 120 tokens with the end-of-text token"),
+            ({"pad_to": 120, "max_length": 120}, "padded to 120 tokens with the end-of-text token"),
             ({"pooling": "last"}, "The head looks at the last token."),
             ({"pooling": "first"}, "The head looks at the first token."),
             ({"pooling": "mean"}, "The head looks at the mean of all tokens."),
@@ -220,7 +220,7 @@ class TestWhatItSays:
 
     def test_transformers_are_promised_only_where_they_load_it(self) -> None:
         assert 'pipeline("text-classification"' in model_card(card())
-        assert 'pipeline("text-generation"' in model_card(card(classes=None))
+        assert 'pipeline("text-generation"' in model_card(card(kind="next_token", classes=None))
         alone = model_card(card(exported=False))
         assert "pipeline(" not in alone
         assert "`transformers` cannot load it" in alone
@@ -239,6 +239,14 @@ class TestWhatItSays:
         assert "before 2018" in model_card(card(base_model="openai-community/gpt2"))
         for base in ("nano", None, "somebody/gpt2"):
             assert "before 2018" not in model_card(card(base_model=base))
+
+    def test_a_task_and_a_head_of_ones_own_are_described_without_guesses(self) -> None:
+        text = model_card(card(kind="Distances", classes=None, exported=False, metrics={"r": 0.5}, measured_on="x"))
+        assert "A GPT-2 for the task `Distances`, with 100 parameters." in text
+        assert "## Labels" not in text
+        assert "The head looks at" not in text
+        assert "pipeline_tag" not in front(text)
+        assert "`transformers` cannot load it" in text
 
     def test_its_title_is_one_line(self) -> None:
         assert "\n# a b\n" in model_card(card(name="a\n\nb"))

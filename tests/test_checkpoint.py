@@ -18,7 +18,6 @@ from gptclf.files.safetensors_file import read_safetensors
 from gptclf.gpt2.sharing import set_parameter
 from gptclf.training.callbacks import Callback, KeepBest
 from gptclf.training.history import Scores
-from gptclf.training.loop import Step
 from gptclf.training.run import Run
 
 TEXTS = ["win a prize", "see you", "call now", "ok then", "free entry", "at six?", "what"]
@@ -233,7 +232,7 @@ def test_without_a_whole_state_the_model_stays_as_it_is(damage: Callable[[Path],
     damage(newest(tmp_path))
     clf = classifier()
     before = [parameter.clone() for parameter in clf.parameters()]
-    with pytest.raises(ValueError, match=r"is damaged.*no whole state before; start the run anew"):
+    with pytest.raises(ValueError, match=r"is damaged.*no complete state before it; start the run again"):
         run(clf, checkpoint_dir=tmp_path, resume=True)
     assert all(torch.equal(a, b) for a, b in zip(before, clf.parameters(), strict=True))
 

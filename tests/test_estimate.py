@@ -8,9 +8,12 @@ from typing import Any
 import pytest
 import torch
 from conftest import byte_tokenizer, randomised
+from torch import Tensor
 
 from gptclf import GPT2, Estimate, GPT2Config, TextDataset, add_classifier_head, clear_features, estimate, freeze, train
 from gptclf.progress import Meter, format_bytes, format_seconds
+from gptclf.training.estimate import step_seconds
+from gptclf.training.objective import Objective
 
 CONFIG = GPT2Config(vocab_size=257, context_length=40, emb_dim=24, n_heads=3, n_layers=3, mlp_dim=56)
 TEXTS = [f"{'text ' * (i % 4)}number {i % 9}" for i in range(21)]
@@ -20,7 +23,7 @@ def classifier(trainable: str = "last_block", pooling: str = "last") -> GPT2:
     gpt2 = randomised(GPT2(CONFIG, seed=7)).requires_grad_(False)
     gpt2.tokenizer = byte_tokenizer()
     clf = add_classifier_head(gpt2, classes=["ham", "spam"], pooling=pooling, seed=3)
-    clf.forget_fresh_head()
+    clf.head.forget_fresh()  # type: ignore[attr-defined]
     freeze(clf, trainable=trainable)
     return clf
 
@@ -76,6 +79,61 @@ def test_steps_are_those_that_train_takes(epochs: int, batch_size: int) -> None:
     expected = estimate(clf, labelled(), epochs=epochs, batch_size=batch_size).steps
     history = train(clf, labelled(), epochs=epochs, batch_size=batch_size, progress=False)
     assert len(history.steps) == expected
+
+
+class Shapes:
+    """Notes what the timed steps and a run's own steps compute."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.timed: list[tuple[Any, ...]] = []
+        self.trained: list[tuple[Any, ...]] = []
+        self.now = self.trained
+        forward = Objective.forward
+
+        def noted(objective: Objective, inputs: Tensor, lengths: Tensor, *given: Any) -> Any:
+            learner = objective.learner
+            parts = (type(learner).__name__, learner.depth, learner.training, learner.recompute, objective.precision)
+            self.now.append((parts, type(objective.task).__name__, inputs.dtype, tuple(inputs.shape), lengths.tolist()))
+            return forward(objective, inputs, lengths, *given)
+
+        def timed(*given: Any) -> float:
+            self.now = self.timed
+            try:
+                return step_seconds(*given)
+            finally:
+                self.now = self.trained
+
+        monkeypatch.setattr(Objective, "forward", noted)
+        monkeypatch.setattr("gptclf.training.estimate.step_seconds", timed)
+        monkeypatch.setattr("gptclf.training.run.step_seconds", timed)
+
+
+@pytest.mark.parametrize("pooling", ["last", "first", "mean", "max"])
+@pytest.mark.parametrize("trainable", ["head", "norm", "last_block", "all"])
+@pytest.mark.parametrize("options", [{}, {"reuse_frozen": False, "recompute": True}, {"precision": "bfloat16"}])
+def test_what_is_timed_is_what_train_computes(
+    trainable: str, pooling: str, options: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shapes, clf = Shapes(monkeypatch), classifier(trainable, pooling)
+    # Every row in one batch, so that the batch which is timed has the shape of every step's.
+    options = {**options, "batch_size": 21, "epochs": 1}
+    estimate(clf, labelled(), **options)
+    expected, shapes.timed = shapes.timed, []
+    train(clf, labelled(), **options)
+    assert len(expected) == len(shapes.timed) == 3
+    assert expected == shapes.timed  # what `train` times before it says how long it takes
+    assert len(shapes.trained) == 1
+    assert shapes.trained[0][:3] == expected[0][:3]
+    (B, T, *D), lengths = shapes.trained[0][3:]
+    assert expected[0][3] == (B, T, *D)
+    assert sorted(expected[0][4]) == sorted(lengths)
+
+
+@pytest.mark.parametrize("options", [{"accumulate": 2}, {"drop_last": True}, {"accumulate": 3, "drop_last": True}])
+def test_steps_follow_the_whole_recipe(options: dict[str, Any]) -> None:
+    clf = classifier()
+    expected = estimate(clf, labelled(), epochs=2, batch_size=4, **options).steps
+    assert len(train(clf, labelled(), epochs=2, batch_size=4, progress=False, **options).steps) == expected
 
 
 @pytest.mark.parametrize("pooling", ["last", "mean"])
@@ -164,7 +222,7 @@ def test_a_model_or_precision_that_cannot_train_is_refused_as_train_refuses_it()
 )
 def test_numbers_that_train_refuses_are_refused_alike(options: dict[str, Any]) -> None:
     expected = errors(train, classifier(), labelled(), progress=False, **options)
-    with pytest.raises(ValueError) as caught:
+    with pytest.raises((ValueError, TypeError)) as caught:
         estimate(classifier(), labelled(), **options)
     assert (caught.type, str(caught.value)) == expected
 
@@ -312,7 +370,7 @@ def test_the_frozen_part_says_how_far_it_is(
 ) -> None:
     ticks = itertools.count(0, 6)
     monkeypatch.setattr("gptclf.progress.time.perf_counter", lambda: float(next(ticks)))
-    monkeypatch.setattr("gptclf.features.frozen_prefix.SLAB_TOKENS", 60)
+    monkeypatch.setattr("gptclf.gpt2.packed.CHUNK_TOKENS", 60)
     train(classifier(), labelled(), epochs=1)
     said = [line for line in lines_of(capsys) if line.startswith("frozen part: ") and line.endswith(" left")]
     assert len(said) >= 3

@@ -1,4 +1,4 @@
-"""A server, a disk, processes that misbehave: each ends in the right file or a clear error, never in a wrong file."""
+"""Misbehaving servers, disks and processes: every case ends in the right file or a clear error, never a wrong file."""
 
 import errno
 import gzip
@@ -39,7 +39,7 @@ HUGE_PAGE = PAGE * 1000
 
 @dataclass
 class World:
-    """A hub, a store it may send to, a cache, and the means to break things."""
+    """A hub, a storage server it may redirect to, a cache, and the means to break them."""
 
     hub: Hub
     store: Hub
@@ -76,7 +76,7 @@ class World:
         self.monkeypatch.setenv("HF_ENDPOINT", self.hub.url)
 
     def check_cache(self) -> None:
-        """Whatever the cache shows under a name is what belongs there."""
+        """Assert that every file in the cache has the content that belongs to its name."""
         for path in self.cache.rglob("*"):
             if path.is_file() and ".incomplete" not in path.name:
                 content = path.read_bytes()
@@ -127,7 +127,7 @@ def forever(method: str, change: Change | Answer) -> Callable[[World], None]:
 
 
 def cut_then(change: Answer | Change, *, at: int = 1000) -> Callable[[World], None]:
-    """The first answer breaks off, and the one that shall go on with it is odd."""
+    """Cut the first response, and let the one that should resume it be faulty."""
 
     def set_up(world: World) -> None:
         world.hub.cuts = [at]
@@ -157,7 +157,7 @@ def changed(**fields: Any) -> Change:
 
 
 def headers(**values: str | None) -> Change:
-    """Other headers; None takes one away."""
+    """Change headers; None removes one."""
 
     def change(usual: Answer) -> Answer:
         named = {name.replace("_", "-"): value for name, value in values.items()}
@@ -207,7 +207,7 @@ def no_address(world: World) -> None:
     world.monkeypatch.setenv("HF_ENDPOINT", "hub.example")
 
 
-# What is tried, how it is set up, and how it ends: None for the right file, else the error's kind and words.
+# The case, its setup, and how it ends: None for the right file, else the type and message of the error.
 Ending = tuple[type[OSError], str] | None
 SERVER_FAULTS: dict[str, tuple[Callable[[World], None], Ending]] = {
     "cut once": (attributes(cuts=[1000]), None),
@@ -410,7 +410,7 @@ def test_a_date_in_retry_after_is_waited_for(world: World) -> None:
     assert 38 <= world.waits[0] <= 42
 
 
-def test_a_body_that_drips_is_one_request_and_one_that_stalls_is_gone_on_with(world: World) -> None:
+def test_a_body_that_drips_is_one_request_and_one_that_stalls_is_resumed(world: World) -> None:
     world.hub.faults["GET"] = [changed(drip=0.008)]
     hub_file(REPO, BIG)
     assert world.gets() == [None]
@@ -453,7 +453,7 @@ def test_a_file_that_changes_between_two_pieces_comes_anew_from_a_server_that_kn
     assert world.gets() == [None, "bytes=1000-"]
 
 
-# One transfer, of which nothing is known but its address
+# One transfer of which only the address is known
 
 
 @pytest.fixture
@@ -478,7 +478,7 @@ def test_pieces_are_put_together_if_the_etag_says_that_they_belong_together(mirr
 def test_pieces_that_nothing_holds_together_are_not_put_together(
     mirror: Mirror, tmp_path: Path, etags: tuple[str | None, str | None]
 ) -> None:
-    # A server that knows no If-Range, and has another file of the same length by the time of the second request.
+    # A server without If-Range that has another file of the same length by the second request.
     rest = headers(ETag=etags[1], Content_Range=f"bytes 1000-{len(WEIGHTS) - 1}/{len(WEIGHTS)}")
     mirror.cuts = [1000]
     mirror.faults["GET"] = [headers(ETag=etags[0]), chained(changed(status=206, body=OTHER[1000:]), rest)]
@@ -505,7 +505,7 @@ def test_a_rest_that_does_not_fit_is_not_taken_though_no_hash_would_tell(
 
 
 @pytest.mark.parametrize("length", [1000, len(WEIGHTS)])
-def test_what_is_left_of_an_unknown_version_is_not_gone_on_with(mirror: Mirror, tmp_path: Path, length: int) -> None:
+def test_what_is_left_of_an_unknown_version_is_not_resumed(mirror: Mirror, tmp_path: Path, length: int) -> None:
     (tmp_path / "file.incomplete").write_bytes(OTHER[:length])
     fetch(source(mirror, size=len(WEIGHTS)), tmp_path / "file")
     assert (tmp_path / "file").read_bytes() == WEIGHTS
@@ -712,7 +712,7 @@ def test_what_huggingface_hub_has_begun_is_left_to_it(world: World) -> None:
     assert world.gets() == [None]
 
 
-def test_what_an_older_huggingface_hub_has_begun_is_gone_on_with(world: World) -> None:
+def test_what_an_older_huggingface_hub_has_begun_is_resumed(world: World) -> None:
     (world.blobs / f"{world.hub.etag(BIG)}.incomplete").write_bytes(WEIGHTS[:500])
     assert hub_file(REPO, BIG).read_bytes() == WEIGHTS
     assert world.gets() == ["bytes=500-"]
@@ -721,7 +721,7 @@ def test_what_an_older_huggingface_hub_has_begun_is_gone_on_with(world: World) -
 # Several processes
 
 
-# A child must not pay for torch: the package's modules are found without running the package's own __init__.
+# Child processes avoid importing torch: modules are found without running the package's own __init__.
 CHILD = """
 import sys, types
 package = types.ModuleType("gptclf"); package.__path__ = [sys.argv[1]]; sys.modules["gptclf"] = package
@@ -799,17 +799,32 @@ def test_without_locks_a_part_is_taken_over_when_it_is_old(tmp_path: Path, monke
         assert fresh.read_bytes() == b""
     long_ago = time.time() - partial.ABANDONED_SECONDS - 1
     os.utime(part, (long_ago, long_ago))
-    with claimed(tmp_path / "file") as gone_on_with:
-        assert gone_on_with.read_bytes() == b"part"
+    with claimed(tmp_path / "file") as resumed:
+        assert resumed.read_bytes() == b"part"
 
 
-def test_of_several_parts_the_longest_is_gone_on_with_and_the_others_go(tmp_path: Path) -> None:
+def test_of_several_parts_the_longest_is_resumed_and_the_others_are_removed(tmp_path: Path) -> None:
     for number, length in enumerate((3, 9, 6)):
         (tmp_path / f"file.{number:012x}.incomplete").write_bytes(bytes(length))
     with claimed(tmp_path / "file") as longest:
         assert longest.stat().st_size == 9
         longest.rename(tmp_path / "file")
     assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+def test_a_part_may_be_taken_by_another_process_at_any_moment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    part, exists = tmp_path / "file.incomplete", Path.exists
+    part.write_bytes(b"part")
+
+    def exists_no_longer(path: Path) -> bool:
+        found = exists(path)
+        part.unlink(missing_ok=True)
+        return found
+
+    monkeypatch.setattr(Path, "exists", exists_no_longer)
+    assert partial.size_of(part) in (0, 4)
+    with claimed(tmp_path / "file") as fresh:
+        assert fresh.stat().st_size in (0, 4)
 
 
 @pytest.mark.parametrize("value", ["soon", "0", "-1", "nan", "inf"])

@@ -1,4 +1,4 @@
-"""Weights of others: files of torch.save, hostile and damaged too, wrapped modules, guesses at what is no GPT-2."""
+"""Foreign weights: torch.save files, hostile and damaged ones included, wrapped modules, guesses at other models."""
 
 import json
 import os
@@ -20,11 +20,15 @@ from torch import Tensor, nn
 
 from gptclf import GPT2, GPT2Config, load_gpt2, load_model
 from gptclf.files.torch_file import read_torch_file, unwrap_names
-from gptclf.weights.folders import fill, fill_from_hugging_face, read_weights
+from gptclf.gpt2.heads import ClassifierHead
+from gptclf.gpt2.sharing import fill
+from gptclf.tasks import SingleLabel
+from gptclf.weights.folders import read_weights
 from gptclf.weights.guess import guess_from_config, guess_from_files, guess_from_tensors
 from gptclf.weights.hugging_face import config_from_hugging_face, from_hugging_face
+from gptclf.weights.opened import open_hugging_face
 
-# Of the bytes that stand where a damaged file's protocol was.
+# A damaged file may name an unknown pickle protocol.
 pytestmark = pytest.mark.filterwarnings("ignore:Detected pickle protocol")
 
 IDS = torch.randint(257, (3, 17), generator=torch.Generator().manual_seed(5))
@@ -91,7 +95,10 @@ class TestTorchFiles:
 
     def test_tensors_of_an_unknown_kind_beside_it_are_not_dropped_in_silence(self, tmp_path: Path) -> None:
         for beside in ({"ema": torch.ones(2)}, {"adapter": [{"x": (torch.ones(2),)}]}):
-            with pytest.raises(ValueError, match=r"model\.pth holds tensors next to 'model', under keys that gptclf does not know: (ema|adapter);"):
+            with pytest.raises(
+                ValueError,
+                match=r"model\.pth holds tensors next to 'model', under keys that gptclf does not know: (ema|adapter);",
+            ):
                 read_torch_file(saved({"model": TENSORS, **beside}, tmp_path))
 
     def test_what_holds_itself_is_looked_at_once(self, tmp_path: Path) -> None:
@@ -109,7 +116,7 @@ class TestTorchFiles:
     def test_the_file_may_be_written_over(self, tmp_path: Path) -> None:
         path = saved({"a": torch.ones(100_000)}, tmp_path)
         found = read_torch_file(path)["a"]
-        torch.save({"a": torch.zeros(3)}, path)  # in place: a mapped file would be cut off under the tensor
+        torch.save({"a": torch.zeros(3)}, path)  # in place: a mapped file would be truncated under the tensor
         assert float(found.sum()) == 100_000
 
     def test_an_archive_that_was_packed_again_is_unpacked(self, tmp_path: Path) -> None:
@@ -135,7 +142,10 @@ class TestTorchFiles:
             (3, "holds a int"),
             ({}, "holds no tensors"),
             ({"model": {}}, "holds no tensors"),
-            ({**TENSORS, "lr": 0.1, "name": "x"}, r"in addition to 2 tensors, lr \(float\), name \(str\); .*model\.state_dict"),
+            (
+                {**TENSORS, "lr": 0.1, "name": "x"},
+                r"in addition to 2 tensors, lr \(float\), name \(str\); .*model\.state_dict",
+            ),
             ({3: torch.ones(2)}, r"3 \(torch.strided\)"),
             ({"a": torch.ones(2).to_sparse()}, r"a \(torch\.sparse_coo\)"),
             ({"a": {"b": torch.ones(2)}}, r"a \(dict\)"),
@@ -155,7 +165,7 @@ ran: list[str] = []
 
 
 class Hostile:
-    """Calls a function of ours when it is unpickled."""
+    """An object that calls a function of ours when it is unpickled."""
 
     def __reduce__(self) -> Any:
         return ran.append, ("it ran",)
@@ -191,13 +201,11 @@ class TestNothingIsRun:
         self, content: Any, names: str, zipped: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.chdir(tmp_path)
-        # What a user's environment says cannot loosen it.
+        # Environment variables cannot loosen the restriction.
         monkeypatch.setenv("TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD", "1")
         path = saved(content, tmp_path, _use_new_zipfile_serialization=zipped)
         ran.clear()
-        with pytest.raises(
-            ValueError, match=rf"model\.pth would run code when opened: it (names {names}|calls)"
-        ):
+        with pytest.raises(ValueError, match=rf"model\.pth would run code when opened: it (names {names}|calls)"):
             read_torch_file(path)
         with pytest.raises(ValueError, match=r"Nothing was run.*torch\.save\(model\.state_dict\(\), "):
             read_torch_file(path)
@@ -236,7 +244,7 @@ class TestDamagedFiles:
         for size in sorted({1, 2, 5, 64, 100, *range(1, len(whole), 97), len(whole) - 1}):
             path.write_bytes(whole[:size])
             message = rf"model\.pth \({size:,} bytes\) is not a complete torch\.save file"
-            # Cut within a name that the old format spells out, it names something else.
+            # Cut within a name that the old format spells out, the file names something else.
             other = "" if zipped else r"|model\.pth would run code .*it names (collections|torch)[\w.]*\. Nothing"
             with pytest.raises(ValueError, match=message + other):
                 read_torch_file(path)
@@ -283,7 +291,7 @@ class TestDamagedFiles:
         except ValueError as error:
             assert "model.pth" in str(error)  # noqa: PT017
         else:
-            # Reading every value would end the process if any pointed outside the file.
+            # Reading every value would crash the process if one pointed outside the file.
             assert all(isinstance(tensor, Tensor) and tensor.double().sum() is not None for tensor in found.values())
 
 
@@ -325,7 +333,7 @@ class TestWrappers:
 
 
 def as_bin(folder: Path, *, shards: int = 0) -> None:
-    """What older releases of transformers wrote, in the place of safetensors."""
+    """The files that older releases of transformers wrote instead of safetensors."""
     tensors = load_file(folder / "model.safetensors")
     (folder / "model.safetensors").unlink()
     if not shards:
@@ -352,7 +360,7 @@ class TestFoldersWithTorchFiles:
         torch.testing.assert_close(want, their_logits(theirs), atol=1e-5, rtol=1e-5)
 
     def test_a_classifier_of_an_old_release(self, tmp_path: Path) -> None:
-        """Its configuration names no labels, its file has the masks and half precision."""
+        """A configuration without labels, and a file with masks and half precision."""
         theirs = their_model("GPT2ForSequenceClassification").half().float()
         theirs.half().save_pretrained(tmp_path)
         tensors = load_file(tmp_path / "model.safetensors")
@@ -386,7 +394,7 @@ class TestFoldersWithTorchFiles:
     @pytest.mark.parametrize("name", ["../model.bin", "/etc/passwd", 3, None], ids=str)
     def test_a_shard_outside_the_folder_is_refused(self, name: Any, tmp_path: Path) -> None:
         (tmp_path / "pytorch_model.bin.index.json").write_text(json.dumps({"weight_map": {"a": name}}))
-        with pytest.raises((ValueError, FileNotFoundError), match=r"shards lie beside the index|does not exist"):
+        with pytest.raises((ValueError, FileNotFoundError), match=r"shards are beside the index|does not exist"):
             read_weights(tmp_path)
 
     def test_a_folder_with_neither_says_what_it_holds(self, tmp_path: Path) -> None:
@@ -396,12 +404,17 @@ class TestFoldersWithTorchFiles:
             read_weights(tmp_path)
 
 
+def classifier(config: GPT2Config, classes: int) -> GPT2:
+    head = ClassifierHead(config.emb_dim, classes, bias=False)
+    return GPT2(config, task=SingleLabel(range(classes)), head=head, device="meta")
+
+
 def shapes_of(model: GPT2) -> dict[str, tuple[int, ...]]:
     return {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
 
 
 class TestEveryVariantOfTransformers:
-    """One model, in every form in which its files are met."""
+    """One model in every form in which its files occur."""
 
     @pytest.mark.parametrize("half", [None, torch.float16, torch.bfloat16], ids=str)
     @pytest.mark.parametrize("masks", [False, True], ids=["", "masks"])
@@ -417,8 +430,7 @@ class TestEveryVariantOfTransformers:
         half: torch.dtype | None,
         odd_config: GPT2Config,
     ) -> None:
-        kind = {} if classes is None else {"classes": range(classes), "head_bias": False}
-        ours = GPT2(odd_config, device="meta", **kind)  # type: ignore[arg-type]
+        ours = GPT2(odd_config, device="meta") if classes is None else classifier(odd_config, classes)
         theirs = their_model("GPT2LMHeadModel" if classes is None else "GPT2ForSequenceClassification", num_labels=3)
         theirs = theirs if half is None else theirs.to(half)
         tensors = {
@@ -436,7 +448,7 @@ class TestEveryVariantOfTransformers:
         their_model(tie_word_embeddings=False).save_pretrained(tmp_path)
         config = json.loads((tmp_path / "config.json").read_text())
         (tmp_path / "config.json").write_text(json.dumps({**config, "tie_word_embeddings": True}))
-        with pytest.raises(ValueError, match=r"lm_head\.weight that is not its wte\.weight.*tie_word_embeddings"):
+        with pytest.raises(ValueError, match=r"lm_head\.weight that differs from its wte\.weight.*tie_word_embeddings"):
             load_gpt2(tmp_path)
 
     def test_one_name_with_and_without_the_prefix_is_an_error(self, odd_config: GPT2Config) -> None:
@@ -447,7 +459,7 @@ class TestEveryVariantOfTransformers:
 
     def test_both_heads_in_one_file_give_each_reader_its_own(self, odd_config: GPT2Config) -> None:
         tensors = their_model(tie_word_embeddings=False).state_dict() | {"score.weight": torch.ones(2, 24)}
-        clf = GPT2(odd_config, classes=["a", "b"], head_bias=False, device="meta")
+        clf = classifier(odd_config, 2)
         found = from_hugging_face(tensors, shapes_of(clf), 3, source="here")
         assert torch.equal(found["head.output.weight"], tensors["score.weight"])
 
@@ -459,10 +471,10 @@ class TestEveryVariantOfTransformers:
         torch.save(tensors, tmp_path / "pytorch_model.bin")
         message = (
             r"1 missing: h\.1\.ln_1\.bias; 1 unexpected: h\.7\.extra; "
-            r"1 misshapen: wpe\.weight is torch\.float32 \(41, 24\), the configuration wants \(40, 24\)"
+            r"1 misshapen: wpe\.weight is torch\.float32 \(41, 24\), the configuration needs \(40, 24\)"
         )
         with pytest.raises(ValueError, match=message):
-            fill_from_hugging_face(GPT2(odd_config, device="meta"), tmp_path)
+            open_hugging_face(tmp_path, shapes_of(GPT2(odd_config, device="meta")), odd_config)
 
 
 FOREIGN = [
@@ -496,7 +508,7 @@ FOREIGN = [
 
 
 def foreign(kind: str) -> tuple[Any, list[str]]:
-    """(configuration, tensor names) of another architecture, one or two layers of it without data."""
+    """Return the configuration and tensor names of another architecture, with one or two layers and no data."""
     build = getattr(transformers, kind)
     config = build.config_class()
     if config.model_type == "gpt_neo":
@@ -531,7 +543,7 @@ class TestGuesses:
         ("kind", "message"),
         [
             ("GPT2ForSequenceClassification", "load it with load_model"),
-            ("GPT2ForTokenClassification", "labels every token"),
+            ("GPT2ForTokenClassification", "classifies every token"),
             ("GPT2ForQuestionAnswering", "answers questions"),
             ("GPT2DoubleHeadsModel", "second head for multiple choice"),
         ],
@@ -595,7 +607,7 @@ class TestGuesses:
 
 @pytest.mark.parametrize("kept", [0, 16])
 def test_a_tensor_larger_than_its_record_never_reads_past_the_file(kept: int, tmp_path: Path) -> None:
-    """How much there is is the pickle's word; what is mapped is what is there."""
+    """The pickle states the size of a tensor; only as much as the file has can be mapped."""
     with zipfile.ZipFile(saved({"a": torch.ones(70_000)}, tmp_path)) as whole:
         records = {name: whole.read(name) for name in whole.namelist()}
     with zipfile.ZipFile(tmp_path / "short.pth", "w") as file:

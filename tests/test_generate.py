@@ -1,12 +1,13 @@
 """Generation against transformers' `generate` and its logits processors on the same random weights."""
 
 import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from conftest import byte_tokenizer
+from conftest import byte_tokenizer, randomised
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
@@ -14,6 +15,9 @@ from transformers import GPT2Config as TheirConfig
 from transformers import GPT2LMHeadModel, TemperatureLogitsWarper, TopKLogitsWarper, TopPLogitsWarper
 
 from gptclf import GPT2, GPT2Config, add_classifier_head, generate, generate_ids, load_gpt2
+from gptclf.gpt2.arithmetic import Arithmetic
+from gptclf.gpt2.attend import Attend, causal
+from gptclf.gpt2.layers import ALL, Linear
 from gptclf.gpt2.trunk import Block
 from gptclf.language.decoding import Decoder
 from gptclf.language.sampling import Sampler
@@ -157,7 +161,9 @@ def test_the_cache_changes_no_token(rows: int, length: int, n: int, temperature:
     assert {len(row) for row in found[0]} == {length + n}
 
 
-def test_a_step_with_the_cache_computes_one_token(small_gpt2: GPT2, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def steps(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """How many tokens each step with the cache is given."""
     seen: list[int] = []
     advance = Decoder.advance
 
@@ -166,8 +172,12 @@ def test_a_step_with_the_cache_computes_one_token(small_gpt2: GPT2, monkeypatch:
         return advance(self, ids)
 
     monkeypatch.setattr(Decoder, "advance", watched)
+    return seen
+
+
+def test_a_step_with_the_cache_computes_one_token(small_gpt2: GPT2, steps: list[int]) -> None:
     generate_ids(small_gpt2, [1, 2, 3, 4, 5], 4)
-    assert seen == [5, 1, 1, 1]
+    assert steps == [5, 1, 1, 1]
 
 
 # Sampling
@@ -304,8 +314,32 @@ def test_ids_that_the_tokenizer_lacks_are_never_drawn() -> None:
 class Doubled(Block):
     """A block of somebody's own."""
 
-    def forward(self, x: Tensor, rows: list[int] | None = None) -> Tensor:
-        return x + 2 * (super().forward(x, rows) - x)
+    def forward(self, x: Tensor, attend: Attend = causal) -> Tensor:
+        return x + 2 * (super().forward(x, attend) - x)
+
+
+class LowRank(Linear):
+    """A linear layer plus a product of two thin matrices, which vouches for itself."""
+
+    standard = True
+    kind = "low_rank"
+
+    def add(self, rank: int) -> None:
+        generator = torch.Generator().manual_seed(rank)
+        self.down = nn.Parameter(0.3 * torch.randn(rank, self.in_features, generator=generator), requires_grad=False)
+        self.up = nn.Parameter(0.3 * torch.randn(self.out_features, rank, generator=generator), requires_grad=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x) + x @ self.down.t() @ self.up.t()
+
+    def rows(self, x: Tensor, rows: slice = ALL, heads: int = 1, bias: bool = True) -> Tensor:
+        raise AssertionError("generation needs no part of a product")
+
+    def onto(self, x: Tensor, rows: slice = ALL, heads: int = 1) -> Tensor:
+        raise AssertionError("generation needs no part of a product")
+
+    def prepared(self, arithmetic: Arithmetic) -> Callable[[Tensor], Tensor]:
+        return arithmetic.prepare(self.weight + self.up @ self.down, self.bias)
 
 
 @pytest.mark.parametrize("part", ["", "trunk.embed", "trunk.blocks.1", "trunk.blocks.0.mlp.up", "trunk.norm", "head"])
@@ -340,6 +374,42 @@ def test_foreign_blocks_are_computed_as_they_are(small_gpt2: GPT2) -> None:
         for _ in range(12):
             expected = torch.cat([expected, small_gpt2(expected)[:, -1].argmax(dim=-1, keepdim=True)], dim=1)
     assert generate_ids(small_gpt2, ids, 12).tolist() == expected.tolist() != before
+
+
+def called(gpt2: GPT2, ids: Tensor, n: int) -> list[list[int]]:
+    """Greedy tokens from calls of the whole model."""
+    with torch.no_grad():
+        for _ in range(n):
+            ids = torch.cat([ids, gpt2(ids)[:, -1].argmax(dim=-1, keepdim=True)], dim=1)
+    found: list[list[int]] = ids.tolist()
+    return found
+
+
+@pytest.mark.parametrize("rows", [1, 4], ids=["laid out", "as they are"])
+def test_a_standard_layer_of_another_algebra_keeps_the_cache(small_gpt2: GPT2, steps: list[int], rows: int) -> None:
+    ids = prompts(small_gpt2, rows, 4)
+    dense = generate_ids(small_gpt2, ids, 36).tolist()
+    for block in small_gpt2.blocks:
+        for part in [part for part in block.modules() if isinstance(part, Linear)]:
+            part.__class__ = LowRank
+            part.add(2)  # type: ignore[operator]
+    expected = called(small_gpt2, ids, 36)
+    steps.clear()
+    assert generate_ids(small_gpt2, ids, 36).tolist() == expected != dense
+    assert steps == [4] + 35 * [1]
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_laying_matrices_out_leaves_the_model_alone(odd_config: GPT2Config, tied: bool) -> None:
+    gpt2 = randomised(GPT2(odd_config.replace(tied=tied), seed=7))
+    before = {name: (id(p), p.data_ptr(), p.stride(), p.clone()) for name, p in gpt2.named_parameters()}
+    ids = prompts(gpt2, 1, 4)
+    assert generate_ids(gpt2, ids, 36).tolist() == called(gpt2, ids, 36)
+    for name, parameter in gpt2.named_parameters():
+        number, pointer, stride, value = before[name]
+        assert (id(parameter), parameter.data_ptr(), parameter.stride()) == (number, pointer, stride)
+        assert parameter.requires_grad
+        assert torch.equal(parameter, value)
 
 
 def test_dropout_gradients_and_autocast_stay_out_and_modes_are_put_back(odd_config: GPT2Config) -> None:

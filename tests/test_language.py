@@ -164,7 +164,7 @@ def test_perplexity_of_a_corpus_divides_the_sum_once(pair: tuple[GPT2, Any], sta
 
 def test_a_stream_is_read_as_it_is_computed(gpt2: GPT2, monkeypatch: pytest.MonkeyPatch) -> None:
     whole = perplexity(gpt2, CORPUS * 3)
-    monkeypatch.setattr(language, "SLAB_TOKENS", 60)
+    monkeypatch.setattr(language, "CHUNK_TOKENS", 60)
     events: list[str] = []
     compute = language.window_log_probs
 

@@ -5,15 +5,15 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import randomised
+from conftest import classifier_of, randomised
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from gptclf import GPT2, GPT2Config
 from gptclf.gpt2.config import ACTIVATIONS
-from gptclf.gpt2.gradients import Linear
-from gptclf.gpt2.trunk import Block
+from gptclf.gpt2.layers import Linear
+from gptclf.gpt2.trunk import MLP, Attention, Block, TokenPositions
 
 
 def assert_same(found: Any, expected: Any, what: str = "") -> None:
@@ -46,9 +46,9 @@ def gradients_of(block: Block, x: Tensor, y: Tensor) -> dict[str, Tensor]:
 
 
 def check_at(block: Block, x: Tensor, position: Tensor) -> None:
-    """Compare `at` with the general path, values and gradients."""
+    """Compare `at_position` with the general path, values and gradients."""
     D = x.shape[2]
-    ours, general = block.at(x, position), block(x)[torch.arange(len(x)), position]
+    ours, general = block.at_position(x, position), block(x)[torch.arange(len(x)), position]
     assert_same(ours, general)
     ours_by_name, general_by_name = gradients_of(block, x, ours), gradients_of(block, x, general)
     for name, gradient in general_by_name.items():
@@ -118,16 +118,16 @@ def test_what_stands_right_of_the_position_does_not_matter() -> None:
     block, x, position = block_of(), stream(3, 11), torch.tensor([0, 6, 9])
     right = torch.arange(11) > position[:, None]
     garbage = torch.where(right[..., None], 1e6 * torch.randn_like(x), x.detach()).requires_grad_()
-    ours, with_garbage = block.at(x, position), block.at(garbage, position)
+    ours, with_garbage = block.at_position(x, position), block.at_position(garbage, position)
     assert torch.equal(ours, with_garbage)
     assert not gradients_of(block, garbage, with_garbage)["x"][right].any()
     longer = torch.cat([x, 1e6 * torch.ones(3, 4, 24, dtype=x.dtype)], dim=1)
-    assert_same(block.at(longer, position), ours)
+    assert_same(block.at_position(longer, position), ours)
 
 
 def classifier(config: GPT2Config, pooling: str = "last") -> GPT2:
     """In float64, everything trainable."""
-    return randomised(GPT2(config, classes=["a", "b", "c"], pooling=pooling, seed=7)).double().requires_grad_()
+    return randomised(classifier_of(config, ["a", "b", "c"], pooling=pooling, seed=7)).double().requires_grad_()
 
 
 def batch(config: GPT2Config, lengths: list[int]) -> tuple[Tensor, Tensor]:
@@ -147,15 +147,15 @@ def all_gradients(clf: GPT2, logits: Tensor) -> list[Tensor]:
 
 @pytest.fixture
 def calls_of_at(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, ...]]:
-    """Shapes with which `Block.at` is called, filled in as it is."""
+    """Shapes with which `Block.at_position` is called, filled in as it is."""
     shapes: list[tuple[int, ...]] = []
-    at = Block.at
+    at_position = Block.at_position
 
     def counted(block: Block, x: Tensor, position: Tensor) -> Tensor:
         shapes.append(tuple(x.shape))
-        return at(block, x, position)
+        return at_position(block, x, position)
 
-    monkeypatch.setattr(Block, "at", counted)
+    monkeypatch.setattr(Block, "at_position", counted)
     return shapes
 
 
@@ -311,8 +311,10 @@ def test_training_with_dropout_takes_the_general_path_and_draws(
     calls_of_at.clear()
     clf.train()
     for module in clf.modules():
-        if isinstance(module, nn.Dropout):
-            module.p = 0.0  # what is left is the dropout of attention weights, which has no module
+        if isinstance(module, Attention):
+            module.dropout.p = 0.0
+        elif isinstance(module, TokenPositions | MLP):
+            module.dropout.p = 0.0  # what is left is the dropout of attention weights
     for other in list(clf.trunk.blocks)[:-1]:
         other.eval()
     assert not block.can_pool

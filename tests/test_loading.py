@@ -13,16 +13,15 @@ from conftest import byte_gpt2, randomised
 from hub_server import COMMIT, Hub, serving
 from safetensors.torch import load_file, save_file
 
-from gptclf import GPT2, GPT2Config, add_classifier_head, load_gpt2
+from gptclf import GPT2, GPT2Config, add_classifier_head, checks, load_gpt2
 from gptclf.gpt2.config import ALIASES, PRESETS
-from gptclf.weights.folders import check_device
 from gptclf.weights.hugging_face import from_hugging_face, to_hugging_face, trunk_names
 
 IDS = torch.randint(257, (3, 17), generator=torch.Generator().manual_seed(5))
 
 
 def their_config(**changes: Any) -> Any:
-    """transformers' configuration of `odd_config`'s shape, in which no two sizes are equal."""
+    """Return transformers' configuration with the shape of `odd_config`, in which no two sizes are equal."""
     values = {
         "vocab_size": 257,
         "n_positions": 40,
@@ -118,7 +117,7 @@ class TestFoldersOfTransformers:
     def test_a_shard_outside_the_folder_is_refused(self, folder: Path, name: str) -> None:
         (folder / "model.safetensors").rename(folder.parent / "model.safetensors")
         (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"wte.weight": name}}))
-        with pytest.raises(ValueError, match="shards lie beside the index"):
+        with pytest.raises(ValueError, match="shards are beside the index"):
             load_gpt2(folder)
 
     def test_an_output_matrix_of_its_own_is_used(self, tmp_path: Path) -> None:
@@ -145,7 +144,7 @@ class TestFoldersOfTransformers:
         ranges = [tuple(int(end, 16) for end in line.split()[0].split("-")) for line in lines]
         for name, parameter in ours.named_parameters():
             assert any(start <= parameter.data_ptr() < end for start, end in ranges), name
-        # nn.Linear's matrix is the transpose of Conv1D's: seen as a view, it costs no memory of its own.
+        # nn.Linear's matrix is the transpose of Conv1D's: as a view, it takes no memory of its own.
         assert not ours.get_parameter("trunk.blocks.0.attention.qkv.weight").is_contiguous()
 
     def test_a_loaded_model_is_in_eval_mode_and_float32_on_the_cpu(self, folder: Path) -> None:
@@ -192,7 +191,7 @@ class TestConfigurationKeys:
         ids=str,
     )
     def test_such_a_key_does_change_it(self, changes: dict[str, Any], folder: Path) -> None:
-        """So that the test above cannot pass where both sides leave the key out."""
+        """So that the test above cannot pass because both sides omit the key."""
         before = our_logits(load_gpt2(folder))
         rewrite_config(folder, **changes)
         assert (our_logits(load_gpt2(folder)) - before).abs().max() > 1e-4
@@ -200,10 +199,10 @@ class TestConfigurationKeys:
     @pytest.mark.parametrize(
         ("changes", "message"),
         [
-            ({"add_cross_attention": True}, "add_cross_attention = True: gptclf has no cross-attention"),
-            ({"pruned_heads": {"1": [0]}}, "pruned_heads.*no pruned attention heads"),
-            ({"quantization_config": {"bits": 4}}, "quantization_config.*no quantized weights"),
-            ({"activation_function": "mish"}, "activation_function = 'mish'; gptclf has gelu_new"),
+            ({"add_cross_attention": True}, "add_cross_attention = True: gptclf does not support cross-attention"),
+            ({"pruned_heads": {"1": [0]}}, "pruned_heads.*not support pruned attention heads"),
+            ({"quantization_config": {"bits": 4}}, "quantization_config.*not support quantized weights"),
+            ({"activation_function": "mish"}, "activation_function = 'mish'; gptclf supports gelu_new"),
             ({"model_type": "bert"}, "describes a 'bert' model; gptclf loads GPT-2"),
             ({"n_embd": 25}, "emb_dim 25 is not divisible by n_heads 3"),
             ({"n_layer": 0}, "n_layers is 0"),
@@ -380,7 +379,7 @@ class TestWhatANameMeans:
         monkeypatch.chdir(folder.parent)
         with caplog.at_level(logging.WARNING, logger="gptclf"):
             assert load_gpt2("gpt2").config.emb_dim == 24
-        assert "'gpt2' is a local folder here; it is loaded, not the published model" in caplog.text
+        assert "'gpt2' is a local folder; loading it instead of the published model" in caplog.text
 
     def test_a_folder_without_a_configuration_does_not_hide_a_published_model(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
@@ -388,7 +387,7 @@ class TestWhatANameMeans:
         (tmp_path / "nano").mkdir()
         monkeypatch.chdir(tmp_path)
         assert load_gpt2("nano").config == PRESETS["nano"]
-        assert "'nano' holds no weights of nano; the published model is meant" in caplog.text
+        assert "'nano', which holds no weights of nano; loading the published model" in caplog.text
 
     def test_a_folder_of_another_name_is_loaded_in_silence(
         self, folder: Path, caplog: pytest.LogCaptureFixture
@@ -398,7 +397,7 @@ class TestWhatANameMeans:
 
     @pytest.mark.parametrize("name", ["gpt3", "./nowhere", "a/b/c", Path("some/where")], ids=str)
     def test_a_name_that_is_none_lists_what_there_is(self, name: str | Path) -> None:
-        with pytest.raises(FileNotFoundError, match=r"no folder or file and no known.*gpt2-medium.*124M.*owner/name"):
+        with pytest.raises(FileNotFoundError, match=r"not a folder, a file or a known.*gpt2-medium.*124M.*owner/name"):
             load_gpt2(name)
 
     def test_an_empty_folder_names_the_file_it_needs(self, tmp_path: Path) -> None:
@@ -460,7 +459,7 @@ class TestRandomWeights:
         assert load_gpt2(folder, weights="random", seed=1).config.emb_dim == 24
 
     def test_a_published_size_needs_no_network(self) -> None:
-        # Medium and up would take seconds to draw.
+        # Initialising larger sizes would take seconds.
         assert load_gpt2("124M", weights="random", seed=1).config == PRESETS["gpt2"]
 
     def test_nano_is_the_same_model_each_time(self) -> None:
@@ -471,7 +470,8 @@ class TestRandomWeights:
 
     @pytest.mark.parametrize("weights", ["pretraind", "", None, True])
     def test_a_misspelt_choice_is_refused_with_the_choices(self, weights: Any) -> None:
-        with pytest.raises(ValueError, match="choose 'pretrained' or 'random'"):
+        error = ValueError if isinstance(weights, str) else TypeError
+        with pytest.raises(error, match="one of pretrained, random"):
             load_gpt2("nano", weights=weights)
 
 
@@ -487,7 +487,7 @@ class TestDevices:
 
     @pytest.mark.parametrize("device", [None, "cpu", torch.device("cpu")])
     def test_the_cpu_is_always_there(self, device: Any) -> None:
-        assert check_device(device) == torch.device("cpu")
+        assert checks.device(device) == torch.device("cpu")
 
 
 class TestHeads:
@@ -513,8 +513,8 @@ class TestHeads:
     @pytest.mark.parametrize(
         ("settings", "error", "message"),
         [
-            ({}, ValueError, "either num_classes or classes"),
-            ({"num_classes": 2, "classes": ["a", "b"]}, ValueError, "either num_classes or classes"),
+            ({}, ValueError, "exactly one of num_classes, classes and task"),
+            ({"num_classes": 2, "classes": ["a", "b"]}, ValueError, "exactly one of num_classes, classes and task"),
             ({"num_classes": 1}, ValueError, "at least 2 classes"),
             ({"num_classes": 2.0}, TypeError, "must be an integer"),
             ({"num_classes": True}, TypeError, "must be an integer"),

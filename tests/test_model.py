@@ -8,11 +8,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import randomised
+from conftest import classifier_of, randomised
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from gptclf import GPT2, GPT2Config, load_gpt2
+from gptclf import GPT2, GPT2Config, add_classifier_head, load_gpt2
 from gptclf.gpt2.config import ACTIVATIONS, ALIASES, PRESETS
 from gptclf.gpt2.heads import POOLINGS, pool
 
@@ -174,7 +174,7 @@ def test_biases_start_at_zero_and_norms_as_the_identity(wide: GPT2) -> None:
 
 def test_a_classifiers_head_is_drawn_like_any_matrix(odd_config: GPT2Config) -> None:
     config = odd_config.replace(emb_dim=600)
-    weight = GPT2(config, classes=range(50), seed=1).head.get_parameter("output.weight").detach()
+    weight = classifier_of(config, range(50), seed=1).head.get_parameter("output.weight").detach()
     assert abs(float(weight.std()) / 0.02 - 1) < 5 / math.sqrt(2 * weight.numel())
 
 
@@ -345,7 +345,7 @@ def test_without_lengths_every_row_ends_at_its_last_column(pooling: str) -> None
 @pytest.mark.parametrize("pooling", POOLINGS)
 @pytest.mark.parametrize("bias", [True, False])
 def test_class_logits_are_one_linear_layer_on_the_pooled_row(odd_config: GPT2Config, pooling: str, bias: bool) -> None:
-    model = randomised(GPT2(odd_config, classes=list("abcde"), pooling=pooling, head_bias=bias, seed=1))
+    model = randomised(classifier_of(odd_config, list("abcde"), pooling=pooling, bias=bias, seed=1))
     ids, lengths = ids_of(odd_config, 3, 11), torch.tensor([11, 1, 6])
     weights = {name: tensor.double() for name, tensor in tensors(model.head).items()}
     assert set(weights) == ({"output.weight", "output.bias"} if bias else {"output.weight"})
@@ -356,7 +356,7 @@ def test_class_logits_are_one_linear_layer_on_the_pooled_row(odd_config: GPT2Con
 
 @pytest.mark.parametrize("pooling", POOLINGS)
 def test_what_stands_in_the_padding_does_not_matter(odd_config: GPT2Config, pooling: str) -> None:
-    model = randomised(GPT2(odd_config, classes=[0, 1, 2], pooling=pooling, seed=1))
+    model = randomised(classifier_of(odd_config, [0, 1, 2], pooling=pooling, seed=1))
     ids, lengths = ids_of(odd_config, 4, 13), torch.tensor([13, 1, 5, 12])
     pad = torch.arange(13) >= lengths[:, None]
     zeros, others = ids.masked_fill(pad, 0), torch.where(pad, ids_of(odd_config, 4, 13, seed=9), ids)
@@ -365,7 +365,8 @@ def test_what_stands_in_the_padding_does_not_matter(odd_config: GPT2Config, pool
 
 @pytest.mark.parametrize("classes", [None, ["a", "b", "c"]])
 def test_token_logits_are_the_head_at_every_position(odd_config: GPT2Config, classes: list[str] | None) -> None:
-    model = randomised(GPT2(odd_config, classes=classes, seed=1))
+    model = GPT2(odd_config, seed=1) if classes is None else classifier_of(odd_config, classes, seed=1)
+    randomised(model)
     ids = ids_of(odd_config, 2, 6)
     hidden, logits = model.trunk(ids), model.token_logits(ids)
     assert logits.shape == (2, 6, 257 if classes is None else 3)
@@ -375,7 +376,7 @@ def test_token_logits_are_the_head_at_every_position(odd_config: GPT2Config, cla
 
 
 def test_the_last_tokens_logits_are_the_classifiers_answer(odd_config: GPT2Config) -> None:
-    model = randomised(GPT2(odd_config, classes=["a", "b"], seed=1))
+    model = randomised(classifier_of(odd_config, ["a", "b"], seed=1))
     ids, lengths = ids_of(odd_config, 3, 8), torch.tensor([8, 3, 1])
     expected = torch.stack([row[n - 1] for row, n in zip(model.token_logits(ids), lengths, strict=True)])
     torch.testing.assert_close(model(ids, lengths), expected)
@@ -405,12 +406,10 @@ def test_dropout_of_zero_changes_nothing_in_training_mode(small_gpt2: GPT2) -> N
 def test_each_of_gpt2s_dropouts_is_there(odd_config: GPT2Config, place: str) -> None:
     # All but one switched off: the one left must still make two passes differ.
     model = randomised(GPT2(odd_config.replace(drop_rate=0.5), seed=1)).train()
-    attention_rate = 0.5 if place == "attention weights" else 0.0
     for name, module in model.named_modules():
         if isinstance(module, nn.Dropout):
-            module.p = 0.5 if name.split(".")[-2] == place else 0.0
-        if name.endswith("attention"):
-            module.drop_rate = attention_rate
+            owner, own = name.split(".")[-2:]
+            module.p = 0.5 if place == ("attention weights" if own == "weights_dropout" else owner) else 0.0
     ids = ids_of(odd_config, 2, 9)
     assert not torch.allclose(model(ids), model(ids))
 
@@ -467,41 +466,41 @@ def test_lengths_that_fit_no_row_are_refused(pooling: str, lengths: Any, message
         ({"classes": ["spam"]}, "at least 2 classes"),
         ({"classes": []}, "at least 2 classes"),
         ({"classes": ["a", "b", "a"]}, "holds a label twice"),
-        ({"classes": ["a", "b"], "pooling": "final"}, "pooling is 'final'; choose from last, first, mean, max"),
+        ({"classes": ["a", "b"], "pooling": "final"}, "pooling is 'final'; it must be one of last, first, mean, max"),
     ],
 )
 def test_a_head_that_cannot_be_built_says_why(odd_config: GPT2Config, arguments: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        GPT2(odd_config, **arguments)
+        add_classifier_head(GPT2(odd_config, seed=1), **arguments)
 
 
 # A new head knows that it is new
 
 
 def test_a_head_is_new_until_any_loop_trains_it(odd_config: GPT2Config) -> None:
-    model = GPT2(odd_config, classes=["a", "b"], seed=1)
+    model = classifier_of(odd_config, ["a", "b"], seed=1)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-    assert model.head_is_new
+    assert model.head.is_fresh
     loss = F.cross_entropy(model(ids_of(odd_config, 2, 5)), torch.tensor([0, 1]))
     loss.backward()  # type: ignore[no-untyped-call]
-    assert model.head_is_new
+    assert model.head.is_fresh
     optimizer.step()
-    assert not model.head_is_new
+    assert not model.head.is_fresh
 
 
 def test_a_head_filled_from_elsewhere_is_not_new(odd_config: GPT2Config) -> None:
-    model, trained = (GPT2(odd_config, classes=["a", "b"], seed=seed) for seed in (1, 2))
+    model, trained = (classifier_of(odd_config, ["a", "b"], seed=seed) for seed in (1, 2))
     model.load_state_dict(trained.state_dict())
-    assert not model.head_is_new
+    assert not model.head.is_fresh
 
 
 def test_a_language_models_head_is_never_new(small_gpt2: GPT2, odd_config: GPT2Config) -> None:
-    assert not small_gpt2.head_is_new
-    assert not GPT2(odd_config.replace(tied=False), seed=1).head_is_new
+    assert not small_gpt2.head.is_fresh
+    assert not GPT2(odd_config.replace(tied=False), seed=1).head.is_fresh
 
 
 def test_a_models_classes_are_a_copy(odd_config: GPT2Config) -> None:
-    model = GPT2(odd_config, classes=["a", "b"], seed=1)
+    model = classifier_of(odd_config, ["a", "b"], seed=1)
     assert model.classes == ["a", "b"]
     model.classes.append("c")
     assert model.classes == ["a", "b"]

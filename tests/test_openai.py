@@ -1,4 +1,4 @@
-"""OpenAI's files: where they are found, what the book's readers get from them, and what our model makes of them."""
+"""OpenAI's files: finding them, the book's parameters, and loading them into our model."""
 
 import copy
 import json
@@ -20,7 +20,7 @@ from transformers import GPT2LMHeadModel
 
 from gptclf import GPT2, GPT2Config
 from gptclf.gpt2.config import ALIASES, PRESETS
-from gptclf.weights.folders import fill
+from gptclf.gpt2.sharing import fill
 from gptclf.weights.hugging_face import from_hugging_face
 from gptclf.weights.openai import load_gpt2_params_from_tf_ckpt, tensors_from_params
 from gptclf.weights.openai_folder import config_from_settings, find_checkpoint, read_settings
@@ -53,7 +53,7 @@ def put(folder: Path, *, checkpoint: bool = True) -> Path:
     return folder
 
 
-# Where they are found.
+# Finding them.
 
 
 @pytest.mark.parametrize("checkpoint", [True, False])
@@ -140,7 +140,7 @@ def test_of_several_checkpoints_in_a_folder_the_named_one_is_taken(models: Path)
     assert find_checkpoint(models) == models / "model.ckpt"
 
 
-# What the book's readers get.
+# The book's parameters.
 
 
 @pytest.mark.parametrize("kind", ["whole", "sharded"])
@@ -214,7 +214,7 @@ def test_the_books_model_takes_our_params() -> None:
         torch.testing.assert_close(built(params, settings).double()(ids), expected, atol=1e-6, rtol=0)
 
 
-# What our model makes of them.
+# Loading them into our model.
 
 
 def built(params: dict[str, Any], settings: dict[str, Any]) -> GPT2:
@@ -225,7 +225,7 @@ def built(params: dict[str, Any], settings: dict[str, Any]) -> GPT2:
 
 
 def in_transformers() -> dict[str, torch.Tensor]:
-    """The stored values under Hugging Face's names, whose layout is OpenAI's."""
+    """Return the stored values under Hugging Face's names, which have OpenAI's layout."""
     kinds = {"w": "weight", "g": "weight", "b": "bias"}
     result = {}
     for name, value in values().items():
@@ -310,7 +310,7 @@ def test_arrays_of_other_kinds_are_the_same_weights(change: Callable[[NDArray[An
 
 @pytest.mark.parametrize("size", ALIASES)
 def test_the_published_sizes_by_names_and_shapes(tmp_path: Path, size: str) -> None:
-    # A file with a hole in the place of its bytes, and no hparams.json.
+    # A sparse file, and no hparams.json.
     preset = PRESETS[ALIASES[size]]
     d = preset.emb_dim
     shapes: dict[str, tuple[int, ...]] = {"wte": (50257, d), "wpe": (1024, d), "ln_f/g": (d,), "ln_f/b": (d,)}
@@ -339,7 +339,7 @@ def test_the_published_sizes_by_names_and_shapes(tmp_path: Path, size: str) -> N
     assert {name: p.shape for name, p in model.named_parameters()} == {name: t.shape for name, t in tensors.items()}
 
 
-# What is refused.
+# Refused files.
 
 
 def test_what_is_missing_unexpected_and_misshapen_is_listed() -> None:
@@ -359,9 +359,9 @@ def test_what_is_missing_unexpected_and_misshapen_is_listed() -> None:
         "blocks/10/attn/c_attn/bias",
         "g/0",
         "4 misshapen: ",
-        r"wpe is float32 (5, 4), the settings want floats (16, 4)",
+        r"wpe is float32 (5, 4), the settings need floats (16, 4)",
         "b is a Tensor, not a numpy array",
-        r"blocks/0/mlp/c_fc/w is float32 (16, 4), the settings want floats (4, 16)",
+        r"blocks/0/mlp/c_fc/w is float32 (16, 4), the settings need floats (4, 16)",
         r"blocks/0/mlp/c_fc/b is int64 (16,)",
     ):
         assert part in str(caught.value)
@@ -373,8 +373,8 @@ def test_what_is_missing_unexpected_and_misshapen_is_listed() -> None:
         ({"n_layer": 12}, "12 missing: blocks/11/ln_1/g"),
         ({"n_layer": 10}, "12 unexpected: blocks/10/"),
         ({"n_layer": 10**12}, "holds 136 arrays, too few for the 1000000000000 blocks"),
-        ({"n_vocab": 10**40}, r"wte is float32 \(257, 4\), the settings want floats \(10{40}, 4\)"),
-        ({"n_head": 3}, "describes no GPT-2 .*n_head 3.*not divisible"),
+        ({"n_vocab": 10**40}, r"wte is float32 \(257, 4\), the settings need floats \(10{40}, 4\)"),
+        ({"n_head": 3}, "does not describe a GPT-2 .*n_head 3.*not divisible"),
         ({"n_head": "2"}, "n_head '2'"),
         ({"n_ctx": 0}, "n_ctx 0"),
     ],
@@ -411,7 +411,7 @@ def test_hparams_with_more_keys_are_returned_as_they_are(models: Path) -> None:
         ("[1]", "holds a list"),
         ("{}", r"hparams\.json lacks n_vocab"),
         (json.dumps({**HPARAMS, "n_embd": 8}), r"model\.ckpt does not hold .* 136 misshapen"),
-        (json.dumps({**HPARAMS, "n_head": 0}), r"hparams\.json describes no GPT-2"),
+        (json.dumps({**HPARAMS, "n_head": 0}), r"hparams\.json does not describe a GPT-2"),
     ],
 )
 def test_hparams_that_are_wrong(models: Path, text: str, message: str) -> None:

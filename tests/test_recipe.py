@@ -105,7 +105,7 @@ def test_a_recipe_and_its_options_give_the_same_run() -> None:
 @pytest.mark.parametrize("function", [train, estimate])
 def test_a_misspelt_option_is_named_with_its_nearest(function: Any) -> None:
     clf = classifier()
-    with pytest.raises(TypeError, match="there is no option 'batchsize'; did you mean 'batch_size'?"):
+    with pytest.raises(TypeError, match="there is no option 'batchsize'; did you mean 'batch_size'"):
         function(clf, data(clf), batchsize=2)
     with pytest.raises(TypeError, match="there is no option 'zzz'; the options are epochs, "):
         function(clf, data(clf), zzz=2)

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import byte_gpt2, byte_tokenizer
+from conftest import byte_tokenizer
 from torch import Tensor, nn
 
 from gptclf import GPT2, GPT2Config, History, TextDataset, add_classifier_head, freeze, load_gpt2, train
@@ -362,8 +362,8 @@ def fewer(clf: GPT2) -> TextDataset:
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (other_weights, "the training set's row weights: train_weights was SHA-256 [0-9a-f]{12}, is SHA-256 [0-9a-f]{12}"),
-        (no_weights, "the training set's row weights: train_weights was SHA-256 [0-9a-f]{12}, is None"),
+        (other_weights, "the training set's row weights: train_weights was SHA-256 \\w{12}, is SHA-256 \\w{12}"),
+        (no_weights, "the training set's row weights: train_weights was SHA-256 \\w{12}, is None"),
         (shorter, r"preparation\.max_length was None, is 30"),
         (fewer, r"the training set's texts or labels: train_set was .*train_rows was 12, is 11"),
     ],
@@ -399,10 +399,19 @@ def test_a_state_of_the_version_before_is_resumed(tmp_path: Path) -> None:
     labels = ["spam", "ham", "spam", "ham", "spam", "ham", "ham"]
     data = TextDataset(texts, labels, tokenizer=clf.tokenizer, classes=clf.classes)
     settings: dict[str, Any] = {
-        **{"epochs": 4, "batch_size": 2, "lr": 1e-2, "schedule": "cosine", "warmup_steps": 3, "accumulate": 2},
-        **{"clip": 1.0, "eval_every": 1, "progress": False, "precision": "float32", "checkpoint_dir": tmp_path},
+        "epochs": 4,
+        "batch_size": 2,
+        "lr": 1e-2,
+        "schedule": "cosine",
+        "warmup_steps": 3,
+        "accumulate": 2,
+        "clip": 1.0,
+        "eval_every": 1,
+        "progress": False,
+        "precision": "float32",
+        "checkpoint_dir": tmp_path,
     }
-    with pytest.raises(ValueError, match="lr was 0.01, is 0.02"):
+    with pytest.raises(ValueError, match=r"lr was 0\.01, is 0\.02"):
         train(clf, data, data, callbacks=[KeepBest()], resume=True, **{**settings, "lr": 0.02})
     with pytest.raises(FileExistsError, match="resume=True"):
         train(clf, data, data, callbacks=[KeepBest()], **settings)

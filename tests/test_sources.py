@@ -35,8 +35,11 @@ from gptclf import (
     train_lm,
     trainable_report,
 )
+from gptclf.gpt2.sharing import borrowed_names
 from gptclf.gpt2.trunk import Block
 from gptclf.hub.download import hub_file
+from gptclf.preparation import Preparation
+from gptclf.tasks import SingleLabel
 from gptclf.tokenizer.bpe import read_tokenizer, tokenizer_files
 from gptclf.weights.book import to_book
 
@@ -109,7 +112,7 @@ class TestTensorFlow:
         monkeypatch.chdir(tmp_path)
         with caplog.at_level(logging.WARNING, logger="gptclf"):
             assert load_gpt2("124M").config.n_layers == 11
-        assert "'124M' is a local folder here" in caplog.text
+        assert "'124M' is a local folder;" in caplog.text
 
     def test_only_its_shape_is_read_for_random_weights(self, tmp_path: Path) -> None:
         shutil.copy(TF / "whole" / "hparams.json", tmp_path)
@@ -162,7 +165,7 @@ class TestTheBooksFiles:
             load_model(path, settings=BOOK)
 
     def test_a_classifier(self, tmp_path: Path) -> None:
-        ours = self.model(classes=["ham", "spam"])
+        ours = self.model(task=SingleLabel(["ham", "spam"]))
         path = tmp_path / "review_classifier.pth"
         torch.save(to_book(parameters(ours), ours.config), path)
         loaded = load_model(path, classes=["ham", "spam"], settings=BOOK)
@@ -229,11 +232,11 @@ class TestHub:
     @pytest.mark.parametrize("pooling", ["last", "mean"])
     def test_a_classifier_of_ours_comes_back_bit_for_bit(self, hub: Hub, pooling: str, tmp_path: Path) -> None:
         clf = add_classifier_head(byte_gpt2(), classes=["ham", ("a", 1)], pooling=pooling, seed=1)
-        clf.max_length = 17
+        clf.preparation = Preparation(max_length=17)
         put(hub, save_model(clf, tmp_path / "ours"))
         loaded = load_model("me/spam")
         assert_same(loaded, clf)
-        assert (loaded.classes, loaded.max_length) == (clf.classes, 17)
+        assert (loaded.classes, loaded.preparation) == (clf.classes, Preparation(max_length=17))
         seen = {request.path.rpartition("/")[2] for request in hub.seen}
         assert ("model.safetensors" in seen) == (pooling == "last")
 
@@ -355,7 +358,7 @@ class TestContradictions:
         ("arguments", "message"),
         [
             ({"name": GPT2Config(n_heads=2), "weights": "random", "settings": BOOK}, "a GPT2Config says everything"),
-            ({"name": "nano", "revision": "main"}, "revision='main' is of a hub repository"),
+            ({"name": "nano", "revision": "main"}, "revision='main' belongs to a hub repository"),
         ],
     )
     def test_arguments_that_would_be_passed_over(self, arguments: dict[str, Any], message: str) -> None:
@@ -387,9 +390,9 @@ class TestContradictions:
         monkeypatch.chdir(tmp_path)
         with caplog.at_level(logging.WARNING, logger="gptclf"):
             assert load_gpt2("gpt2").config.n_layers == 11
-        assert "'gpt2/124M' is a local folder here" in caplog.text.replace("\\\\", "/")
+        assert "'gpt2/124M' is a local folder;" in caplog.text.replace("\\\\", "/")
         shutil.rmtree(tmp_path / "gpt2" / "124M")
-        with pytest.raises(FileNotFoundError, match="HF_HUB_OFFLINE"):  # the published one is meant
+        with pytest.raises(FileNotFoundError, match="HF_HUB_OFFLINE"):  # the published model is loaded
             load_gpt2("gpt2")
 
     def test_a_model_of_ours_alone_is_pointed_to_load_model(self, tmp_path: Path) -> None:
@@ -399,16 +402,17 @@ class TestContradictions:
 
     @pytest.mark.parametrize("name", ["models/missing.pth", "124M/model.ckpt"])
     def test_a_file_that_is_not_there_is_not_asked_of_a_hub(self, name: str) -> None:
-        with pytest.raises(FileNotFoundError, match="is no folder or file"):
+        with pytest.raises(FileNotFoundError, match="is not a folder, a file or a known model"):
             load_gpt2(name)
         with pytest.raises(FileNotFoundError, match="is not a folder, a file or a hub repository"):
             load_model(name)
 
     @pytest.mark.parametrize("folder", ["", None, 3])
     def test_what_is_no_path(self, folder: Any) -> None:
-        with pytest.raises(TypeError, match="folder is"):
+        error = ValueError if isinstance(folder, str) else TypeError
+        with pytest.raises(error, match="folder is"):
             load_model(folder)
-        with pytest.raises(TypeError, match="folder is"):
+        with pytest.raises(error, match="folder is"):
             save_model(byte_gpt2(), folder)
 
 
@@ -483,7 +487,7 @@ class TestHubTokenizersAndCaches:
         for name in (
             "config.json",
             "pytorch_model.bin",
-        ):  # as transformers leaves it: what it did not ask for is unknown
+        ):  # as transformers leaves it: files it did not request are unknown
             hub_file("somebody/reviews", name)
         asked = len(hub.seen)
         if offline:
@@ -501,7 +505,7 @@ class TestChangedModels:
         block = clf.trunk.blocks[0]
         assert isinstance(block, Block)
         block.mlp.up = torch.nn.Sequential(block.mlp.up)  # type: ignore[assignment]
-        assert "trunk.blocks.0.mlp.up.0.weight" in clf.shared_parameters
+        assert "trunk.blocks.0.mlp.up.0.weight" in borrowed_names(clf)
         ids = torch.tensor([[1, 2, 3]])
         clf(ids)
         clf.requires_grad_(True)
@@ -515,7 +519,7 @@ class TestChangedModels:
 
     def test_a_deep_copy_is_its_own(self) -> None:
         copied = copy.deepcopy(load_gpt2("nano"))
-        assert not copied.shared_parameters
+        assert not borrowed_names(copied)
         copied.requires_grad_(True)
         copied(torch.tensor([[1, 2, 3]])).sum().backward()
 

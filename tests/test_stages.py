@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from conftest import byte_gpt2, byte_tokenizer, randomised
+from conftest import byte_gpt2, byte_tokenizer, classifier_of, randomised
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
@@ -17,6 +17,7 @@ from gptclf import (
     GPT2,
     Batch,
     GPT2Config,
+    SingleLabel,
     TextDataset,
     add_classifier_head,
     batch_loss,
@@ -27,7 +28,8 @@ from gptclf import (
     trainable_report,
 )
 from gptclf.gpt2.config import PRESETS
-from gptclf.gpt2.stages import Trainable, stages
+from gptclf.gpt2.freezing import Trainable
+from gptclf.gpt2.stages import stages
 
 CONFIG = GPT2Config(vocab_size=257, context_length=40, emb_dim=24, n_heads=3, n_layers=3, mlp_dim=56)
 
@@ -53,7 +55,7 @@ POLICIES: list[tuple[Trainable, list[str], int]] = [
 
 
 def classifier(seed: int = 1) -> GPT2:
-    return randomised(GPT2(CONFIG, classes=["ham", "spam"], seed=seed))
+    return randomised(classifier_of(CONFIG, ["ham", "spam"], seed=seed))
 
 
 def flags(model: GPT2) -> dict[str, bool]:
@@ -105,7 +107,7 @@ def test_a_policy_sets_every_parameter(trainable: Trainable, patterns: list[str]
 @settings(deadline=None, max_examples=50, derandomize=True)
 @given(st.lists(st.sampled_from([trainable for trainable, _, _ in POLICIES]), min_size=1, max_size=5))
 def test_earlier_calls_leave_no_trace(calls: list[Trainable]) -> None:
-    model, direct = GPT2(CONFIG, classes=["a", "b"], device="meta"), GPT2(CONFIG, classes=["a", "b"], device="meta")
+    model, direct = (classifier_of(CONFIG, ["a", "b"], device="meta") for _ in range(2))
     for trainable in calls:
         freeze(model, trainable=trainable)
     freeze(direct, trainable=calls[-1])
@@ -120,7 +122,7 @@ def test_the_default_is_the_books_last_block() -> None:
 
 
 def test_the_books_policy_trains_7_090_946_parameters_of_124m() -> None:
-    model = GPT2(PRESETS["gpt2"], classes=["ham", "spam"], device="meta")
+    model = classifier_of(PRESETS["gpt2"], ["ham", "spam"], device="meta")
     freeze(model, trainable="last_block")
     report = trainable_report(model)
     assert report.trainable == 7_090_946
@@ -389,7 +391,7 @@ def test_a_loop_of_ones_own_is_stopped_before_it_changes_another_model(small_gpt
     for parameter in clf.trunk.blocks[0].parameters():  # the book's way, without freeze
         parameter.requires_grad_(True)
     targets = torch.tensor([0, 1])
-    batch = Batch(torch.tensor([[1, 2], [3, 4]]), torch.tensor([2, 2]), targets, (0, 1))
+    batch = Batch(torch.tensor([[1, 2], [3, 4]]), torch.tensor([2, 2]), targets, SingleLabel([0, 1]))
     with pytest.raises(ValueError, match=r"blocks\.0.*freeze"):
         batch_loss(clf, batch)
     freeze(clf, trainable="all")

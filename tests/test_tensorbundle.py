@@ -1,4 +1,4 @@
-"""TensorFlow's checkpoints, written by TensorFlow itself and, where it refuses to be wrong, by hand."""
+"""TensorFlow checkpoints, written by TensorFlow itself, and by hand if they must be wrong."""
 
 import importlib.util
 import shutil
@@ -92,7 +92,7 @@ def test_crc32c_of_anything_longer(size: int, seed: int, zeros: int) -> None:
     assert crc32c(data) == by_hand.plain_crc32c(data)
 
 
-# Around what is left of a reduction, around a reduction of the largest scale, and around whole pieces.
+# Sizes around the remainder of a reduction, around a reduction of the largest scale, and around whole chunks.
 @pytest.mark.parametrize("size", [5681, 5682, 90_955, 90_956, 90_957, 2**20 - 1, 2**20, 2**20 + 1, 2_500_001])
 def test_crc32c_where_its_pieces_meet(size: int) -> None:
     data = np.random.default_rng(size).bytes(size)
@@ -232,7 +232,7 @@ def test_missing_files(whole: Path) -> None:
 # Checkpoints written by hand: types and shapes, and what is wrong under good checksums.
 
 ODD: dict[str, NDArray[Any]] = {
-    "b": np.arange(3, dtype=np.uint8),  # what follows starts at no multiple of 4
+    "b": np.arange(3, dtype=np.uint8),  # the next tensor does not start at a multiple of 4
     "double": np.array([[1.5], [-0.0]]),
     "empty": np.empty((0, 4), np.float32),
     "global_step": np.array(2**40, np.int64),
@@ -264,7 +264,7 @@ def test_a_type_that_is_not_read_is_refused_when_it_is_asked_for(tmp_path: Path)
         (b"", by_hand.header()),
         (b"brain", by_hand.entry([2], b"1234", dtype=14)),
         (b"good", by_hand.entry([1], b"\0\0\x80?", offset=4)),
-        # TensorFlow computes a checksum of strings from their lengths, too: not the one of the bytes.
+        # TensorFlow's checksum of strings also covers their lengths, so it is not that of the bytes.
         (b"graph", by_hand.entry([], b"other bytes", dtype=7, offset=8, size=9)),
         (b"later", by_hand.entry([1], b"x", dtype=99, offset=17)),
     ]
@@ -421,7 +421,7 @@ def test_numbers_of_every_length(value: int, after: bytes) -> None:
     assert varint(by_hand.varint(value) + after, 0) == (value, len(by_hand.varint(value)))
 
 
-# Fresh ones, where TensorFlow is installed.
+# Fresh checkpoints, if TensorFlow is installed.
 
 
 @pytest.fixture(scope="module")
@@ -443,7 +443,7 @@ def tensorflow() -> Any:
 def test_fresh_checkpoints_of_every_type_and_of_many_blocks(tmp_path: Path, maker: ModuleType, tensorflow: Any) -> None:
     rng = np.random.default_rng(5)
     tensors = {
-        # Enough of them that the index has several blocks.
+        # Enough tensors for an index of several blocks.
         f"{'scope/' * 20}{i}": rng.integers(-100, 100, rng.integers(0, 4, i % 4)).astype(
             ["f4", "f8", "i4", "u1", "i2", "i1", "i8", "f2"][i % 8]
         )

@@ -1,4 +1,4 @@
-"""The tokenizer against tiktoken's own, against the `tokenizers` library, and where it is looked for."""
+"""The tokenizer compared with tiktoken and with the `tokenizers` library, and the places searched for it."""
 
 import hashlib
 import json
@@ -30,9 +30,9 @@ from gptclf.tokenizer.find import find_tokenizer
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 GPT2_VOCABULARY = 50257
-TRAINED = 319  # tokens of the small table that `trained` makes
+TRAINED = 319  # tokens of the small table in `trained`
 
-# What GPT-2's splitting pattern treats in ways of its own: contractions, runs of white space, NUL, other scripts.
+# Special cases of GPT-2's splitting pattern: contractions, runs of white space, NUL, other scripts.
 PIECES = [
     "'s",
     "'t",
@@ -82,7 +82,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     bpe = ByteLevelBPETokenizer()
     bpe.train_from_iterator(texts, vocab_size=400, min_frequency=2, special_tokens=[], show_progress=False)
     bpe.save_model(str(folder))
-    # Its trainer would put a special token first, GPT-2 has it last.
+    # The trainer would put a special token first; GPT-2 has it last.
     table = json.loads((folder / "vocab.json").read_text(encoding="utf-8"))
     table[END_OF_TEXT] = len(table)
     assert len(table) == TRAINED
@@ -293,7 +293,7 @@ class TestDamage:
         self, folder: Path, change: Callable[[Path], None], line: int | None
     ) -> None:
         change(folder)
-        # Without the id table, so that the merges have to be refused for themselves.
+        # Without the id table, so that the merges alone must be refused.
         (folder / "vocab.json").unlink()
         with pytest.raises(ValueError, match=rf"merges\.txt, line {line or '[0-9]+'}: "):
             read_tokenizer(folder)
@@ -335,7 +335,7 @@ class TestDamage:
 
 
 def _cache(root: Path, repo: str, source: Path) -> None:
-    """Lay out a Hugging Face cache by hand."""
+    """Create a Hugging Face cache by hand."""
     folder = root / f"models--{repo.replace('/', '--')}"
     snapshot = folder / "snapshots" / COMMIT
     snapshot.mkdir(parents=True)
@@ -346,7 +346,7 @@ def _cache(root: Path, repo: str, source: Path) -> None:
 
 
 class TestWhereItIsFound:
-    """The small trained table stands for GPT-2's, so each place is known by the tokenizer that comes from it."""
+    """The small trained table replaces GPT-2's, so the tokenizer found tells the place it came from."""
 
     @pytest.fixture(autouse=True)
     def _no_tiktoken_cache(self, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -359,7 +359,7 @@ class TestWhereItIsFound:
 
     @pytest.fixture
     def tiktoken_cache(self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
-        """tiktoken's cache with a table of 257 tokens, which is taken for the published one."""
+        """tiktoken's cache with a table of 257 tokens in place of the published one."""
         folder = tmp_path / "tiktoken"
         folder.mkdir()
         written = tokenizer_files(byte_tokenizer(), 8)
@@ -449,7 +449,7 @@ class TestWhereItIsFound:
 def test_a_folder_with_only_a_tokenizer_json_of_another_vocabulary_does_not_get_gpt2s(
     ours: tiktoken.Encoding, trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """transformers 5 writes tokenizer.json alone; GPT-2's own table would read such a model's texts wrongly."""
+    """transformers 5 writes only tokenizer.json; with GPT-2's own table such a model would get wrong ids."""
     monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path / "hub"))
     _cache(tmp_path / "hub", "openai-community/gpt2", trained)
     beside = tmp_path / "weights"

@@ -28,9 +28,9 @@ from gptclf import (
     train,
     train_lm,
 )
-from gptclf.gpt2.gradients import KeptGradients
+from gptclf.gpt2.learner import Learner
+from gptclf.inference.evaluate import measured
 from gptclf.next_token_loss import hits_and_loss, next_token_loss
-from gptclf.inference.evaluate import loss_and_accuracy
 from gptclf.training.history import History, Scores
 from gptclf.training.run import Run
 
@@ -52,6 +52,10 @@ def windows(length: int = 16, stride: int | None = None) -> TextWindows:
 
 def quietly(model: GPT2, *args: Any, **options: Any) -> History:
     return train_lm(model, *args, **{"progress": False, "precision": "float32", **options})
+
+
+def scores(model: GPT2, data: TextWindows, **options: Any) -> dict[str, float]:
+    return measured(model, data, model.task, precision="float32", **options)
 
 
 def test_the_loss_over_a_vocabulary_and_its_gradients_are_torchs() -> None:
@@ -116,9 +120,8 @@ def test_loss_and_gradients_equal_transformers(tied: bool, tmp_path: Path) -> No
     logits = theirs(ids[:, :-1]).logits
     expected = F.cross_entropy(logits.flatten(0, 1), ids[:, 1:].flatten())
     expected.backward()  # type: ignore[no-untyped-call]
-    with KeptGradients(list(ours.parameters())).step():
-        loss = batch_loss(ours, batch)
-        loss.backward()  # type: ignore[no-untyped-call]
+    loss = batch_loss(Learner(ours, keep_gradients=True), batch)
+    loss.backward()  # type: ignore[no-untyped-call]
     assert loss.item() == pytest.approx(expected.item(), rel=1e-5)
     # Their own loss is of rows whose targets are their own tokens.
     assert theirs(ids[:, :-1], labels=ids[:, :-1]).loss.item() == pytest.approx(
@@ -183,7 +186,7 @@ def test_it_learns_a_text_by_heart_and_says_how_well() -> None:
     model = byte_gpt2()
     freeze(model, trainable="all")
     data = windows(32, stride=8)
-    before, _ = loss_and_accuracy(model, data, num_batches=None, batch_size=4, precision="float32")
+    before = scores(model, data, batch_size=4)["loss"]
     history = quietly(model, data, data, epochs=8, batch_size=4, lr=3e-3, eval_batches=None)
     last = history.epochs[-1]
     assert before == pytest.approx(math.log(257), abs=0.2)
@@ -194,12 +197,12 @@ def test_it_learns_a_text_by_heart_and_says_how_well() -> None:
 
 def test_measurements_are_of_every_position() -> None:
     model, data = language_model(), windows()
-    loss, accuracy = loss_and_accuracy(model, data, num_batches=None, batch_size=3, precision="float32")
+    found = scores(model, data, batch_size=3)
     logits = model(data.padded(range(len(data)))).flatten(0, 1)
     targets = torch.from_numpy(data.targets().astype(np.int64)).flatten()
-    assert loss == pytest.approx(F.cross_entropy(logits, targets).item(), rel=1e-5)
-    assert accuracy == pytest.approx(float((logits.argmax(1) == targets).double().mean()))
-    first, _ = loss_and_accuracy(model, data, num_batches=2, batch_size=3, precision="float32")
+    assert found["loss"] == pytest.approx(F.cross_entropy(logits, targets).item(), rel=1e-5)
+    assert found["accuracy"] == pytest.approx(float((logits.argmax(1) == targets).double().mean()))
+    first = scores(model, data, num_batches=2, batch_size=3)["loss"]
     count = 6 * data.length
     assert first == pytest.approx(F.cross_entropy(logits[:count], targets[:count]).item(), rel=1e-5)
 
@@ -247,14 +250,14 @@ def test_the_best_weights_can_be_kept() -> None:
     model, data = language_model(), windows()
     history = quietly(model, data, data, epochs=3, lr=0.3, callbacks=[keep], eval_batches=None)
     assert keep.best is not None
-    loss, _ = loss_and_accuracy(model, data, num_batches=None, batch_size=8, precision="float32")
+    loss = scores(model, data)["loss"]
     assert loss == pytest.approx(min(score.val_loss or 0 for score in history.epochs), rel=1e-5)
 
 
 class TestRefused:
     def test_what_is_no_language_model(self) -> None:
         clf = add_classifier_head(byte_gpt2(), num_classes=2, seed=1)
-        with pytest.raises(TypeError, match=r"this is a classifier \(2 classes\); its vocabulary head is gone"):
+        with pytest.raises(TypeError, match=r"this is a classifier \(2 outputs\); its vocabulary head is gone"):
             train_lm(clf, windows())
         with pytest.raises(TypeError, match="model is a int"):
             train_lm(3, windows())  # type: ignore[arg-type]
@@ -295,6 +298,7 @@ class TestRefused:
         ("options", "message"),
         [
             ({"epochs": 0}, "epochs is 0"),
+            ({"epochs": "1"}, "epochs is '1'"),
             ({"lr": -1}, "lr is -1"),
             ({"schedule": "up"}, "schedule is 'up'"),
             ({"precision": "half"}, "precision is 'half'"),
@@ -304,5 +308,5 @@ class TestRefused:
         ],
     )
     def test_wrong_settings(self, options: dict[str, Any], message: str) -> None:
-        with pytest.raises(ValueError, match=message):
+        with pytest.raises((ValueError, TypeError), match=message):
             train_lm(language_model(), windows(), **options)

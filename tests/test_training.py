@@ -644,6 +644,57 @@ def test_keep_best_needs_a_validation_set() -> None:
         quietly(classifier(), rows(), epochs=1, callbacks=[KeepBest()])
 
 
+# Weights of rows and classes
+
+
+def weighted(weights: list[float] | None = None, repeat: int = 1) -> TextDataset:
+    data, labels = rows(6), ["ham", "spam", *["spam"] * 4]
+    texts = [*data.texts, *[data.texts[0]] * (repeat - 1)]
+    return TextDataset(texts, [*labels, *["ham"] * (repeat - 1)], tokenizer=TOKENIZER, weights=weights)
+
+
+def with_task(task: SingleLabel) -> GPT2:
+    model = classifier(trainable="last_block")
+    model.task = task
+    return model
+
+
+def test_a_row_of_weight_two_is_the_row_twice() -> None:
+    # One batch an epoch: the order of its rows cannot change the loss.
+    one, other = classifier(), classifier()
+    heavy = quietly(one, weighted([2.0, 1.0, 1.0, 1.0, 1.0, 1.0]), epochs=4)
+    twice = quietly(other, weighted(repeat=2), epochs=4)
+    np.testing.assert_allclose(losses(heavy), losses(twice), rtol=1e-5)
+    np.testing.assert_allclose(predict_proba(one, ["abc"]), predict_proba(other, ["abc"]), rtol=1e-4)
+
+
+def test_a_classs_weight_is_the_weight_of_its_rows() -> None:
+    one, other = with_task(SingleLabel(["ham", "spam"], {"ham": 3.0})), classifier(trainable="last_block")
+    by_class = quietly(one, weighted(), epochs=4, batch_size=4, accumulate=2)
+    by_row = quietly(other, weighted([3.0, *[1.0] * 5]), epochs=4)
+    np.testing.assert_allclose(losses(by_class), losses(by_row), rtol=1e-5)
+    both = quietly(with_task(SingleLabel(["ham", "spam"], {"ham": 3.0})), weighted([2.0, *[1.0] * 5]), epochs=1)
+    six = quietly(classifier(trainable="last_block"), weighted([6.0, *[1.0] * 5]), epochs=1)
+    assert losses(both) == pytest.approx(losses(six), rel=1e-5)
+
+
+def test_weights_shape_the_training_loss_and_no_measure() -> None:
+    model = with_task(SingleLabel(["ham", "spam"], {"ham": 30.0}, label_smoothing=0.1))
+    data = weighted([5.0, *[0.1] * 5])
+    history = quietly(model, data, data, epochs=2)
+    plain = dataset_loss(model, weighted(), precision="float32")
+    assert history.epochs[-1].train_loss == history.epochs[-1].val_loss == pytest.approx(plain, rel=1e-5)
+    assert losses(history)[-1] != pytest.approx(history.epochs[-1].train_loss, rel=0.01)
+
+
+def test_balanced_weights_are_fixed_when_training_starts() -> None:
+    model = with_task(SingleLabel(["ham", "spam"], "balanced"))
+    balanced = quietly(model, weighted(), epochs=2)
+    given = quietly(with_task(SingleLabel(["ham", "spam"], {"ham": 3.0, "spam": 0.6})), weighted(), epochs=2)
+    assert losses(balanced) == pytest.approx(losses(given), rel=1e-6)
+    assert model.task.record()["weights"] == [3.0, 0.6]
+
+
 # Labels and data sets
 
 

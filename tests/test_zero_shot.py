@@ -15,7 +15,7 @@ from transformers import GPT2Config as TheirConfig
 from transformers import GPT2LMHeadModel
 
 from gptclf import GPT2, add_classifier_head, load_gpt2, zero_shot
-from gptclf.gpt2.trunk import MLP
+from gptclf.gpt2.attend import Attend, masked
 from gptclf.tokenizer.bpe import make_encoding
 
 CONTEXT = 64
@@ -180,14 +180,12 @@ def test_a_hook_changes_the_answers(pair: tuple[GPT2, Any]) -> None:
 def test_each_prompt_is_computed_once_for_all_labels(pair: tuple[GPT2, Any], monkeypatch: pytest.MonkeyPatch) -> None:
     gpt2, _ = pair
     shapes: list[tuple[int, ...]] = []
-    forward = MLP.forward
 
-    def watched(self: MLP, x: torch.Tensor) -> torch.Tensor:
-        if self is gpt2.trunk.blocks[0].mlp:
-            shapes.append(tuple(x.shape[:2]))
-        return forward(self, x)
+    def watched(sees: torch.Tensor) -> Attend:
+        shapes.append(tuple(sees.shape[:2]))
+        return masked(sees)
 
-    monkeypatch.setattr(MLP, "forward", watched)
+    monkeypatch.setattr("gptclf.language.zero_shot.masked", watched)
     zero_shot(gpt2, ["ab", "ab"], {"spam": "spam", "ham": "ham"}, "{text}:")
     assert shapes == [(2, 3)], "labels of one token cost nothing"
     zero_shot(gpt2, ["ab", "ab"], ["spam", "xyz"], "{text}:")

@@ -182,9 +182,7 @@ class TextDataset(RaggedIds):
         )
 
     def __repr__(self) -> str:
-        kinds = "no labels" if self.task is None else repr(self.task)
-        if self.classes is not None:
-            kinds = f"{len(self.classes)} classes"
+        kinds = "no labels" if self.task is None else self.task.summary
         return f"TextDataset({len(self):,} texts, {len(self.ids):,} tokens, {kinds})"
 
     @property

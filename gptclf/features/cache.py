@@ -145,7 +145,7 @@ def clear_features(cache_dir: str | Path | None = None) -> int:
         return total
     folder = checks.path("cache_dir", cache_dir)
     if not folder.is_dir():
-        raise NotADirectoryError(f"cache_dir is {str(cache_dir)!r}, which is not a folder; give the one named in train()")
+        raise NotADirectoryError(f"cache_dir is {str(cache_dir)!r}, not a folder; give the one named in train()")
     return sum(_delete(path) for path in list(_prefixes(folder)))
 
 
@@ -156,7 +156,7 @@ def _prefixes(folder: Path) -> Iterator[Path]:
 
 
 def _delete(prefix: Path) -> int:
-    """Delete the files of features in a prefix's folder, and the folder if nothing else is in it; return the bytes freed."""
+    """Delete a prefix's files, and its folder if nothing else is in it; return the bytes freed."""
     total = 0
     for path in prefix.iterdir():
         if path.name.endswith((SUFFIX, ".tmp")) and path.is_file():

@@ -155,6 +155,7 @@ def _digest(tensors: Mapping[str, Tensor]) -> str:
 
 
 def file_size(path: Path) -> int:
+    """Return a file's size, 0 if it is gone."""
     try:
         return path.stat().st_size
     except OSError:
@@ -162,6 +163,7 @@ def file_size(path: Path) -> int:
 
 
 def modified(path: Path) -> float:
+    """Return when a file was changed, 0 if it is gone."""
     try:
         return path.stat().st_mtime
     except OSError:
@@ -169,5 +171,6 @@ def modified(path: Path) -> float:
 
 
 def unlink(path: Path) -> None:
+    """Delete a file if it is still there."""
     with suppress(OSError):
         path.unlink()

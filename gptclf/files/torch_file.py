@@ -98,9 +98,7 @@ def unwrap_names(tensors: Mapping[str, Tensor], *, source: str) -> dict[str, Ten
             del parts[0]
         plain = ".".join(parts)
         if plain in result:
-            raise ValueError(
-                f"{source} holds {plain} twice, with and without a wrapper's prefix; keep one of them"
-            )
+            raise ValueError(f"{source} holds {plain} twice, with and without a wrapper's prefix; keep one of them")
         result[plain] = tensor
     return result
 

@@ -77,11 +77,12 @@ class Learner(nn.Module):
     def _take_end(self, model: GPT2, depth: int) -> None:
         blocks = {str(i): block for i, block in enumerate(model.trunk.blocks) if i >= depth - 1}
         norm = [model.trunk.norm] if depth <= len(model.trunk.blocks) + 1 else []
-        *parts, self.head = twins([*blocks.values(), *norm, model.head])
+        *parts, head = twins([*blocks.values(), *norm, model.head])
         self.trunk = nn.Module()
         self.trunk.blocks = nn.ModuleDict(dict(zip(blocks, parts, strict=False)))
         if norm:
             self.trunk.norm = parts[-1]
+        self.head = head
 
     def _draw_from(self, generator: torch.Generator) -> None:
         for part in list(self.modules()):

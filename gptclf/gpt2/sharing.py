@@ -35,8 +35,8 @@ def twins(modules: list[nn.Module]) -> list[nn.Module]:
 def borrow(module: M) -> M:
     """Copy a tree of modules over the same memory; its parameters are new, frozen and borrowed.
 
-    A parameter that `module` trains is copied at once, as its owner may change it at any time. References inside the
-    tree lead to the copy's own modules and parameters: tied matrices, hooks that are bound methods, modules in lists
+    A parameter that `module` trains is copied at once, as its owner may change it at any time. The others are marked
+    in `module` as well, so that it gets memory of its own before it changes one. References inside the tree lead to the copy's own modules and parameters: tied matrices, hooks that are bound methods, modules in lists
     and tuples, one parameter under two names.
 
     Raises:
@@ -47,11 +47,11 @@ def borrow(module: M) -> M:
         tensor = parameter.detach()
         if parameter.requires_grad:
             return nn.Parameter(tensor.clone(memory_format=torch.contiguous_format), requires_grad=False)
+        mark_borrowed(parameter)
         return mark_borrowed(nn.Parameter(tensor, requires_grad=False))
 
-    copy = _Copy([module], lend, strict=True)(module)
-    own_before_loading(copy)
-    return copy
+    own_before_loading(module)  # the copy brings it along
+    return _Copy([module], lend, strict=True)(module)
 
 
 def is_borrowed(parameter: Tensor) -> bool:
@@ -160,8 +160,7 @@ class _Copy:
             return self._made.get(value, value)
         if isinstance(value, dict):
             items = {self._redirected(key): self._redirected(item) for key, item in value.items()}
-            same = all(a is b for pair in zip(items.items(), value.items(), strict=True) for a, b in zip(*pair))
-            if same:
+            if all(a is b and items[a] is value[b] for a, b in zip(items, value, strict=True)):
                 return value
             new = value.copy()
             new.clear()

@@ -81,14 +81,15 @@ class Attention(nn.Module):
         B, T, D = x.shape
         here = x[torch.arange(B, device=x.device), position] * gain + shift
         q = self.qkv.rows(here, slice(0, D))
-        keys = self.qkv.onto(q, slice(D, 2 * D), heads=self.n_heads)  # (H, B, D)
+        keys = self.qkv.onto(q, slice(D, 2 * D), heads=self.n_heads).reshape(self.n_heads, B, D)
         with torch.autocast(x.device.type, enabled=False):
             keys = keys.transpose(0, 1).to(x.dtype) * gain
             scores = torch.bmm(keys, x.mT) * self.scale  # (B, H, T)
             later = torch.arange(T, device=x.device) > position[:, None]
             shares = scores.masked_fill(later[:, None], float("-inf")).softmax(dim=-1)
             mean = torch.bmm(shares, x) * gain + shift  # (B, H, D)
-        values = self.qkv.rows(mean.transpose(0, 1), slice(2 * D, 3 * D), heads=self.n_heads)
+        means = mean.transpose(0, 1).squeeze(0)  # (B, D) if there is one head
+        values = self.qkv.rows(means, slice(2 * D, 3 * D), heads=self.n_heads)
         return self.out(values)  # type: ignore[no-any-return]
 
 

@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from pathlib import Path, PureWindowsPath
 from urllib.parse import quote
 
-from gptclf import checks
 from gptclf.hub.partial import replace
 
 COMMIT = re.compile(r"[0-9a-f]{40}")
@@ -76,7 +75,7 @@ def wanted_file(repo: str, filename: str, revision: str | None, cache_dir: str |
     for what, path in (("file name", filename), ("revision", revision)):
         if PureWindowsPath(path).drive or {"", ".", ".."} & set(re.split(r"[/\\]", path)):
             raise ValueError(f"{what} {path!r} could lead out of the repository; give a relative path without '..'")
-    return Wanted(repo, filename, revision, _cache_root() if cache_dir is None else checks.path("cache_dir", cache_dir))
+    return Wanted(repo, filename, revision, _cache_root() if cache_dir is None else Path(cache_dir))
 
 
 def is_on(name: str) -> bool:

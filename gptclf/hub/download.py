@@ -194,7 +194,7 @@ def _metadata(wanted: Wanted, revision: str) -> _Remote:
         if not response.is_redirect:
             raise_for_status(response, source)
         etag = (head.get("X-Linked-Etag") or head.get("ETag", "")).removeprefix("W/").strip('"')
-        # Both become file names here, so they must not be anything a mirror likes.
+        # Both become file names here, so their form is checked: a mirror could send anything.
         if not COMMIT.fullmatch(commit) or not _ETAG.fullmatch(etag):
             raise OSError(
                 f"{response.url} answered with X-Repo-Commit {commit!r} and ETag {etag!r}; a hub gives a commit "

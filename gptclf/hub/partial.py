@@ -17,7 +17,10 @@ FULL = (errno.ENOSPC, errno.EDQUOT)
 
 def size_of(path: Path) -> int:
     """Return the size of a file in bytes; 0 if it does not exist."""
-    return path.stat().st_size if path.exists() else 0
+    try:
+        return path.stat().st_size
+    except (FileNotFoundError, NotADirectoryError):  # no exists() before: another process may rename it in between
+        return 0
 
 
 def replace(source: Path, target: Path) -> None:

@@ -79,14 +79,7 @@ class Evaluation:
         except ImportError as error:
             raise ImportError("to_frame needs pandas: pip install 'gptclf[examples]'") from error
         columns: dict[Any, Any] = {"text": self.texts, "target": self.targets, "prediction": self.predictions}
-        if self.classes is None:
-            columns |= {f"output {i}": self.outputs[:, i] for i in range(self.outputs.shape[1])}
-        else:
-            # 1 and "1" look alike; their columns must not.
-            names = [str(label) for label in self.classes]
-            names = names if len(set(names)) == len(names) else [repr(label) for label in self.classes]
-            columns |= {f"p({name})": column for name, column in zip(names, self.probabilities.T, strict=True)}
-        return pandas.DataFrame(columns)
+        return pandas.DataFrame(columns | self.task.columns(torch.from_numpy(self.outputs)))
 
     def __str__(self) -> str:
         first, *rest = self.task.report(self.measures, self.details)

@@ -1,13 +1,16 @@
-"""`generate`: a language model goes on with a text."""
+"""`generate` and `generate_ids`: continue a text with a language model."""
+
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
-from gptclf.gpt2.arithmetic import answering
-from gptclf.gpt2.model import GPT2
-from gptclf.language.checks import check_language_model, is_plain, rows_of_ids
+from gptclf.checks import integer
+from gptclf.gpt2.arithmetic import evaluating
+from gptclf.gpt2.model import GPT2, check_language_model
 from gptclf.language.decoding import Decoder
-from gptclf.language.sampling import Sampler, whole
+from gptclf.language.logits import has_standard_parts, rows_of_ids
+from gptclf.language.sampling import Sampler
 from gptclf.metrics import check_finite
 from gptclf.tokenizer.tokens import Ids, encode, token_ids_to_text
 
@@ -28,30 +31,31 @@ def generate(
     special_tokens: bool = False,
     use_cache: bool = True,
 ) -> str:
-    """The prompt and what the model goes on with, as one text.
+    """Continue a prompt, and return the prompt and its continuation as one text.
 
-    Past the model's context length it goes on from the last `context_length` tokens. Learned positions then shift by
-    one with every token and no kept key fits any more, so from there on each token costs a whole window.
+    Beyond the context length, each token is computed from the last `context_length` tokens alone. Learned positions
+    then shift with every token, so cached keys no longer apply and each token costs a whole window.
 
     Args:
         gpt2: A language model, as `load_gpt2` returns it.
-        prompt: The beginning. An empty one is one `<|endoftext|>`, after which a model begins any text.
-        max_new_tokens: At most so many tokens are added.
-        temperature: 0 takes the most probable token each time; otherwise one is drawn, from logits divided by it.
-        top_k: Draw from the k most probable tokens; None: from all.
-        top_p: Then from the fewest most probable tokens whose probabilities add up to p (nucleus sampling).
-        seed: What is drawn follows from it alone. None takes a seed from torch's global generator.
-        stop_at_end_of_text: Stop where the model ends the text. Otherwise `<|endoftext|>` is written out and the model
-            goes on with another text.
-        special_tokens: Let `<|endoftext|>` in the prompt be that token rather than ordinary characters.
-        use_cache: Keep keys and values of earlier tokens, which is faster; False is for comparison.
+        prompt: The beginning. An empty prompt stands for one `<|endoftext|>`, after which a model begins any text.
+        max_new_tokens: The most tokens to add.
+        temperature: 0 takes the most probable token each time; otherwise logits are divided by it and a token is
+            drawn.
+        top_k: Draw from the k most probable tokens; None draws from all.
+        top_p: Then draw from the fewest most probable tokens whose probabilities add up to p (nucleus sampling).
+        seed: The draws depend on it alone. None takes a seed from torch's global generator.
+        stop_at_end_of_text: Stop if the model ends the text. Otherwise `<|endoftext|>` is written out and the model
+            begins another text.
+        special_tokens: Encode `<|endoftext|>` in the prompt as that token rather than as ordinary characters.
+        use_cache: Keep the keys and values of earlier tokens, which is faster. False is for comparison.
 
     Returns:
-        The prompt, unchanged, and the continuation; where that stops within a character, U+FFFD stands for it.
+        The prompt, unchanged, and the continuation. If that stops within a character, it ends with U+FFFD.
 
     Raises:
-        TypeError: For a classifier, or a setting of a wrong type.
-        ValueError: For a setting out of its range.
+        TypeError: The model is a classifier, or a setting has a wrong type.
+        ValueError: A setting is out of range.
 
     Example:
         >>> from gptclf import load_gpt2
@@ -96,19 +100,19 @@ def generate_ids(
     n_vocab: int | None = None,
     use_cache: bool = True,
 ) -> Tensor:
-    """Token ids and what the model goes on with, row by row; no tokenizer is needed.
+    """Continue rows of token ids; no tokenizer is needed.
 
     Args:
         gpt2: A language model.
-        ids: Token ids (B, T) of rows of one length, or (T,) for one row.
-        max_new_tokens: At most so many tokens are added to each row.
-        temperature: As in `generate`, like the rest that is not described here.
+        ids: Token ids (B, T) of rows of equal length, or (T,) for one row.
+        max_new_tokens: The most tokens to add to each row.
+        temperature: As in `generate`, like every argument not described here.
         top_k: As in `generate`.
         top_p: As in `generate`.
-        seed: As in `generate`. A row's draws follow from all rows before it, too.
-        end_id: A row that comes to this token is done and filled up with it; when all are done, no more is added.
-            None: none ends.
-        n_vocab: Add only ids below this, the tokenizer's number, where the model's vocabulary is padded beyond it.
+        seed: As in `generate`. A row's draws also depend on the rows before it.
+        end_id: A row that reaches this token is finished and filled up with it. Generation stops once all rows are
+            finished. None: no token ends a row.
+        n_vocab: Add only ids below this number: the tokenizer's size, if the model's vocabulary is padded beyond it.
         use_cache: As in `generate`.
 
     Returns:
@@ -121,44 +125,60 @@ def generate_ids(
         torch.Size([2, 7])
     """
     check_language_model(gpt2)
-    max_new_tokens = whole("max_new_tokens", max_new_tokens, 0)
+    max_new_tokens = integer("max_new_tokens", max_new_tokens)
     sampler = Sampler(temperature, top_k, top_p, seed)
     size = gpt2.config.vocab_size
-    n_vocab = size if n_vocab is None else whole("n_vocab", n_vocab, 1)
-    end_id = None if end_id is None else whole("end_id", end_id, 0)
-    if end_id is not None and end_id >= min(size, n_vocab):
-        raise ValueError(f"end_id is {end_id} but only ids below {min(size, n_vocab)} are added; no row could ever end")
+    allowed = size if n_vocab is None else min(size, integer("n_vocab", n_vocab, 1))
+    end_id = integer("end_id", end_id, optional=True)
+    if end_id is not None and end_id >= allowed:
+        raise ValueError(f"end_id is {end_id}, but only ids below {allowed} are added; no row could ever end")
     rows = rows_of_ids(gpt2, ids)
-    B, T = rows.shape
-    if not T:
+    if not rows.shape[1]:
         raise ValueError("ids holds no tokens; begin with at least one, such as the end of text")
-    context = gpt2.config.context_length
-    capacity = min(T + max_new_tokens, context)
-    # Grown as it is needed: who asks for a million tokens mostly means "until the text ends".
-    grown = torch.empty(B, T + min(max_new_tokens, _ROOM), dtype=torch.int64, device=gpt2.device)
+    with evaluating(gpt2) as model, torch.autocast(gpt2.device.type, enabled=False):
+        longer = _continued(model, rows, max_new_tokens, sampler, allowed, end_id, use_cache)
+    return longer.clone()  # outside inference mode
+
+
+def _continued(
+    gpt2: GPT2, rows: Tensor, max_new_tokens: int, sampler: Sampler, allowed: int, end_id: int | None, use_cache: bool
+) -> Tensor:
+    """Return rows (B, T) and their continuations, of ids below `allowed`."""
+    B, T = rows.shape
+    next_logits = _next_logits(gpt2, B, T, max_new_tokens, use_cache)
+    # Grown as needed: whoever asks for a million tokens mostly means "until the text ends".
+    grown = rows.new_empty(B, T + min(max_new_tokens, _ROOM))
     grown[:, :T] = rows
-    done = torch.zeros(B, dtype=torch.bool, device=gpt2.device)
+    done = torch.zeros(B, dtype=torch.bool, device=rows.device)
     end = T
-    plain = is_plain(gpt2)
-    with answering(gpt2), torch.autocast(gpt2.device.type, enabled=False):
-        decoder = Decoder(gpt2, B, capacity, capacity - T) if use_cache and plain and context > T else None
-        while end < T + max_new_tokens and B:
-            if decoder is not None and end <= context:
-                logits = decoder.advance(grown[:, decoder.length : end])
-            else:
-                window = grown[:, max(0, end - context) : end]
-                # A model that is watched, or is another's, is called as it is.
-                logits = gpt2.head(gpt2.trunk(window)[:, -1]) if plain else gpt2(window)[:, -1]
-            check_finite(logits, gpt2)
-            if n_vocab < size:
-                logits = logits[:, :n_vocab]
-            if end == grown.shape[1]:
-                grown = torch.cat([grown, torch.empty_like(grown)], dim=1)
-            grown[:, end] = chosen = sampler.choose(logits)
-            if end_id is not None:
-                grown[done, end] = end_id
-                done |= chosen == end_id
-            end += 1
-            if end_id is not None and bool(done.all()):
-                break
-    return grown[:, :end].clone()
+    while B and end < T + max_new_tokens and not bool(done.all()):
+        logits = next_logits(grown[:, :end])
+        check_finite(logits, gpt2)
+        if end == grown.shape[1]:
+            grown = torch.cat([grown, torch.empty_like(grown)], dim=1)
+        grown[:, end] = chosen = sampler.choose(logits[:, :allowed])
+        if end_id is not None:
+            grown[done, end] = end_id
+            done |= chosen == end_id
+        end += 1
+    return grown[:, :end]
+
+
+def _next_logits(gpt2: GPT2, B: int, T: int, max_new_tokens: int, use_cache: bool) -> Callable[[Tensor], Tensor]:
+    """Return a function from all ids so far (B, n) to the logits (B, V) of the next token."""
+    context = gpt2.config.context_length
+    standard = has_standard_parts(gpt2)
+    decoder = None
+    if use_cache and standard and context > T:
+        capacity = min(T + max_new_tokens, context)
+        decoder = Decoder(gpt2, B, capacity, capacity - T)
+
+    def compute(ids: Tensor) -> Tensor:
+        if decoder is not None and ids.shape[1] <= context:
+            return decoder.advance(ids[:, decoder.length :])
+        window = ids[:, -context:]
+        if standard:
+            return gpt2.head.project(gpt2.hidden_states(window)[:, -1])
+        return gpt2(window)[:, -1]  # type: ignore[no-any-return]
+
+    return compute

@@ -1,7 +1,7 @@
-"""How probable a language model finds a text: log-probabilities of its tokens, and perplexity.
+"""`token_log_probs` and `perplexity`: how probable a language model finds a text.
 
-A text longer than the context is read in windows that overlap; each token is counted once, in the first window that
-holds it, so that it has at least `context_length - stride` tokens before it.
+A text longer than the context is read in overlapping windows. Each token is scored once, in the first window that
+holds it, and so has at least `context_length - stride` tokens before it.
 """
 
 import math
@@ -13,27 +13,23 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from gptclf.checks import integer
 from gptclf.data.rows import check_source, check_text
-from gptclf.features.frozen_prefix import SLAB_TOKENS, slabs
-from gptclf.gpt2.arithmetic import answering, arithmetic, product_dtype, resolve_precision
-from gptclf.gpt2.model import GPT2
-from gptclf.gpt2.packed import advance, embed, runs_of
-from gptclf.language.checks import check_float32, check_language_model, is_plain, rows_of_ids
-from gptclf.language.sampling import whole
+from gptclf.gpt2.arithmetic import arithmetic_for, casting, evaluating, resolve_precision
+from gptclf.gpt2.model import GPT2, check_float32, check_language_model
+from gptclf.gpt2.packed import CHUNK_TOKENS, advance, chunks_of, embed, row_groups
+from gptclf.language.logits import candidate_log_probs, has_standard_parts, picked_log_probs, rows_of_ids
 from gptclf.metrics import check_finite
 from gptclf.tokenizer.tokens import Ids, encode
-
-# Hidden states whose logits are computed at once: V numbers for each.
-_LOGIT_ROWS = 256
 
 
 @dataclass(frozen=True)
 class Window:
-    """Neighbouring tokens of a text, of which the last are scored.
+    """Neighbouring tokens of a text, the last of which are scored.
 
     Attributes:
         ids: One token more than the model reads: the last is only predicted.
-        scored: How many tokens from the end are scored, each given all before it in the window.
+        scored: Number of tokens scored, counted from the end, each given all tokens before it in the window.
     """
 
     ids: NDArray[np.int64]
@@ -48,27 +44,27 @@ def token_log_probs(
     stride: int | None = None,
     precision: str = "float32",
 ) -> NDArray[np.float32]:
-    """Natural logarithm of each token's probability given the tokens before it.
+    """Return the natural logarithm of each token's probability given the tokens before it.
 
-    The mean loss of a language model is minus the mean of these. For inputs and targets that are one token apart, as in
-    the book (section 5.1.2), give the inputs with the last target behind them and `start=False`.
+    A language model's mean loss is minus their mean. For inputs and targets one token apart, as in the book (section
+    5.1.2), give the inputs followed by the last target, and `start=False`.
 
     Args:
         gpt2: A language model, as `load_gpt2` returns it.
         text: A string, in which `<|endoftext|>` is ordinary characters, or token ids (T,) or (B, T).
-        start: Read an `<|endoftext|>` before the text, as stood between documents in GPT-2's training, so that the
-            first token has a probability, too. False leaves the first token out.
-        stride: Tokens by which windows move on where a text is longer than the context; half the context length if
-            None. Fewer give tokens more context, and take longer.
-        precision: "float32", "bfloat16" or "auto". The vocabulary's product always is float32: a logit of GPT-2 is
-            about -100, which bfloat16 would round to halves.
+        start: Read an `<|endoftext|>` before the text, as it separated documents in GPT-2's training, so that the
+            first token also has a probability. False leaves the first token out.
+        stride: Tokens from one window to the next if a text is longer than the context; None is half the context
+            length. A smaller stride gives tokens more context and takes longer.
+        precision: "float32", "bfloat16" or "auto". The product with the vocabulary matrix is always float32: GPT-2's
+            logits are about -100, which bfloat16 would round to halves.
 
     Returns:
-        (T,), or (T - 1,) with `start=False`; (B, T) or (B, T - 1) for ids (B, T). Empty text has no tokens.
+        (T,), or (T - 1,) with `start=False`; for ids (B, T), (B, T) or (B, T - 1). Empty text has no tokens.
 
     Raises:
-        TypeError: For a classifier, or a text that is neither.
-        ValueError: For ids that the model does not have, or a stride that is longer than the context.
+        TypeError: The model is a classifier, or `text` is neither a string nor ids.
+        ValueError: The model lacks an id, or the stride is longer than the context.
 
     Example:
         >>> from gptclf import load_gpt2
@@ -96,23 +92,23 @@ def perplexity(
     stride: int | None = None,
     precision: str = "float32",
 ) -> float:
-    """Perplexity of a text or of a corpus: exp of the mean negative log-probability of its tokens.
+    """Return the perplexity of a text or a corpus: exp of the mean negative log-probability of its tokens.
 
-    In a corpus every text stands for itself, and every token counts alike: the sum over all tokens is divided once.
-    Texts are read as they come and not kept; empty ones count for nothing.
+    The texts of a corpus are scored independently, and every token counts equally: the sum over all tokens is divided
+    once. Texts are read as they come and not kept; empty ones have no effect.
 
     Args:
         gpt2: A language model.
         text: A string, or strings.
-        start: As in `token_log_probs`, like the rest.
+        start: As in `token_log_probs`.
         stride: As in `token_log_probs`.
         precision: As in `token_log_probs`.
 
     Raises:
-        ValueError: Where there is no token to score.
+        ValueError: There is no token to score.
 
     Example:
-        >>> from gptclf import GPT2Config, load_gpt2
+        >>> from gptclf import load_gpt2
         >>> gpt2 = load_gpt2("nano")
         >>> perplexity(gpt2, ["Every effort", "moves you"]) > 1
         True
@@ -137,7 +133,7 @@ def perplexity(
 
 
 def windows_of(ids: NDArray[np.int64], context_length: int, stride: int) -> Iterator[Window]:
-    """Windows over a text's tokens, of which the first is only read, that score each other token once."""
+    """Yield windows over a text's tokens that score each token once, except the first, which is only read."""
     scored = 1
     for begin in range(0, len(ids), stride):
         end = min(begin + context_length + 1, len(ids))
@@ -149,66 +145,55 @@ def windows_of(ids: NDArray[np.int64], context_length: int, stride: int) -> Iter
 
 
 def window_log_probs(gpt2: GPT2, windows: Sequence[Window], precision: str) -> list[NDArray[np.float32]]:
-    """Log-probabilities of the scored tokens of each window."""
+    """Return the log-probabilities of the scored tokens of each window."""
     lengths = np.array([len(window.ids) - 1 for window in windows], dtype=np.int64)
     order = np.argsort(lengths, kind="stable")
     found: list[NDArray[np.float32]] = [np.zeros(0, dtype=np.float32)] * len(windows)
-    plain = is_plain(gpt2)
-    with answering(gpt2), torch.autocast(gpt2.device.type, enabled=False):
-        for slab in slabs(lengths[order], None if plain else 1):
-            chosen = [windows[i] for i in order[slab]]
-            values = (
-                _slab_log_probs(gpt2, chosen, precision) if plain else _called_log_probs(gpt2, chosen[0], precision)
-            )
+    standard = has_standard_parts(gpt2)
+    with evaluating(gpt2) as model, torch.autocast(gpt2.device.type, enabled=False):
+        for chunk in chunks_of(lengths[order], None if standard else 1):
+            chosen = [windows[i] for i in order[chunk]]
+            compute = _packed_log_probs if standard else _called_log_probs
+            values = compute(model, chosen, precision)
             check_finite(values, gpt2, "log-probabilities")
             parts = torch.split(values.cpu(), [window.scored for window in chosen])
-            for i, part in zip(order[slab], parts, strict=True):
+            for i, part in zip(order[chunk], parts, strict=True):
                 found[i] = part.numpy()
     return found
 
 
-def candidate_log_probs(gpt2: GPT2, hidden: Tensor, candidates: Tensor) -> Tensor:
-    """Log-probabilities (N, K) of candidates (N, K) for the token after each hidden state (N, D), in float32."""
-    found = []
-    for some, ids in zip(torch.split(hidden, _LOGIT_ROWS), torch.split(candidates, _LOGIT_ROWS), strict=True):
-        logits = gpt2.head.project(some)
-        found.append(logits.gather(1, ids) - logits.logsumexp(dim=1, keepdim=True))
-    return torch.cat(found)
-
-
-def _slab_log_probs(gpt2: GPT2, windows: list[Window], precision: str) -> Tensor:
-    """Scores (N,) of windows of rising length, their tokens packed."""
+def _packed_log_probs(gpt2: GPT2, windows: list[Window], precision: str) -> Tensor:
+    """Compute the scores (N,) of windows of rising length, their tokens packed."""
     ids = torch.from_numpy(np.concatenate([window.ids[:-1] for window in windows])).to(gpt2.device)
     lengths = np.array([len(window.ids) - 1 for window in windows])
-    runs, dtype = runs_of(lengths), product_dtype(precision, gpt2, len(ids))
-    x = embed(gpt2.trunk.embed, ids, runs, capacity=len(ids))
-    for block in gpt2.trunk.blocks:
-        advance(block, x, runs, dtype)
+    groups, arithmetic = row_groups(lengths), arithmetic_for(precision, gpt2, len(ids))
+    x = embed(gpt2.embed, ids, groups, capacity=len(ids), width=gpt2.config.emb_dim)
+    for block in gpt2.blocks:
+        advance(block, x, groups, arithmetic)
     ends = zip(np.cumsum(lengths), windows, strict=True)
     scored = np.concatenate([np.arange(end - window.scored, end) for end, window in ends])
-    hidden = gpt2.trunk.norm(x[torch.from_numpy(scored).to(x.device)])
+    hidden = gpt2.norm(x[torch.from_numpy(scored).to(x.device)])
     targets = np.concatenate([window.ids[-window.scored :] for window in windows])
     return candidate_log_probs(gpt2, hidden, torch.from_numpy(targets).to(x.device)[:, None])[:, 0]
 
 
-def _called_log_probs(gpt2: GPT2, window: Window, precision: str) -> Tensor:
-    """Scores of one window by a model that is called as it is."""
+def _called_log_probs(gpt2: GPT2, windows: list[Window], precision: str) -> Tensor:
+    """Compute the scores (N,) of one window by a plain call of the model."""
+    (window,) = windows
     ids = torch.from_numpy(window.ids).to(gpt2.device)
-    with arithmetic(precision, gpt2):
+    with casting(precision, gpt2):
         logits = gpt2(ids[None, :-1])[0, -window.scored :].float()
-    targets = ids[-window.scored :, None]
-    log_probs: Tensor = logits.gather(1, targets) - logits.logsumexp(dim=1, keepdim=True)
-    return log_probs[:, 0]
+    return picked_log_probs(logits, ids[-window.scored :, None])[:, 0]
 
 
 def _grouped(windows: Iterable[Window]) -> Iterator[list[Window]]:
-    """Windows in groups that are worth computing together."""
+    """Yield groups of windows, each large enough to be computed together efficiently."""
     group: list[Window] = []
     tokens = 0
     for window in windows:
         group.append(window)
         tokens += len(window.ids)
-        if tokens >= SLAB_TOKENS:
+        if tokens >= CHUNK_TOKENS:
             yield group
             group, tokens = [], 0
     yield group
@@ -219,15 +204,16 @@ def _started(gpt2: GPT2, ids: NDArray[np.int64], start: bool) -> NDArray[np.int6
 
 
 def _check_reading(gpt2: GPT2, stride: int | None, precision: str) -> int:
-    """The stride that None stands for, checked."""
+    """Check a model, a stride and a precision, and return the stride that is meant."""
     resolve_precision(precision, gpt2)
-    check_float32(gpt2)
+    check_float32(gpt2, "scores are computed with")
     context = gpt2.config.context_length
     if stride is None:
         return max(1, context // 2)
-    stride = whole("stride", stride, 1)
+    stride = integer("stride", stride, 1)
     if stride > context:
         raise ValueError(
-            f"stride is {stride} but the context length is {context}; tokens between windows would be lost"
+            f"stride is {stride}, but the context length is {context}; tokens between windows would be lost. Choose at "
+            f"most {context}"
         )
     return stride

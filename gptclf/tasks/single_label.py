@@ -1,6 +1,7 @@
 """`SingleLabel`: each text belongs to exactly one class."""
 
 import copy
+import logging
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Self
 
@@ -14,6 +15,9 @@ from gptclf.checks import number, python_value
 from gptclf.metrics import confusion_matrix, per_class_scores
 from gptclf.tasks.labels import check_classes, check_labels, index_labels, label_from_json, label_to_json
 from gptclf.tasks.task import Task
+
+
+logger = logging.getLogger(__name__)
 
 
 class SingleLabel(Task):
@@ -54,6 +58,11 @@ class SingleLabel(Task):
         given = self.class_weight
         # A weight per class, in the order of the classes; None if all are 1, or not known before training.
         self.weights = [given.get(label, 1.0) for label in self.classes] if isinstance(given, dict) else None
+
+    @property
+    def summary(self) -> str:
+        """The number of classes."""
+        return f"{self.n_outputs} classes"
 
     def targets(self, labels: Sequence[Any]) -> NDArray[np.int64]:
         """Return each label's place among the classes (N,); an unknown label is an error that names its row."""
@@ -96,6 +105,16 @@ class SingleLabel(Task):
     def probabilities(self, outputs: Tensor) -> NDArray[np.float32]:
         """Return the softmax over the classes (N, C)."""
         return outputs.softmax(dim=1).numpy()
+
+    def columns(self, outputs: Tensor) -> dict[str, NDArray[Any]]:
+        """Return a column of probabilities per class; 1 and "1" look alike, their columns must not."""
+        columns = zip(self._names(), self.probabilities(outputs).T, strict=True)
+        return {f"p({name})": column for name, column in columns}
+
+    def _names(self) -> list[str]:
+        """Return the labels as distinct texts: by their repr if two look alike."""
+        names = [str(label) for label in self.classes]
+        return names if len(set(names)) == len(names) else [repr(label) for label in self.classes]
 
     def details(self, outputs: Tensor, targets: Tensor) -> dict[str, Any]:
         """Return the confusion matrix, scores per class and their mean F1 over the classes that occur."""
@@ -154,11 +173,22 @@ class SingleLabel(Task):
                 "would mean other classes. Pass task=model.task to Batches, or classes=model.classes to TextDataset"
             )
 
+    def check_saved(self) -> None:
+        """Raise if two labels would be one in a saved folder; log those that will be text."""
+        saved: dict[str, Any] = {}
+        for label, written in ((label, label_to_json(label)) for label in self.classes):
+            if repr(written) in saved:
+                raise ValueError(
+                    f"the labels {saved[repr(written)]!r} and {label!r} would both be saved as {written!r}; train with "
+                    "labels that are strings, numbers or tuples"
+                )
+            saved[repr(written)] = label
+            if isinstance(written, str) and not isinstance(label, str):
+                logger.warning("label %r (%s) is saved as the text %r", label, type(label).__name__, written)
+
     def exported(self) -> dict[str, Any]:
         """Return the classes under the names of `transformers`; labels of equal text are told apart by their repr."""
-        names = [str(label) for label in self.classes]
-        if len(set(names)) < len(names):  # 1 and "1" have one text between them
-            names = [repr(label) for label in self.classes]
+        names = self._names()
         return {
             "architectures": ["GPT2ForSequenceClassification"],
             "problem_type": "single_label_classification",

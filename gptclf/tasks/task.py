@@ -57,6 +57,11 @@ class Task:
     n_outputs: int
     classes: list[Any] | None = None
 
+    @property
+    def summary(self) -> str:
+        """A few words about the task."""
+        return f"task {type(self).__name__}"
+
     def targets(self, labels: Sequence[Any]) -> NDArray[Any]:
         """Return one target per label, (N,) or (N, k). An error names the row."""
         raise NotImplementedError(f"{type(self).__name__} defines no targets(labels)")
@@ -91,6 +96,10 @@ class Task:
         """
         raise TypeError(f"{type(self).__name__} gives no probabilities; predict returns its answers")
 
+    def columns(self, outputs: Tensor) -> dict[str, NDArray[Any]]:
+        """Return the columns of a table of answers, by name: here the outputs as they are."""
+        return {f"output {i}": column.numpy() for i, column in enumerate(outputs.T)}
+
     def details(self, outputs: Tensor, targets: Tensor) -> dict[str, Any]:
         """Return what else an evaluation holds, by name, such as a confusion matrix."""
         return {}
@@ -123,6 +132,9 @@ class Task:
     def measure(self, rows: Scored) -> dict[str, float]:
         """Compute some rows and return their measures as `scores` does."""
         return self.scores(rows.outputs(), rows.targets)
+
+    def check_saved(self) -> None:
+        """Raise if the task would not be the same after saving and loading."""
 
     def exported(self) -> dict[str, Any] | None:
         """Return what the task adds to a `config.json` of `transformers`, or None if it has no such task."""

@@ -1,4 +1,4 @@
-"""`Checkpoint`: writes the states of a run into a folder as it goes on, and finds the newest whole one."""
+"""`Checkpoint`: writes states of a run into a folder, from the newest complete one of which it resumes."""
 
 import logging
 import os
@@ -92,7 +92,7 @@ class StateFolder:
         return [*newest_first, *([old] if old.is_file() else [])]
 
     def newest(self, identity: Mapping[str, Any], shapes: Mapping[str, Any]) -> State | None:
-        """Read the newest state that is whole; None if there is none yet. Damaged ones are reported and left.
+        """Read the newest complete state; None if there is none yet. Damaged ones are reported and left.
 
         Raises:
             ValueError: Every state is damaged, or they are of another run.
@@ -108,7 +108,10 @@ class StateFolder:
                 logger.warning("%s. Resuming from the state before, %s", reason, path)
             return state
         if damaged:
-            raise ValueError(f"{'; '.join(damaged)}. There is no whole state before; start the run anew")
+            raise ValueError(
+                f"{'; '.join(damaged)}. There is no complete state before it; start the run again, in another "
+                "checkpoint_dir"
+            )
         return None
 
 
@@ -143,5 +146,5 @@ class Checkpoint(Callback):
     def on_end(self, run: "Run") -> None:
         """Write the last state of a run that ended in order."""
         steps = run.history.steps
-        if run.finished and steps and self._written != steps[-1].step:
+        if run.finished and steps and steps[-1].step not in (self._written, run.resumed_at):
             self.on_step(run, steps[-1])

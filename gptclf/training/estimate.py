@@ -70,6 +70,7 @@ def estimate(
     val_set: TextDataset | None = None,
     *,
     recipe: Recipe = BOOK,
+    recompute: bool = False,
     **options: Unpack[RecipeChanges],
 ) -> Estimate:
     """Estimate the time and memory that `train` would need with these arguments, without training.
@@ -82,6 +83,7 @@ def estimate(
         train_set: Labelled rows.
         val_set: Labelled rows to measure on.
         recipe: As in `train`.
+        recompute: As in `train`.
         **options: As in `train`.
 
     Example:
@@ -103,8 +105,8 @@ def estimate(
     found = prefix_of(model, recipe.precision) if recipe.reuse_frozen else None
     prefix = found if isinstance(found, FrozenPrefix) else None
     frozen, kept_bytes = (0.0, 0) if prefix is None else _frozen_part(prefix, sets)
-    objective = build_objective(model, task, recipe, 0 if prefix is None else prefix.depth)
-    rows: Rows = sets[0] if prefix is None else _DrawnFeatures(sets[0], prefix)
+    objective = build_objective(model, task, recipe, 0 if prefix is None else prefix.depth, recompute=recompute)
+    rows: TextDataset | FeatureSet = sets[0] if prefix is None else _DrawnFeatures(sets[0], prefix)
     n_batches = len(Batches(sets[0], recipe.batch_size, drop_last=recipe.drop_last, task=task))
     steps = recipe.epochs * -(-n_batches // recipe.accumulate)
     seconds = steps * step_seconds(objective, typical_batch(rows, task, recipe.batch_size), recipe.accumulate)

@@ -65,6 +65,7 @@ def build_objective(model: GPT2, task: Task, recipe: Recipe, depth: int, *, reco
         recompute: Recompute activations in the backward pass.
     """
     learner = Learner(model, depth, training=True, recompute=recompute, seed=recipe.seed, keep_gradients=True)
+    learner.task = task
     return Objective(learner, task, resolve_precision(recipe.precision, model))
 
 

@@ -150,14 +150,16 @@ def lists_options(of: Callable[..., Any] | None = None) -> Callable[[_Function],
 
     def listed(function: _Function) -> _Function:
         signature, types = inspect.signature(function), get_type_hints(RecipeChanges)
-        *given, recipe, _ = signature.parameters.values()
+        given = list(signature.parameters.values())[:-1]
+        recipe = signature.parameters["recipe"]
+        place = given.index(recipe)
         options = [
             recipe.replace(name=field.name, default=getattr(recipe.default, field.name), annotation=types[field.name])
             for field in fields(Recipe)
         ]
         others = [] if of is None else inspect.signature(of).parameters.values()
         more = [parameter for parameter in others if parameter.kind == inspect.Parameter.KEYWORD_ONLY]
-        function.__signature__ = signature.replace(parameters=[*given, *options, recipe, *more])  # type: ignore[attr-defined]
+        function.__signature__ = signature.replace(parameters=[*given[:place], *options, *given[place:], *more])  # type: ignore[attr-defined]
         return function
 
     return listed

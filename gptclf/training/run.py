@@ -12,7 +12,9 @@ from types import FrameType
 from torch import nn
 
 from gptclf.checks import number
-from gptclf.data.batches import Batches, Rows, TokenRows
+from gptclf.data.batches import Batches, Rows
+from gptclf.data.dataset import TextDataset
+from gptclf.data.windows import TextWindows
 from gptclf.features.cache import DISK_LIMIT
 from gptclf.features.reuse import features_of
 from gptclf.gpt2.arithmetic import resolve_precision
@@ -28,6 +30,8 @@ from gptclf.training.objective import Objective, build_objective
 from gptclf.training.optim import Schedule, make_optimizer
 from gptclf.training.recipe import Recipe
 from gptclf.training.state import State
+
+TrainingRows = TextDataset | TextWindows
 
 
 class Run:
@@ -45,7 +49,7 @@ class Run:
 
     Attributes:
         task: The model's task, with what depends on the training set fixed.
-        objective: What a step computes; there once the features of the frozen part are.
+        objective: What a step computes, from the first step to the end of the run.
         optimizer: Over the trained parameters.
         scheduler: Sets the learning rate.
         history: The measurements so far.
@@ -54,13 +58,14 @@ class Run:
         steps_per_epoch: Optimizer steps of an epoch.
         callbacks: All that are called, the run's own included.
         finished: True once the steps ended in order.
+        resumed_at: Steps that were taken before the run was resumed.
     """
 
     def __init__(
         self,
         model: GPT2,
-        train_set: TokenRows,
-        val_set: TokenRows | None,
+        train_set: TrainingRows,
+        val_set: TrainingRows | None,
         recipe: Recipe,
         *,
         recompute: bool = False,
@@ -82,8 +87,9 @@ class Run:
         self.scores: Scores | None = None
         self.callbacks: Sequence[Callback] = ()
         self.begun = self.finished = False
+        self.resumed_at = 0
         self.objective: Objective
-        self._rows: list[Rows] = []
+        self._rows: Sequence[Rows] = ()
         self._start = time.perf_counter()
 
     def trained(self) -> dict[str, nn.Parameter]:
@@ -141,7 +147,7 @@ class Run:
     def take_up(self, history: History, lr_scale: float) -> None:
         """Continue after the steps of `history`, which a state kept."""
         history.stopped = None
-        self.history = history
+        self.history, self.resumed_at = history, len(history.steps)
         self.scores = next(reversed(history.scores()), None)
         self.scheduler.scale = lr_scale
         self.scheduler.move_to(len(history.steps))
@@ -152,9 +158,9 @@ class Run:
     @contextmanager
     def learning(self) -> Iterator[None]:
         """Hold the features of the frozen part, and the learner that trains on them, in the block."""
-        sets = [self.train_set] if self.val_set is None else [self.train_set, self.val_set]
+        sets: list[TrainingRows] = [self.train_set] if self.val_set is None else [self.train_set, self.val_set]
         with ExitStack() as ending:
-            depth, self._rows = 0, list(sets)
+            depth, self._rows = 0, sets
             if self.recipe.reuse_frozen:
                 depth, self._rows = ending.enter_context(
                     features_of(
@@ -166,10 +172,16 @@ class Run:
                         progress=self.progress,
                     )
                 )
-            self.model.task, self.model.preparation = self.task, self.train_set.preparation
             self.objective = build_objective(self.model, self.task, self.recipe, depth, recompute=self.recompute)
             self._check_measures()
+            self.model.task, self.model.preparation = self.task, self.train_set.preparation
             yield
+
+    def release(self) -> None:
+        """Release what only the steps needed, whoever still holds the run: gradients take as much as the weights."""
+        self.optimizer.zero_grad(set_to_none=True)
+        self._rows = ()
+        vars(self).pop("objective", None)
 
     def _check_measures(self) -> None:
         wanted = {callback.measure for callback in self.callbacks if isinstance(callback, KeepBest)} - {"loss"}
@@ -179,9 +191,9 @@ class Run:
 
     def announce(self) -> None:
         """Report how many steps are left and how long they will take."""
-        if not self.progress:
-            return
         left = self.total_steps - len(self.history.steps)
+        if not self.progress or not left:
+            return
         objective = build_objective(
             self.model, self.task, self.recipe, self.objective.learner.depth, recompute=self.recompute
         )
@@ -230,7 +242,7 @@ def fit(run: Run, callbacks: Sequence[Callback], saved: State | None = None) -> 
     run.callbacks = callbacks
     with ExitStack() as ending:
         ending.enter_context(deferred_interrupt(run))
-        ending.callback(run.optimizer.zero_grad, set_to_none=True)  # as much memory as the trained weights
+        ending.callback(run.release)
         for callback in callbacks:
             callback.on_start(run)
             ending.callback(callback.on_end, run)

@@ -100,8 +100,9 @@ def _hexdigest(content: bytes) -> str:
 def write_state(path: Path, identity: Mapping[str, Any], run: "Run", callbacks: Sequence[Callback]) -> None:
     """Write the state of a run after a step; the file is renamed into place."""
     trained = run.trained()
-    tensors = {"random.learner": run.objective.learner.generator.get_state()}
-    tensors |= {f"model.{name}": parameter.detach() for name, parameter in trained.items()}
+    tensors: dict[str, Tensor] = {f"model.{name}": parameter for name, parameter in trained.items()}
+    if run.objective.learner.generator is not None:
+        tensors["random.learner"] = run.objective.learner.generator.get_state()
     tensors |= {f"buffer.{name}": buffer for name, buffer in run.model.named_buffers()}
     numbers: dict[str, Any] = {"lr_scale": run.lr_scale, "groups": _numbers_of_groups(run.optimizer), "optimizer": {}}
     for name, parameter in trained.items():
@@ -171,10 +172,9 @@ class State:
                     buffer.copy_(self.tensors[f"buffer.{name}"])
         for group, saved in zip(run.optimizer.param_groups, self.numbers.get("groups", []), strict=False):
             group.update(saved)
-        device = run.model.device.type
-        generator = self.tensors.get("random.learner", self.tensors.get(f"random.{device}"))
-        if generator is not None:
-            run.objective.learner.generator.set_state(generator.clone())
+        random = self.tensors.get("random.learner", self.tensors.get(f"random.{run.model.device.type}"))
+        if random is not None and run.objective.learner.generator is not None:
+            run.objective.learner.generator.set_state(random.clone())
         run.take_up(self.history, self.numbers.get("lr_scale", 1.0))
         for i, callback in enumerate(with_state(callbacks)):
             start = f"callback.{i}."
@@ -236,10 +236,10 @@ def read_state(path: Path, identity: Mapping[str, Any], shapes: Mapping[str, Any
             f"{path} is the state of another run: {'; '.join(differences)}. Give what that run was given, or another "
             "checkpoint_dir"
         )
-    wanted = {f"model.{name}": shape for name, shape in shapes.items()}
+    wanted: dict[str, Any] = {f"model.{name}": shape for name, shape in shapes.items()}
     if version == "1":
-        kept = {"step": lambda shape: torch.Size([]), "exp_avg": lambda shape: shape, "exp_avg_sq": lambda shape: shape}
-        wanted |= {f"optimizer.{key}.{name}": of(s) for name, s in shapes.items() for key, of in kept.items()}
+        wanted |= {f"optimizer.{key}.{name}": s for name, s in shapes.items() for key in ("exp_avg", "exp_avg_sq")}
+        wanted |= {f"optimizer.step.{name}": torch.Size([]) for name in shapes}
     wrong = [name for name, shape in wanted.items() if name not in tensors or tensors[name].shape != shape]
     if wrong:
         raise DamagedState(f"{path} is damaged: {', '.join(wrong[:3])} is missing or of another shape")
@@ -257,6 +257,7 @@ def _differences(was: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
         old["head"] = [["classifier_head", f"pooling={pooling}"], ["linear"]]
     old.pop("model.classes", None)
     found = []
+    before: Any
     for name in {**old, **new}:
         before, after = old.get(name, defaults.get(name, new.get(name))), new.get(name)
         if before == after:

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Unpack
 
 from gptclf.checks import boolean
-from gptclf.data.batches import TokenRows
 from gptclf.data.dataset import TextDataset
 from gptclf.data.windows import TextWindows
 from gptclf.features.cache import DISK_LIMIT, check_cache
@@ -17,7 +16,7 @@ from gptclf.training.checkpoint import Checkpoint, StateFolder
 from gptclf.training.checks import check_callbacks, check_trainable, check_training_rows, check_windows
 from gptclf.training.history import History
 from gptclf.training.recipe import BOOK, LANGUAGE_MODEL, Recipe, RecipeChanges, lists_options, recipe_of
-from gptclf.training.run import Run, fit
+from gptclf.training.run import Run, TrainingRows, fit
 from gptclf.training.state import identity_of
 
 logger = logging.getLogger(__name__)
@@ -39,8 +38,8 @@ class TrainOptions(RecipeChanges, total=False):
 
 def _train(
     model: GPT2,
-    train_set: TokenRows,
-    val_set: TokenRows | None,
+    train_set: TrainingRows,
+    val_set: TrainingRows | None,
     recipe: Recipe,
     *,
     callbacks: Sequence[Callback] = (),

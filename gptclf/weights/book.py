@@ -1,7 +1,7 @@
-"""The one table of names between our parameters and those of the book's `GPTModel`, both ways.
+"""Converting parameters between gptclf and the book's `GPTModel`, both ways.
 
-Raschka, "Build a Large Language Model (From Scratch)", sections 3.6 and 4.1 to 4.6; section 6.5 puts another `out_head`
-on. The book keeps query, key and value apart, an output matrix of its own, and the causal mask as a buffer of every
+Raschka, "Build a Large Language Model (From Scratch)", sections 3.6 and 4.1 to 4.6; section 6.5 replaces `out_head`.
+The book has separate query, key and value matrices, an untied output matrix, and the causal mask as a buffer of every
 block.
 """
 
@@ -15,7 +15,7 @@ from torch import Tensor
 from gptclf.gpt2.config import PRESETS, GPT2Config
 from gptclf.weights.hugging_face import check_tensors
 
-# Ours below `trunk.blocks.N.`, the book's below `trf_blocks.N.`; all matrices are nn.Linear's on both sides.
+# Our name after `trunk.blocks.N.`, the book's after `trf_blocks.N.`; both use the layout of nn.Linear.
 _BLOCK = (
     ("norm1.weight", "norm1.scale"),
     ("norm1.bias", "norm1.shift"),
@@ -34,10 +34,10 @@ _ENDS = (
     ("trunk.norm.weight", "final_norm.scale"),
     ("trunk.norm.bias", "final_norm.shift"),
 )
-# In the order in which our fused matrix stacks their rows.
+# In the order of their rows in our fused matrix.
 _QKV = ("att.W_query", "att.W_key", "att.W_value")
 
-# Names of the book's faster variant (`GPTModelFast`: nn.LayerNorm, and query, key and value in one matrix).
+# Names in the book's faster variant, `GPTModelFast` (nn.LayerNorm, fused query, key and value), to the usual ones.
 _FAST = (
     (r"(norm1|norm2|final_norm)\.weight$", r"\1.scale"),
     (r"(norm1|norm2|final_norm)\.bias$", r"\1.shift"),
@@ -48,7 +48,7 @@ _HEADS = {config.emb_dim: config.n_heads for name, config in PRESETS.items() if 
 
 
 def is_book(names: Collection[str]) -> bool:
-    """Whether tensors of these names are a `GPTModel`'s of the book.
+    """Return True if tensors with these names belong to the book's `GPTModel`.
 
     Example:
         >>> is_book(["tok_emb.weight", "pos_emb.weight", "trf_blocks.0.norm1.scale"]), is_book(["wte.weight"])
@@ -60,26 +60,28 @@ def is_book(names: Collection[str]) -> bool:
 def read_book(
     tensors: Mapping[str, Tensor], config: GPT2Config | Mapping[str, Any] | None = None, *, source: str
 ) -> tuple[GPT2Config, dict[str, Tensor], int | None]:
-    """The configuration and, under our names, the tensors of a `GPTModel`'s state dict.
+    """Convert the state dict of a `GPTModel` to a configuration and tensors under our names.
 
-    Sizes are read off the tensors. The number of heads cannot be: it is `config`'s, or where none is given that of
-    the published size of this width (768, 1024, 1280 or 1600). An `out_head` of as many rows as the vocabulary is a
-    language model's; one of other rows, with or without a bias, is the classifier's of chapter 6. That one looks at
-    the last column of rows filled up with 50256 to one length: its texts are prepared with `pad_to`.
+    Sizes are inferred from the shapes of the tensors, except the number of heads: it comes from `config` or, without
+    one, from the published size of this width (768, 1024, 1280 or 1600). An `out_head` with as many rows as the
+    vocabulary belongs to a language model; any other, with or without a bias, is the classifier of chapter 6. That
+    classifier reads the last column of rows padded with token 50256 to a common length, so its texts should be
+    prepared with `pad_to`.
 
     Args:
-        tensors: The state dict, of any floating type.
-        config: What the tensors do not say, or more, under the book's keys (`n_heads`, `drop_rate`, ...); what they do
-            say must agree. The book's output matrix is never tied, so the model is not, unless `config`
-            says so and the matrix is the embedding's bit for bit.
+        tensors: The state dict, of any floating-point type.
+        config: Values that cannot be inferred from the tensors, under the book's keys (`n_heads`, `drop_rate`, ...);
+            other values must agree with the tensors. The book's output matrix is never tied, so the model is not,
+            unless `config` says so and the matrix equals the embedding bit for bit.
         source: The file, for messages.
 
     Returns:
-        The configuration; float32 tensors under our names, for `GPT2(config, device="meta")`, a classifier's with
-        `head_bias` if "head.output.bias" is among them; the number of classes, None for a language model.
+        The configuration; float32 tensors under our names (a head with a bias has a "head.output.bias"); and the
+        number of classes, None for a language model.
 
     Raises:
-        ValueError: Lists what is missing, unexpected or misshapen, or says what the tensors cannot tell.
+        ValueError: Tensors are missing, unexpected or misshapen (the message lists them), or a size that the tensors
+            do not tell is missing from `config`.
 
     Example:
         >>> small = GPT2Config(vocab_size=9, context_length=4, emb_dim=6, n_heads=2, n_layers=1, tied=False)
@@ -102,14 +104,14 @@ def read_book(
         missing=[name for name in wanted if name not in found],
         unexpected=[name for name in found if name not in wanted and name not in masks],
         misshapen=[
-            f"{name} is {found[name].dtype} {tuple(found[name].shape)}, the other tensors want {shape}"
+            f"{name} is {found[name].dtype} {tuple(found[name].shape)}, the other tensors need {shape}"
             for name, shape in wanted.items()
             if name in found and (tuple(found[name].shape) != shape or not found[name].is_floating_point())
         ],
     )
     for name in masks:
         _check_mask(found[name], complete.context_length, f"{source}: {name}")
-    # Master weights are float32, whatever the file's type.
+    # Master weights are float32, whatever the type in the file.
     result = {ours: found[theirs].to(torch.float32) for ours, theirs in _plain_table(complete.n_layers).items()}
     for i in range(complete.n_layers):
         for kind in ("weight", "bias") if complete.qkv_bias else ("weight",):
@@ -122,21 +124,21 @@ def read_book(
 
 
 def to_book(tensors: Mapping[str, Tensor], config: GPT2Config) -> dict[str, Tensor]:
-    """A model's parameters as the state dict of the book's `GPTModel`, which `load_state_dict` takes strictly.
+    """Convert the parameters of a model to the state dict of the book's `GPTModel`, for a strict `load_state_dict`.
 
-    For a classifier first replace its head, as chapter 6 does: `model.out_head = nn.Linear(D, C)`. It has a bias
-    there; where ours has none, it is 0. The book's classifier looks at the last column, so it answers as ours does
-    where ours pools "last" and rows are not padded beyond their text.
+    For a classifier, replace the head of the `GPTModel` first, as in chapter 6: `model.out_head = nn.Linear(D, C)`.
+    That layer has a bias, which is set to 0 if ours has none. The book's classifier reads the last column, so it gives
+    our answers if our head pools "last" and rows are not padded.
 
     Args:
-        tensors: Our names to tensors, as `dict(model.named_parameters())` gives them.
-        config: The model's.
+        tensors: The parameters by our names, as in `dict(model.named_parameters())`.
+        config: The configuration of the model.
 
     Returns:
-        Tensors on the CPU, causal masks included; those that nothing changes are shared, not copied.
+        Tensors on the CPU, causal masks included. A tensor that needs no conversion is shared, not copied.
 
     Raises:
-        ValueError: The model computes what the book's class does not.
+        ValueError: The book's class cannot compute this model.
 
     Example:
         >>> from gptclf.gpt2.model import GPT2
@@ -166,7 +168,7 @@ def to_book(tensors: Mapping[str, Tensor], config: GPT2Config) -> dict[str, Tens
 
 
 def _plain_table(n_layers: int) -> dict[str, str]:
-    """Our name to the book's for everything but query, key, value and head."""
+    """Return the book's name for each of our names, except those of query, key, value and the head."""
     table = dict(_ENDS)
     for i in range(n_layers):
         table |= {f"trunk.blocks.{i}.{ours}": f"trf_blocks.{i}.{theirs}" for ours, theirs in _BLOCK}
@@ -174,13 +176,13 @@ def _plain_table(n_layers: int) -> dict[str, str]:
 
 
 def _plain_names(tensors: Mapping[str, Tensor], source: str) -> dict[str, Tensor]:
-    """The tensors under `GPTModel`'s names, whichever variant wrote them; query, key and value as views of one."""
+    """Return the tensors under the names of `GPTModel`, splitting fused query, key and value matrices into views."""
     adapters = [name for name in tensors if re.search(r"\.lora\.[AB]$", name)]
     if adapters:
         raise ValueError(
             f"{source} holds LoRA layers of the book's appendix E ({adapters[0]}, ...). Merge each into its linear "
-            "layer before saving: layer.linear.weight += layer.lora.alpha * (layer.lora.A @ layer.lora.B).T, then put "
-            "layer.linear in the place of the layer and save model.state_dict()"
+            "layer before saving: layer.linear.weight += layer.lora.alpha * (layer.lora.A @ layer.lora.B).T. Then "
+            "replace the layer by layer.linear and save model.state_dict()"
         )
     found: dict[str, Tensor] = {}
     for name, tensor in tensors.items():
@@ -196,7 +198,7 @@ def _plain_names(tensors: Mapping[str, Tensor], source: str) -> dict[str, Tensor
 
 
 def _sizes(found: Mapping[str, Tensor], source: str) -> tuple[dict[str, Any], int | None]:
-    """(what the tensors say of the configuration, number of classes or None)."""
+    """Return the values of the configuration that the tensors tell, and the number of classes or None."""
     matrices = ("tok_emb.weight", "pos_emb.weight", "trf_blocks.0.ff.layers.0.weight", "out_head.weight")
     check_tensors(
         source,
@@ -208,11 +210,9 @@ def _sizes(found: Mapping[str, Tensor], source: str) -> tuple[dict[str, Any], in
     )
     token, position, up, head = (found[name] for name in matrices)
     if len(head) == len(token) and "out_head.bias" in found:
-        raise ValueError(f"{source}: out_head has the vocabulary's {len(token)} rows and a bias, which GPT-2 has not")
+        raise ValueError(f"{source}: out_head has the vocabulary's {len(token)} rows and a bias, which GPT-2 lacks")
     if len(head) < 2:
-        raise ValueError(
-            f"{source}: out_head has {len(head)} rows; a classifier needs one for each of at least 2 classes"
-        )
+        raise ValueError(f"{source}: out_head has {len(head)} rows; a classifier needs at least 2, one per class")
     seen = {
         "vocab_size": len(token),
         "context_length": len(position),
@@ -230,18 +230,18 @@ def _configure(seen: Mapping[str, Any], config: GPT2Config | Mapping[str, Any] |
     given = config.to_dict() if isinstance(config, GPT2Config) else dict(config or {})
     width = seen["emb_dim"]
     if given.get("mlp_dim") == 4 * width:
-        given["mlp_dim"] = None  # two ways to say one size
+        given["mlp_dim"] = None  # the same size, given explicitly
     wrong = [
         f"{name} = {given[name]!r}, but the tensors have {value!r}"
         for name, value in seen.items()
         if name in given and given[name] != value
     ]
     if wrong:
-        raise ValueError(f"{source} does not fit the configuration given: {'; '.join(wrong)}")
+        raise ValueError(f"{source} does not match the given configuration: {'; '.join(wrong)}")
     if "n_heads" not in given and width not in _HEADS:
         raise ValueError(
-            f"{source}: the number of attention heads cannot be seen in the tensors, and no published GPT-2 is {width} "
-            'wide; pass config= with it, as in {"n_heads": 12}, or the dictionary that the model was built from'
+            f"{source}: the tensors do not tell the number of attention heads, and no published GPT-2 is {width} wide; "
+            'pass it in config=, as in {"n_heads": 12}, or pass the dictionary that the model was built from'
         )
     try:
         return GPT2Config.from_dict({"tied": False, "n_heads": _HEADS.get(width), **given, **seen})
@@ -250,7 +250,7 @@ def _configure(seen: Mapping[str, Any], config: GPT2Config | Mapping[str, Any] |
 
 
 def _shapes(config: GPT2Config, classes: int | None, *, with_bias: bool) -> dict[str, tuple[int, ...]]:
-    """The book's names to the shapes of this configuration."""
+    """Return the shapes of a configuration by the book's names."""
     D, rows = config.emb_dim, classes or config.vocab_size
     shapes: dict[str, tuple[int, ...]] = {
         "tok_emb.weight": (config.vocab_size, D),

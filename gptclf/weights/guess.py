@@ -1,13 +1,13 @@
-"""A guess at what somebody's weights are when they are not GPT-2's: from a configuration, from tensor or file names.
+"""Guessing which model foreign weights belong to, from a configuration or from the names of tensors or files.
 
-Only for messages. Nothing is loaded or refused by a guess.
+Guesses are only used in error messages, never to accept or refuse weights.
 """
 
 import re
 from collections.abc import Collection
 from typing import Any
 
-# `model_type` of a Hugging Face config.json to the name people know.
+# `model_type` in a Hugging Face config.json to the common name.
 _MODEL_TYPES = {
     "albert": "ALBERT",
     "bart": "BART",
@@ -40,7 +40,7 @@ _MODEL_TYPES = {
 
 _LORA = "a LoRA adapter: load the model it was trained on, with the adapter merged into it (PEFT's merge_and_unload)"
 
-# A piece that only this architecture's parameter names have, the most telling first.
+# A pattern that occurs only in the parameter names of one architecture, the most specific first.
 _TENSORS = (
     (r"(^|\.)lora_[AB]\.", _LORA),
     (r"(^|\.)tokens_embed\.weight$", "GPT-1"),
@@ -63,31 +63,31 @@ _TENSORS = (
     (r"(^|\.)encoder\.layers?\.\d+\.", "an encoder"),
 )
 
-# A file that only this kind of folder or repository has, the most telling first, and what to do about it.
+# A file name that occurs only in one kind of folder or repository, the most specific first, and what to do about it.
 _FILES = (
     (r"adapter_config\.json", f"This is {_LORA}"),
     (
         r"modules\.json",
-        "This is a sentence-transformers folder: what gptclf could load is its transformer alone, "
-        "if that is a GPT-2, from the folder below that has a config.json",
+        "This is a sentence-transformers folder: gptclf can load only its transformer, if that is a GPT-2, "
+        "from the subfolder that has a config.json",
     ),
-    (r".*\.gguf", "GGUF files hold quantized weights of llama.cpp, which gptclf does not read"),
-    (r".*\.onnx", "ONNX files hold a computation and not weights by name, which gptclf does not read"),
+    (r".*\.gguf", "GGUF files hold quantized weights for llama.cpp, which gptclf does not read"),
+    (r".*\.onnx", "ONNX files hold a computation graph, which gptclf does not read"),
     (
         r"(tf_model|.*\.weights)\.h5|.*\.keras|saved_model\.pb",
-        "These are Keras' or TensorFlow's files; load them "
-        "with an older transformers' from_pretrained(folder, from_tf=True) and save_pretrained as safetensors",
+        "These are Keras or TensorFlow files; load them with an older version of transformers, "
+        "from_pretrained(folder, from_tf=True), and save them with save_pretrained as safetensors",
     ),
     (
         r"flax_model\.msgpack",
-        "These are Flax's files; load them with an older transformers' "
-        "from_pretrained(folder, from_flax=True) and save_pretrained as safetensors",
+        "These are Flax files; load them with an older version of transformers, "
+        "from_pretrained(folder, from_flax=True), and save them with save_pretrained as safetensors",
     ),
 )
 
 
 def guess_from_config(model_type: Any) -> str:
-    """A sentence on what a `config.json` with this `model_type` describes; "" where it is not known.
+    """Return a sentence about the model that a `config.json` with this `model_type` describes; "" if not known.
 
     Example:
         >>> guess_from_config("roberta")
@@ -98,7 +98,7 @@ def guess_from_config(model_type: Any) -> str:
 
 
 def guess_from_tensors(names: Collection[str]) -> str:
-    """A sentence on whose parameters have these names; "" where nothing is recognised.
+    """Return a sentence about the model whose parameters have these names; "" if nothing is recognised.
 
     Example:
         >>> guess_from_tensors(["model.layers.0.self_attn.q_proj.weight"])
@@ -106,15 +106,16 @@ def guess_from_tensors(names: Collection[str]) -> str:
     """
     if any(name.startswith("trunk.blocks.") for name in names):
         return (
-            "The names are those of gptclf's own state dict: load_state_dict it into such a GPT2; save_model keeps one"
+            "The names are those of gptclf's own state dict: load it into a GPT2 of the same shape with "
+            "load_state_dict, or save the model with save_model"
         )
     for pattern, what in _TENSORS:
         if any(re.search(pattern, name) for name in names):
             return f"This is {_LORA}" if what is _LORA else f"The names look like {what}'s; gptclf loads GPT-2"
     heads = {
         "score.weight": "It holds a classifier; load it with load_model",
-        "classifier.weight": "It holds a head that labels every token; gptclf labels whole texts",
-        "qa_outputs.weight": "It holds a head that answers questions; gptclf labels whole texts",
+        "classifier.weight": "It holds a head that classifies every token; gptclf classifies whole texts",
+        "qa_outputs.weight": "It holds a head that answers questions; gptclf classifies whole texts",
         "multiple_choice_head.summary.weight": "It holds a second head for multiple choice (GPT2DoubleHeadsModel); "
         "load it with transformers' GPT2LMHeadModel and save that",
     }
@@ -122,11 +123,11 @@ def guess_from_tensors(names: Collection[str]) -> str:
 
 
 def guess_from_files(names: Collection[str]) -> str:
-    """A sentence on what a folder or repository with these files is; "" where nothing is recognised.
+    """Return a sentence about a folder or repository with these files; "" if nothing is recognised.
 
     Example:
-        >>> guess_from_files(["README.md", "flax_model.msgpack"])[:23]
-        "These are Flax's files;"
+        >>> guess_from_files(["README.md", "flax_model.msgpack"])[:21]
+        'These are Flax files;'
     """
     for pattern, sentence in _FILES:
         if any(re.fullmatch(pattern, name) for name in names):

@@ -1,6 +1,6 @@
-"""The one table of names and layouts between our parameters and Hugging Face's, and what each configuration key means.
+"""Converting parameters and configurations between gptclf and Hugging Face.
 
-Hugging Face keeps OpenAI's Conv1D layout, (in, out), the transpose of `nn.Linear`; it exists here and nowhere else.
+Hugging Face keeps OpenAI's Conv1D layout, (in, out), the transpose of `nn.Linear`; gptclf uses it only here.
 """
 
 import re
@@ -13,7 +13,7 @@ from torch import Tensor
 from gptclf.gpt2.config import GPT2Config
 from gptclf.weights.guess import guess_from_config, guess_from_tensors
 
-# Ours below `trunk.blocks.N.`, theirs below `h.N.`, and whether the matrix is transposed between them.
+# Our name after `trunk.blocks.N.`, theirs after `h.N.`, and whether one matrix is the transpose of the other.
 _BLOCK = (
     ("norm1.weight", "ln_1.weight", False),
     ("norm1.bias", "ln_1.bias", False),
@@ -35,7 +35,7 @@ _ENDS = (
     ("trunk.norm.bias", "ln_f.bias"),
 )
 
-# Causal-mask buffers that files of older releases carry; they are constants of the architecture.
+# Causal-mask buffers in files of older releases; they are constants of the architecture.
 _MASKS = re.compile(r"(transformer\.)?h\.\d+\.attn\.(bias|masked_bias)")
 
 _ACTIVATIONS = {
@@ -50,7 +50,7 @@ _ACTIVATIONS = {
 
 
 def trunk_names(n_layers: int) -> dict[str, tuple[str, bool]]:
-    """Our name to (Hugging Face's name without prefix, transposed) for every trunk parameter."""
+    """Return (Hugging Face's name without prefix, whether transposed) for the name of each trunk parameter."""
     table = {ours: (theirs, False) for ours, theirs in _ENDS}
     for i in range(n_layers):
         table |= {f"trunk.blocks.{i}.{ours}": (f"h.{i}.{theirs}", flip) for ours, theirs, flip in _BLOCK}
@@ -65,18 +65,18 @@ def from_hugging_face(
     source: str,
     without: Collection[str] = (),
 ) -> dict[str, Tensor]:
-    """Tensors under our names and in our layout, float32, views where type and layout allow.
+    """Convert tensors to our names and layout, in float32. They are views if their type and layout allow it.
 
     Args:
-        tensors: What the file holds; names with or without `transformer.`, mask buffers are passed over.
-        shapes: Our names to the shapes wanted; "head.output.weight" is a classifier's matrix (`score.weight`) or a
-            language model's own (`lm_head.weight`), whichever the file has in that shape.
-        n_layers: Blocks (L).
+        tensors: The tensors in the file, with or without the prefix `transformer.`; mask buffers are ignored.
+        shapes: The expected shapes by our names. "head.output.weight" is the matrix of a classifier (`score.weight`)
+            or of an untied language model (`lm_head.weight`), whichever has that shape in the file.
+        n_layers: Number of blocks (L).
         source: The file or folder, for messages.
-        without: Our names that are passed over; the file may hold them.
+        without: Parameters to leave out, by our names; the file may hold them.
 
     Raises:
-        ValueError: Lists what is missing, unexpected or misshapen.
+        ValueError: Tensors are missing, unexpected or misshapen; the message lists them.
     """
     found: dict[str, str] = {}
     twice = []
@@ -89,8 +89,8 @@ def from_hugging_face(
     names = {**trunk_names(n_layers), "head.output.weight": (head, False)}
     shapes = {ours: shape for ours, shape in shapes.items() if ours not in without}
     missing = [names[ours][0] for ours in shapes if names[ours][0] not in found]
-    # What a file may hold beside: a language model's matrix under a classifier, or the tied one once more, and the
-    # zeros that stand in Hugging Face's layout for a query/key/value bias that the model does not have.
+    # Tensors that may be present but are not needed: the language-model head of a classifier, a second copy of a tied
+    # matrix, and the zeros that Hugging Face's layout has in place of a missing query/key/value bias.
     spare = {"lm_head.weight"}
     spare |= {names[ours][0] for ours in names if ours.endswith("qkv.bias") and ours not in shapes}
     spare |= {names[ours][0] for ours in without if ours in names}
@@ -103,9 +103,9 @@ def from_hugging_face(
         tensor = tensors[found[theirs]]
         want = shape[::-1] if flip else shape
         if tuple(tensor.shape) != want or not tensor.is_floating_point():
-            misshapen.append(f"{found[theirs]} is {tensor.dtype} {tuple(tensor.shape)}, the configuration wants {want}")
+            misshapen.append(f"{found[theirs]} is {tensor.dtype} {tuple(tensor.shape)}, the configuration needs {want}")
             continue
-        # Master weights are float32, whatever the file's type.
+        # Master weights are float32, whatever the type in the file.
         result[ours] = (tensor.t() if flip else tensor).to(torch.float32)
     check_tensors(source, found, missing=missing, unexpected=unexpected, misshapen=misshapen, twice=twice)
     if "head.output.weight" not in shapes and "lm_head.weight" in found:
@@ -120,19 +120,19 @@ def _head_name(tensors: Mapping[str, Tensor], found: Mapping[str, str], shape: t
 
 
 def _check_tied(head: Tensor, embedding: Tensor, source: str) -> None:
-    # Read in both places, the output would follow whichever came last.
+    # Loaded under both names, the output matrix would be the one that came last.
     if not torch.equal(head, embedding):
         raise ValueError(
-            f"{source} holds an lm_head.weight that is not its wte.weight, but its configuration ties the two. If the "
-            'output matrix is the model\'s own, write "tie_word_embeddings": false into config.json, else remove it'
+            f"{source} holds an lm_head.weight that differs from its wte.weight, but its configuration ties the two. "
+            'If the model is untied, write "tie_word_embeddings": false into config.json; otherwise remove the tensor'
         )
 
 
 def to_hugging_face(parameters: Mapping[str, Tensor], config: GPT2Config) -> dict[str, Tensor]:
-    """Trunk tensors under Hugging Face's names (`transformer.` prefix) and layout, contiguous, on the CPU."""
+    """Convert trunk parameters to Hugging Face's names (prefix `transformer.`) and layout, contiguous, on the CPU."""
     result = {}
     for ours, (theirs, flip) in trunk_names(config.n_layers).items():
-        # Their layout always has this bias; zeros are the same computation.
+        # Their layout always has this bias; zeros give the same result.
         absent = ours.endswith("qkv.bias") and not config.qkv_bias
         tensor = torch.zeros(3 * config.emb_dim) if absent else parameters[ours].detach()
         result["transformer." + theirs] = (tensor.t() if flip else tensor).cpu().contiguous()
@@ -140,7 +140,7 @@ def to_hugging_face(parameters: Mapping[str, Tensor], config: GPT2Config) -> dic
 
 
 def check_tensors(source: str, names: Collection[str], **problems: list[str]) -> None:
-    """Raise a ValueError that lists the problems, each under its kind, and guesses whose the names are.
+    """Raise a ValueError that lists the problems by kind and guesses which architecture has these names.
 
     Example:
         >>> check_tensors("a.pth", ["bert.pooler.bias"], missing=["wte.weight"], unexpected=["bert.pooler.bias"])
@@ -148,7 +148,7 @@ def check_tensors(source: str, names: Collection[str], **problems: list[str]) ->
         ValueError: a.pth does not hold this GPT-2: 1 missing: wte.weight; 1 unexpected: bert.pooler.bias. The names
         look like BERT's; gptclf loads GPT-2
     """
-    # Twelve blocks lack the same tensor twelve times: the first few show the pattern.
+    # If a tensor is missing in one block it is often missing in all: the first few show the pattern.
     parts = [
         f"{len(found)} {kind}: {', '.join(found[:6])}{', ...' if len(found) > 6 else ''}"
         for kind, found in problems.items()
@@ -160,10 +160,13 @@ def check_tensors(source: str, names: Collection[str], **problems: list[str]) ->
 
 
 def config_from_hugging_face(values: Mapping[str, Any], *, source: str) -> GPT2Config:
-    """Our configuration from a `config.json`.
+    """Convert the content of a `config.json` to a configuration.
 
-    Keys that change the computation are taken over or refused by name. Dropout is the caller's choice in training
-    and not part of the weights, so the file's three rates are left behind.
+    Keys that change the computation are either converted or refused by name. Dropout is the caller's choice in training
+    and does not belong to the weights, so the three rates in the file are ignored.
+
+    Raises:
+        ValueError: The file describes another architecture, an unsupported variant of GPT-2, or lacks a size.
     """
     model_type = values.get("model_type", "gpt2")
     if model_type != "gpt2":
@@ -179,12 +182,14 @@ def config_from_hugging_face(values: Mapping[str, Any], *, source: str) -> GPT2C
     }
     for key, what in refused.items():
         if values.get(key):
-            raise ValueError(f"{source} sets {key} = {values[key]!r}: gptclf has no {what}")
+            raise ValueError(f"{source} sets {key} = {values[key]!r}: gptclf does not support {what}")
     if values.get("is_causal") is False:
         raise ValueError(f"{source} sets is_causal = False: gptclf's attention is always causal")
     activation = values.get("activation_function", "gelu_new")
     if not isinstance(activation, str) or activation not in _ACTIVATIONS:
-        raise ValueError(f"{source} sets activation_function = {activation!r}; gptclf has {', '.join(_ACTIVATIONS)}")
+        raise ValueError(
+            f"{source} sets activation_function = {activation!r}; gptclf supports {', '.join(_ACTIVATIONS)}"
+        )
     missing = [key for key in ("n_embd", "n_head", "n_layer") if key not in values]
     if missing:
         made_for = values.get("architectures")
@@ -192,7 +197,7 @@ def config_from_hugging_face(values: Mapping[str, Any], *, source: str) -> GPT2C
             f"{source} lacks {', '.join(missing)}; it is not the config.json of a GPT-2"
             f"{f'. It names {made_for}' if made_for else ''}"
         )
-    # reorder_and_upcast_attn only moves a scaling in half precision; in float32 it computes the same.
+    # reorder_and_upcast_attn only moves a scaling in half precision; in float32 the result is the same.
     return GPT2Config(
         vocab_size=values.get("vocab_size", 50257),
         context_length=values.get("n_positions", values.get("n_ctx", 1024)),
@@ -210,7 +215,7 @@ def config_from_hugging_face(values: Mapping[str, Any], *, source: str) -> GPT2C
 
 
 def config_to_hugging_face(config: GPT2Config, end_of_text: int) -> dict[str, Any]:
-    """The keys of a `config.json` that GPT-2 shares between its heads."""
+    """Return the keys of a `config.json` that are the same for every head."""
     activation = next(theirs for theirs, ours in _ACTIVATIONS.items() if ours == config.activation)
     return {
         "model_type": "gpt2",

@@ -1,7 +1,6 @@
-"""OpenAI's own files of GPT-2: where they lie, and their parameters as the book's readers know them.
+"""Converting OpenAI's own checkpoints of GPT-2 to the book's nested parameters, and those to our tensors.
 
-A folder holds `hparams.json`, a TensorFlow checkpoint `model.ckpt.*`, and perhaps `checkpoint`, which names it
-(openai/gpt-2, download_model.py; book section 5.5). Variables are `model/h0/attn/c_attn/w` and the like.
+Variables in a checkpoint have names such as `model/h0/attn/c_attn/w` (openai/gpt-2, model.py; book section 5.5).
 """
 
 import math
@@ -15,39 +14,43 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from gptclf import checks
 from gptclf.files.tensorbundle import open_bundle
 from gptclf.gpt2.config import ALIASES, GPT2Config
 from gptclf.weights.hugging_face import check_tensors, trunk_names
 from gptclf.weights.openai_folder import HPARAMS, PREFIX, config_from_settings, find_checkpoint, read_settings
 
-# What scripts that fine-tune leave in a checkpoint beside the model: counters and the optimizer's moments.
+# Variables of fine-tuning scripts that are not part of the model: counters and the moments of the optimizer.
 _TRAINING = re.compile(r"(.*/)?(global_step|beta[12]_power|Adam|Adam_1|Momentum)")
 
 _Place = tuple[str | int, ...]
 
 
 class _Parameter(NamedTuple):
+    """A parameter in OpenAI's layout."""
+
     place: _Place  # in `params`, such as ("blocks", 0, "attn", "c_attn", "w")
     shape: tuple[int, ...]
     flip: bool  # whether ours is the transpose
 
 
 def load_gpt2_params_from_tf_ckpt(folder: str | Path, *, verify: bool = True) -> tuple[dict[str, Any], dict[str, Any]]:
-    """OpenAI's GPT-2 from its TensorFlow checkpoint, without TensorFlow (book section 5.5).
+    """Read OpenAI's GPT-2 from its TensorFlow checkpoint, without TensorFlow (book section 5.5).
 
     Args:
-        folder: Holds `hparams.json` and `model.ckpt.*`, itself or in `124M/` (or another size) or `124M/124M/`.
-        verify: Whether every tensor is compared with its checksum, which reads the data once.
+        folder: The folder with `hparams.json` and `model.ckpt.*`, or one with a subfolder `124M/` (or another size) or
+            `124M/124M/` that has them.
+        verify: Whether to compare every tensor with its checksum, which reads the data once.
 
     Returns:
         `(settings, params)`. Settings are `n_vocab`, `n_ctx`, `n_embd`, `n_head`, `n_layer`. Params are float32 numpy
         arrays: `["wte"]` (V, D), `["wpe"]` (T, D), the final norm's `["g"]` and `["b"]` (D,), and `["blocks"]`, a
         list with `["attn"]["c_attn" | "c_proj"]["w" | "b"]`, `["mlp"]["c_fc" | "c_proj"]["w" | "b"]` and
-        `["ln_1" | "ln_2"]["g" | "b"]`; `w` is (in, out). They are views of the files, so only what is read takes
-        memory; writing to one changes no file.
+        `["ln_1" | "ln_2"]["g" | "b"]`; `w` is (in, out). Arrays are copy-on-write views of the files: they take
+        memory only once they are read, and writing to one does not change the file.
 
     Raises:
-        FileNotFoundError: No checkpoint is there, or one of its files is missing.
+        FileNotFoundError: There is no checkpoint, or one of its files is missing.
         ValueError: A file is damaged, or the checkpoint is not the GPT-2 that `hparams.json` describes.
 
     Example:
@@ -55,7 +58,7 @@ def load_gpt2_params_from_tf_ckpt(folder: str | Path, *, verify: bool = True) ->
         >>> settings["n_layer"], params["blocks"][0]["attn"]["c_attn"]["w"].shape  # doctest: +SKIP
         (12, (768, 2304))
     """
-    prefix = find_checkpoint(Path(folder))
+    verify, prefix = checks.boolean("verify", verify), find_checkpoint(checks.path("folder", folder))
     if prefix is None:
         raise FileNotFoundError(
             f"{folder} holds no {PREFIX}.index, and neither does {next(iter(ALIASES))}/ or another size below it; "
@@ -63,7 +66,7 @@ def load_gpt2_params_from_tf_ckpt(folder: str | Path, *, verify: bool = True) ->
         )
     settings = read_settings(prefix)
     config = config_from_settings(settings, source=str(prefix.parent / HPARAMS))
-    # Half a gigabyte is compared with its checksums only after it is known to be what is wanted.
+    # Half a gigabyte is verified only after its names and shapes are known to be right.
     bundle = open_bundle(prefix, verify=False)
     names = [name for name in bundle if not _TRAINING.fullmatch(name)]
     arrays = _matching(names, bundle.__getitem__, config, _variable, source=str(prefix))
@@ -83,25 +86,27 @@ def load_gpt2_params_from_tf_ckpt(folder: str | Path, *, verify: bool = True) ->
 def tensors_from_params(
     params: Mapping[str, Any], settings: Mapping[str, Any] | GPT2Config
 ) -> tuple[GPT2Config, dict[str, Tensor]]:
-    """A configuration and tensors under our names.
+    """Convert OpenAI's parameters to a configuration and tensors under our names.
 
     Args:
-        params: What `load_gpt2_params_from_tf_ckpt` or the book's reader returns; matrices (in, out) or (1, in, out).
-        settings: `n_vocab`, `n_ctx`, `n_embd`, `n_head` and `n_layer`, or a configuration, which can say more.
+        params: The result of `load_gpt2_params_from_tf_ckpt` or of the book's reader; matrices are (in, out) or
+            (1, in, out).
+        settings: `n_vocab`, `n_ctx`, `n_embd`, `n_head` and `n_layer`; or a configuration, which can say more.
 
     Returns:
-        Float32 tensors in our layout. They share memory with the arrays that are float32, contiguous and writable.
+        The configuration, and float32 tensors in our layout. A tensor shares memory with its array if that is
+        float32, contiguous and writable.
 
     Raises:
-        ValueError: Lists what is missing, unexpected or misshapen.
+        ValueError: Parameters are missing, unexpected or misshapen; the message lists them.
     """
     if not isinstance(params, Mapping):
         raise TypeError(f"params is a {type(params).__name__}; it must be a dictionary with 'blocks', 'wte', ...")
     config = settings if isinstance(settings, GPT2Config) else config_from_settings(settings)
     if not (config.qkv_bias and config.tied):
         raise ValueError(
-            f"settings say qkv_bias {config.qkv_bias} and tied {config.tied}; OpenAI's parameters have biases for "
-            "query, key and value, and no output matrix beside wte. Give settings that agree"
+            f"settings have qkv_bias {config.qkv_bias} and tied {config.tied}; OpenAI's parameters have biases for "
+            "query, key and value, and no output matrix other than wte. Give settings that agree"
         )
     found = {_joined(place): leaf for place, leaf in _leaves(params)}
     arrays = _matching(found, found.__getitem__, config, _joined, source="params")
@@ -113,7 +118,7 @@ def tensors_from_params(
 
 
 def _parameters(config: GPT2Config) -> dict[str, _Parameter]:
-    """What OpenAI's files have for each of our names."""
+    """Return the parameter in OpenAI's layout for each of our names."""
     d = config.emb_dim
     shapes: dict[str, tuple[int, ...]] = {
         "wte": (config.vocab_size, d),
@@ -172,9 +177,9 @@ def _matching(
     *,
     source: str,
 ) -> dict[_Place, NDArray[np.float32]]:
-    """Every parameter of a configuration, float32 and in OpenAI's layout without axes of length 1 before a matrix."""
+    """Return every parameter of a configuration: float32, in OpenAI's layout, without leading axes of length 1."""
     present = set(names)
-    # Before a list is made of as many blocks as a damaged file may say.
+    # Checked first: damaged settings could name more blocks than fit into memory.
     if config.n_layers > len(present):
         raise ValueError(
             f"{source} holds {len(present)} arrays, too few for the {config.n_layers} blocks of its settings"
@@ -188,7 +193,7 @@ def _matching(
         if not isinstance(array, np.ndarray):
             misshapen.append(f"{name} is a {type(array).__name__}, not a numpy array")
         elif array.dtype.kind != "f" or _squeezed(array.shape) != _squeezed(parameter.shape):
-            misshapen.append(f"{name} is {array.dtype} {array.shape}, the settings want floats {parameter.shape}")
+            misshapen.append(f"{name} is {array.dtype} {array.shape}, the settings need floats {parameter.shape}")
         else:
             arrays[parameter.place] = array.reshape(parameter.shape).astype(np.float32, copy=False)
     check_tensors(

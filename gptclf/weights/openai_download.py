@@ -1,4 +1,4 @@
-"""OpenAI's own GPT-2 checkpoints, from OpenAI's address or a mirror, in the layout of the book's `gpt2` folder."""
+"""Downloading OpenAI's GPT-2 checkpoints from OpenAI or a mirror, into the layout of the book's `gpt2` folder."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ import logging
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
+from gptclf import checks
 from gptclf.files.leveldb_table import MAGIC
 from gptclf.files.tensorbundle import open_bundle
 from gptclf.gpt2.config import ALIASES, PRESETS, GPT2Config
@@ -22,13 +23,13 @@ from gptclf.tokenizer.find import TIKTOKEN_FILES
 from gptclf.weights.openai import parameter_count
 from gptclf.weights.openai_folder import config_from_settings
 
-# A size's folder is below each: OpenAI's own, and what the book's repository names as its backup.
+# Each has one folder per size: OpenAI's own address, and the backup that the book's repository names.
 ADDRESSES = (
     "https://openaipublic.blob.core.windows.net/gpt-2/models",
     "https://f001.backblazeb2.com/file/LLMs-from-scratch/gpt2",
 )
 _DATA = "model.ckpt.data-00000-of-00001"
-# The big one last, so that what is wrong shows early.
+# The large file last, so that errors show early.
 FILES = ("hparams.json", "checkpoint", "encoder.json", "vocab.bpe", "model.ckpt.index", "model.ckpt.meta", _DATA)
 
 _logger = logging.getLogger(__name__)
@@ -40,45 +41,43 @@ def download_openai_checkpoint(
     *,
     addresses: Iterable[str] = ADDRESSES,
 ) -> Path:
-    """Download OpenAI's TensorFlow checkpoint of a size (book section 5.5); what is there and right is kept.
+    """Download OpenAI's TensorFlow checkpoint of one size (book section 5.5). Files that are there and intact are kept.
 
-    Each file is compared with what the server announces (length, Content-MD5) and with what is known of it: the
-    tokenizer's hashes, the numbers in hparams.json, the checksum of every tensor. What was cut off is gone on with by
-    the next call. An address that fails or gives wrong bytes is passed over with a warning.
+    Each file is compared with what the server announces (length, Content-MD5) and with what is known about it: the
+    hashes of the tokenizer's files, the numbers in hparams.json, the checksum of every tensor. Interrupted downloads
+    resume on the next call. If an address fails or gives wrong content, a warning is logged and the next one is tried.
 
     Args:
-        size: "124M", "355M", "774M" or "1558M", or the same as "gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl".
-        folder: The files go into `<folder>/<size>`; None means gptclf/openai in the user's folder of caches.
-        addresses: Where to ask, in this order; the files are at `<address>/<size>/<file>`.
+        size: "124M", "355M", "774M" or "1558M", or "gpt2", "gpt2-medium", "gpt2-large" or "gpt2-xl" for the same.
+        folder: The files go into `<folder>/<size>`; None means gptclf/openai in the user's cache folder.
+        addresses: The addresses to try, in this order; the files are at `<address>/<size>/<file>`.
 
     Returns:
         The folder that holds checkpoint, encoder.json, hparams.json, model.ckpt.data-00000-of-00001,
         model.ckpt.index, model.ckpt.meta and vocab.bpe.
 
     Raises:
-        ValueError: No such size, or no address.
-        FileNotFoundError: A file is missing and HF_HUB_OFFLINE forbids the network.
-        ConnectionError: No address gave the right file; the message has each one's reason.
+        TypeError: An argument has a wrong type.
+        ValueError: There is no such size, or `addresses` is empty.
+        FileNotFoundError: A file is missing and HF_HUB_OFFLINE forbids network access.
+        ConnectionError: No address gave the right file; the message has the reason for each.
         OSError: The folder cannot be written, or the disk is full.
 
     Example:
         >>> download_openai_checkpoint("125M")
         Traceback (most recent call last):
-        ValueError: size is '125M'; OpenAI published 124M, 355M, 774M, 1558M
+        ValueError: size is '125M'; it must be one of 124M, 355M, 774M, 1558M, gpt2, gpt2-medium, gpt2-large, gpt2-xl
     """
-    preset = ALIASES.get(str(size), str(size))
-    published = {name: alias for alias, name in ALIASES.items()}
-    if preset not in published:
-        raise ValueError(f"size is {size!r}; OpenAI published {', '.join(ALIASES)}")
+    size = checks.choice("size", size, [*ALIASES, *ALIASES.values()])
+    size = next(alias for alias, name in ALIASES.items() if size in (alias, name))
     if not isinstance(addresses, Iterable):
-        raise TypeError(f"addresses is {addresses!r}; give a list of addresses")
+        raise TypeError(f"addresses is {addresses!r}; it must be a list of addresses")
     asked = [addresses] if isinstance(addresses, str) else list(addresses)
     if not all(isinstance(address, str) for address in asked):
         raise TypeError(f"addresses is {asked!r}; each must be a str")
     if not asked:
-        raise ValueError("addresses is empty; give at least one, or leave it out for OpenAI's and the book's")
-    size = published[preset]
-    target = (cache_home() / "gptclf" / "openai" if folder is None else Path(folder)) / size
+        raise ValueError("addresses is empty; give at least one, or omit it to use OpenAI's and the book's")
+    target = (cache_home() / "gptclf" / "openai" if folder is None else checks.path("folder", folder)) / size
     for name in FILES:
         source = _expected(name, size, target)
         if (target / name).is_file():
@@ -86,10 +85,10 @@ def download_openai_checkpoint(
                 verify(source, target / name)
                 continue
             except DamagedError as error:
-                _logger.warning("%s It was there already and is replaced.", error)
+                _logger.warning("%s Downloading it again.", error)
         if is_on("HF_HUB_OFFLINE"):
             raise FileNotFoundError(
-                f"{source.what} is not in {target}, or is not right there, and HF_HUB_OFFLINE forbids the network. "
+                f"{source.what} is missing from {target} or damaged, and HF_HUB_OFFLINE forbids the network. "
                 f"Unset it to download. {source.advice}"
             )
         _fetch_from_any(asked, f"{size}/{name}", source, target / name)
@@ -98,23 +97,23 @@ def download_openai_checkpoint(
 
 
 def _verify_tensors(folder: Path) -> None:
-    """Compare every tensor with its checksum in the index; what does not fit together is removed."""
+    """Compare every tensor with its checksum in the index, and remove both files if one does not match."""
     try:
         open_bundle(folder / "model.ckpt")
     except ValueError as error:
         for name in (_DATA, "model.ckpt.index"):
             (folder / name).unlink(missing_ok=True)
         raise DamagedError(
-            f"{error}. Both files were removed; call again to fetch them anew, or with other addresses="
+            f"{error}. Both files were removed; call again to download them anew, or pass other addresses="
         ) from error
 
 
 def _expected(name: str, size: str, folder: Path) -> Source:
-    """What is known of a file of a size, wherever it comes from; the address is still missing."""
+    """Return what is known about a file of one size, wherever it comes from; the address is still empty."""
     config = PRESETS[ALIASES[size]]
     own: dict[str, Callable[[Path], None]] = {
         "hparams.json": functools.partial(_check_hparams, config=config),
-        "checkpoint": _check_state,
+        "checkpoint": _check_names_checkpoint,
         "model.ckpt.index": _check_table,
     }
 
@@ -126,7 +125,7 @@ def _expected(name: str, size: str, folder: Path) -> Source:
         timeout=timeout_seconds("HF_HUB_DOWNLOAD_TIMEOUT"),
         size=4 * parameter_count(config) if name == _DATA else None,
         digest=TIKTOKEN_FILES.get(name),
-        check=own.get(name, _check_no_page),
+        check=own.get(name, _check_not_a_page),
         progress=not is_on("HF_HUB_DISABLE_PROGRESS_BARS"),
     )
 
@@ -138,29 +137,29 @@ def _check_hparams(path: Path, config: GPT2Config) -> None:
     except (ValueError, TypeError) as error:
         raise ValueError(f"it does not describe this size ({error})") from error
     if not right:
-        raise ValueError(f"its numbers are {str(found)[:200]}, which are another size's")
+        raise ValueError(f"its numbers are those of another size: {str(found)[:200]}")
 
 
-def _check_state(path: Path) -> None:
+def _check_names_checkpoint(path: Path) -> None:
     if not path.read_bytes().lstrip().startswith(b"model_checkpoint_path:"):
-        raise ValueError("it does not name a model_checkpoint_path")
+        raise ValueError("it does not start with model_checkpoint_path:")
 
 
 def _check_table(path: Path) -> None:
-    """Look for the number that ends a table of TensorFlow's (tensorflow/core/lib/io/format.h), so a cut one is seen."""
+    """Check that the file ends in the magic number of a table (tensorflow/core/lib/io/format.h)."""
     if not path.read_bytes().endswith(MAGIC.to_bytes(8, "little")):
-        raise ValueError("it does not end as an index of a TensorFlow checkpoint does")
+        raise ValueError("it does not end like the index of a TensorFlow checkpoint")
 
 
-def _check_no_page(path: Path) -> None:
+def _check_not_a_page(path: Path) -> None:
     with path.open("rb") as file:
         start = file.read(64)
     if not start or start.lstrip().lower().startswith((b"<!doctype", b"<html", b"<?xml")):
-        raise ValueError("it is a web page, as a proxy or a sign-in page gives" if start else "it is empty")
+        raise ValueError("it is a web page, as a proxy or a sign-in page returns" if start else "it is empty")
 
 
 def _fetch_from_any(addresses: list[str], path: str, expected: Source, target: Path) -> None:
-    """Fetch from the first address that gives the right file; those that fail go to the end of the list."""
+    """Download from the first address that gives the right file; addresses that fail go to the end of the list."""
     reasons = []
     for address in list(addresses):
         source = dataclasses.replace(expected, url=f"{address.rstrip('/')}/{path}")
@@ -169,7 +168,7 @@ def _fetch_from_any(addresses: list[str], path: str, expected: Source, target: P
             fetch(source, target, version=version)
         except OSError as error:
             if error.errno is not None:
-                raise  # the trouble is here, and no other address mends it
+                raise  # a problem of this machine, which no other address can solve
             reasons.append(f"{address}: {error}")
             _logger.warning("%s did not give %s: %s", address, expected.what, error)
             addresses.append(addresses.pop(addresses.index(address)))
@@ -177,13 +176,13 @@ def _fetch_from_any(addresses: list[str], path: str, expected: Source, target: P
         for part in target.parent.glob(f"{target.name}.{'?' * 8}.incomplete"):
             part.unlink(missing_ok=True)
         return
-    # Each reason ends with the same advice, which is said once.
+    # Each reason ends with the same advice; give it once.
     told = "\n".join(reason.replace(f" {expected.advice}", "") for reason in reasons)
     raise ConnectionError(f"No address gave {expected.what}:\n{told}\n{expected.advice}")
 
 
 def _announced(source: Source) -> tuple[Source, str]:
-    """The source with what its server says of the file, and a short name of that version of it."""
+    """Return the source with what its server announces about the file, and a short identifier of that version."""
     with send("HEAD", source) as response:
         raise_for_status(response, source)
         size, etag = announced_size(response), response.headers.get("ETag")
@@ -192,8 +191,8 @@ def _announced(source: Source) -> tuple[Source, str]:
         except binascii.Error:
             md5 = None
     if source.size is not None and size not in (None, source.size):
-        raise DamagedError(f"{source.what} has {size} bytes at {source.url}, where {source.size} are right.")
-    # What is published is known better than what a server says.
+        raise DamagedError(f"{source.what} has {size} bytes at {source.url} instead of {source.size}.")
+    # Published values take precedence over what the server says.
     source = dataclasses.replace(
         source,
         size=size if source.size is None else source.size,

@@ -1,4 +1,8 @@
-"""A folder in OpenAI's layout: finding the checkpoint in it, and the settings that belong to the checkpoint."""
+"""Folders in OpenAI's layout: finding the checkpoint, and reading its settings.
+
+A folder holds `hparams.json`, a TensorFlow checkpoint `model.ckpt.*`, and optionally `checkpoint`, which names it
+(openai/gpt-2, download_model.py; book section 5.5).
+"""
 
 import re
 from collections.abc import Mapping
@@ -22,11 +26,11 @@ _FIELDS = {
 
 
 def find_checkpoint(folder: Path) -> Path | None:
-    """The prefix of OpenAI's checkpoint in a folder, in `<size>/` below it or in `<size>/<size>/`; None if none is.
+    """Return the prefix of OpenAI's checkpoint in a folder or in its subfolder `<size>/` or `<size>/<size>/`, or None.
 
     Args:
-        folder: Where to look. Sizes are 124M, 355M, 774M and 1558M; where several lie below it, the one that the
-            folder itself is named for is taken.
+        folder: The folder to search. Sizes are 124M, 355M, 774M and 1558M. If several sizes are below the folder, the
+            one with the folder's own name is taken.
 
     Raises:
         ValueError: There are several checkpoints; the message lists them.
@@ -51,10 +55,11 @@ def find_checkpoint(folder: Path) -> Path | None:
 
 
 def read_settings(prefix: Path) -> dict[str, Any]:
-    """The `hparams.json` beside a checkpoint; without one, what its tensors say, if they have a published shape.
+    """Return the settings in the `hparams.json` next to a checkpoint; without one, infer them from the tensors' shapes.
 
     Raises:
-        ValueError: The file is damaged, or there is none and the number of heads cannot be told.
+        ValueError: The file is damaged; or it is missing and the shapes are not those of a published size, so the
+            number of heads is unknown.
     """
     path = prefix.with_name(HPARAMS)
     if path.exists():
@@ -67,17 +72,17 @@ def read_settings(prefix: Path) -> dict[str, Any]:
             values = (wte[0], wpe[0], preset.emb_dim, preset.n_heads, preset.n_layers)
             return dict(zip(_FIELDS, values, strict=True))
     raise ValueError(
-        f"{path} does not exist, and the tensors of {prefix.name} (wte {wte}, {len(blocks)} blocks) have no published "
-        f"size's shape, so the number of heads is unknown; write it, with {', '.join(_FIELDS)}"
+        f"{path} does not exist, and the tensors of {prefix.name} (wte {wte}, {len(blocks)} blocks) do not have the "
+        f"shapes of a published size, so the number of heads is unknown; write the file, with {', '.join(_FIELDS)}"
     )
 
 
 def config_from_settings(settings: Mapping[str, Any], *, source: str = "settings") -> GPT2Config:
-    """The configuration that OpenAI's settings describe; keys beside the five are passed over.
+    """Return the configuration that OpenAI's settings describe; other keys than the five are ignored.
 
     Args:
         settings: `n_vocab`, `n_ctx`, `n_embd`, `n_head` and `n_layer`.
-        source: Where they are from, for messages.
+        source: The origin of the settings, for messages.
 
     Example:
         >>> settings = {"n_vocab": 50257, "n_ctx": 1024, "n_embd": 1024, "n_head": 16, "n_layer": 24}
@@ -93,7 +98,7 @@ def config_from_settings(settings: Mapping[str, Any], *, source: str = "settings
         return GPT2Config(**{ours: settings[theirs] for theirs, ours in _FIELDS.items()})
     except ValueError as error:
         names = ", ".join(f"{theirs} {settings[theirs]!r}" for theirs in _FIELDS)
-        raise ValueError(f"{source} describes no GPT-2 ({names}): {error}") from error
+        raise ValueError(f"{source} does not describe a GPT-2 ({names}): {error}") from error
 
 
 def _prefix_in(folder: Path) -> Path | None:
@@ -102,7 +107,7 @@ def _prefix_in(folder: Path) -> Path | None:
     for name in (_named_by(folder / "checkpoint"), PREFIX):
         if name in prefixes:
             return folder / name
-    # Other tools, too, call a file an index.
+    # Other tools also use the suffix .index.
     prefixes = [name for name in prefixes if any(file.startswith(f"{name}.data-") for file in files)]
     if len(prefixes) > 1:
         raise ValueError(
@@ -113,7 +118,7 @@ def _prefix_in(folder: Path) -> Path | None:
 
 
 def _named_by(path: Path) -> str:
-    """The checkpoint that a file `checkpoint` names, without its folders: those are of the machine that wrote it."""
+    """Return the checkpoint named in a file `checkpoint`, without its folders, which are those of another machine."""
     if not path.is_file():
         return ""
     with path.open("rb") as file:

@@ -1,6 +1,5 @@
 """`gptclf.json`: what a saved model is beside its tensors, checked when it is read."""
 
-import logging
 from collections.abc import Mapping
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
@@ -11,8 +10,6 @@ from gptclf.gpt2.config import GPT2Config
 from gptclf.gpt2.model import GPT2
 from gptclf.preparation import Preparation
 from gptclf.tasks import Task, task_from_record
-
-logger = logging.getLogger(__name__)
 
 # The key under which every file of one save carries the same mark, so that a mixture of two saves is noticed.
 SAVE_MARK = "gptclf_save"
@@ -61,7 +58,7 @@ def write_record(model: GPT2, *, mark: str, originals: list[str], exported: bool
     except PackageNotFoundError:  # run from a source tree that is not installed
         made_by = "unknown"
     task, head = model.task.record(), model.head.record()
-    _check_labels(model.task, task)
+    model.task.check_saved()
     return {
         "format": _FORMAT,
         "gptclf_version": made_by,
@@ -78,20 +75,6 @@ def write_record(model: GPT2, *, mark: str, originals: list[str], exported: bool
         "originals": originals,
         "exported": exported,
     }
-
-
-def _check_labels(task: Task, record: Mapping[str, Any]) -> None:
-    """Raise if two labels would be one in the file; log those that will be text."""
-    saved: dict[str, Any] = {}
-    for label, written in zip(task.classes or [], record.get("classes", []), strict=False):
-        if repr(written) in saved:
-            raise ValueError(
-                f"the labels {saved[repr(written)]!r} and {label!r} would both be saved as {written!r}; train with "
-                "labels that are strings, numbers or tuples"
-            )
-        saved[repr(written)] = label
-        if isinstance(written, str) and not isinstance(label, str):
-            logger.warning("label %r (%s) is saved as the text %r", label, type(label).__name__, written)
 
 
 def read_record(values: Mapping[str, Any], *, source: Path) -> Record:

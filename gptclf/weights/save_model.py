@@ -21,9 +21,9 @@ from torch import Tensor
 from gptclf.checks import path, python_value
 from gptclf.files.atomic import Writer, text_writer, write_all
 from gptclf.files.safetensors_file import tensor_writer
+from gptclf.gpt2.freezing import policy_of
 from gptclf.gpt2.heads import Head
 from gptclf.gpt2.model import GPT2, check_gpt2
-from gptclf.gpt2.freezing import policy_of
 from gptclf.tokenizer.bpe import tokenizer_files
 from gptclf.weights.card import Card, is_our_card, model_card
 from gptclf.weights.folders import CONFIG, INDEX, TORCH_INDEX, TORCH_WEIGHTS, WEIGHTS
@@ -170,11 +170,12 @@ def _card(model: GPT2, **said: Any) -> Card:
     return Card(
         # Not the folder's name: equal models save equal files.
         name=model.task.title,
+        kind=model.task.record()["kind"],
         classes=model.classes,
         sizes=sizes,
         parameters=sum(p.numel() for p in model.parameters()),
         trained={name: p.numel() for name, p in model.named_parameters() if p.requires_grad},
-        pooling=getattr(head, "pooling", "last"),
+        pooling=getattr(head, "pooling", None),
         max_length=model.preparation.max_length,
         truncation=model.preparation.truncation,
         pad_to=model.preparation.pad_to,

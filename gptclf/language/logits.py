@@ -1,0 +1,48 @@
+"""Steps that generation and scoring share: token ids that a model has, and log-probabilities of single tokens."""
+
+import torch
+from torch import Tensor
+
+from gptclf.gpt2.model import GPT2
+from gptclf.gpt2.standard import is_standard
+from gptclf.tokenizer.tokens import Ids, ids_as_tensor
+
+# Hidden states whose logits are computed at once: V numbers for each.
+_LOGIT_ROWS = 256
+
+
+def has_standard_parts(gpt2: GPT2) -> bool:
+    """Return True if a language model may be computed part by part: standard modules throughout, and no hooks."""
+    parts = (*gpt2.blocks, gpt2.norm)
+    return gpt2.is_plain and all(map(is_standard, parts)) and gpt2.output_matrix is not None
+
+
+def rows_of_ids(gpt2: GPT2, ids: Ids) -> Tensor:
+    """Return ids (B, T) or (T,) as int64 (B, T) on the model's device.
+
+    Raises:
+        ValueError: If the model's vocabulary lacks an id.
+    """
+    rows = ids_as_tensor(ids)
+    rows = rows if rows.dim() == 2 else rows[None]
+    if rows.numel():
+        low, high = int(rows.min()), int(rows.max())
+        if low < 0 or high >= gpt2.config.vocab_size:
+            raise ValueError(
+                f"ids run from {low} to {high}, but the model's vocabulary has ids 0 to {gpt2.config.vocab_size - 1}; "
+                "encode the text with model.tokenizer"
+            )
+    return rows.to(gpt2.device)
+
+
+def candidate_log_probs(gpt2: GPT2, hidden: Tensor, candidates: Tensor) -> Tensor:
+    """Compute log-probabilities (N, K) of candidates (N, K) as the token after each hidden state (N, D), in float32."""
+    found = []
+    for some, ids in zip(torch.split(hidden, _LOGIT_ROWS), torch.split(candidates, _LOGIT_ROWS), strict=True):
+        found.append(picked_log_probs(gpt2.head.project(some), ids))
+    return torch.cat(found)
+
+
+def picked_log_probs(logits: Tensor, ids: Tensor) -> Tensor:
+    """Return the log-probabilities (N, K) that logits (N, V) give to ids (N, K)."""
+    return logits.gather(1, ids) - logits.logsumexp(dim=1, keepdim=True)
