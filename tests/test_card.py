@@ -8,6 +8,7 @@ from huggingface_hub import ModelCard
 from hypothesis import given
 from hypothesis import strategies as st
 
+from gptclf import ClassifierHead, NextToken, SingleLabel, Task
 from gptclf.weights.card import Card, is_our_card, model_card
 
 yaml = pytest.importorskip("yaml")
@@ -64,7 +65,21 @@ TEXTS = st.one_of(
 
 
 def card(**values: Any) -> Card:
-    return Card(**{"name": "spam", "classes": ["ham", "spam"], "exported": True, "parameters": 100, **values})
+    """A card, by default of a classifier; `classes` are the labels that it shows."""
+    task = values.pop("task", SingleLabel(["ham", "spam"]).card())
+    if "classes" in values:
+        task = dataclasses.replace(task, labels=values.pop("classes"))
+    return Card(**{"name": "spam", "task": task, "exported": True, "parameters": 100, **values})
+
+
+def looks_at(pooling: str) -> str:
+    return ClassifierHead(4, 2, pooling=pooling).looks_at
+
+
+class Distances(Task):
+    """A task of one's own."""
+
+    n_outputs = 1
 
 
 def hub_data(text: str) -> Any:
@@ -123,7 +138,7 @@ class TestMetadata:
         assert front(model_card(card(exported=False)))["library_name"] == "gptclf"
 
     def test_a_language_model_generates(self) -> None:
-        assert front(model_card(card(kind="next_token", classes=None)))["pipeline_tag"] == "text-generation"
+        assert front(model_card(card(task=NextToken(50).card())))["pipeline_tag"] == "text-generation"
 
     def test_what_is_not_known_is_left_out(self) -> None:
         assert set(front(model_card(card()))) == {"library_name", "pipeline_tag", "tags"}
@@ -208,10 +223,10 @@ class TestWhatItSays:
             ({"max_length": 1000, "truncation": "head"}, "longer than 1,000 tokens lose their beginning."),
             ({"truncation": "middle"}, "lose their middle."),
             ({"pad_to": 120, "max_length": 120}, "padded to 120 tokens with the end-of-text token"),
-            ({"pooling": "last"}, "The head looks at the last token."),
-            ({"pooling": "first"}, "The head looks at the first token."),
-            ({"pooling": "mean"}, "The head looks at the mean of all tokens."),
-            ({"pooling": "max"}, "The head looks at the largest value of each dimension over all tokens."),
+            ({"looks_at": looks_at("last")}, "The head looks at the last token."),
+            ({"looks_at": looks_at("first")}, "The head looks at the first token."),
+            ({"looks_at": looks_at("mean")}, "The head looks at the mean of all tokens."),
+            ({"looks_at": looks_at("max")}, "The head looks at the largest value of each dimension over all tokens."),
         ],
         ids=str,
     )
@@ -220,7 +235,7 @@ class TestWhatItSays:
 
     def test_transformers_are_promised_only_where_they_load_it(self) -> None:
         assert 'pipeline("text-classification"' in model_card(card())
-        assert 'pipeline("text-generation"' in model_card(card(kind="next_token", classes=None))
+        assert 'pipeline("text-generation"' in model_card(card(task=NextToken(50).card()))
         alone = model_card(card(exported=False))
         assert "pipeline(" not in alone
         assert "`transformers` cannot load it" in alone
@@ -241,7 +256,7 @@ class TestWhatItSays:
             assert "before 2018" not in model_card(card(base_model=base))
 
     def test_a_task_and_a_head_of_ones_own_are_described_without_guesses(self) -> None:
-        text = model_card(card(kind="Distances", classes=None, exported=False, metrics={"r": 0.5}, measured_on="x"))
+        text = model_card(card(task=Distances().card(), exported=False, metrics={"r": 0.5}, measured_on="x"))
         assert "A GPT-2 for the task `Distances`, with 100 parameters." in text
         assert "## Labels" not in text
         assert "The head looks at" not in text

@@ -14,6 +14,12 @@ from gptclf.gpt2.sharing import twin
 from gptclf.gpt2.standard import is_hooked, is_standard
 
 POOLINGS = ("last", "first", "mean", "max")
+_LOOKS_AT = {
+    "last": "the last token",
+    "first": "the first token",
+    "mean": "the mean of all tokens",
+    "max": "the largest value of each dimension over all tokens",
+}
 READS = ("all", "last", "first")
 
 
@@ -36,6 +42,11 @@ class Head(nn.Module):
 
     reads: str = "all"
     exported_as = ""  # The name of `output.weight` in Hugging Face's files.
+
+    @property
+    def looks_at(self) -> str:
+        """The tokens that it looks at, in a model card's words; "" if they are not known."""
+        return ""
 
     @property
     def is_fresh(self) -> bool:
@@ -144,6 +155,11 @@ class ClassifierHead(Head):
     def reads(self) -> str:  # type: ignore[override]
         """The pooled position; "all" for a subclass, whose `forward` may look elsewhere."""
         return self.pooling if self.pooling in READS and type(self) is ClassifierHead else "all"
+
+    @property
+    def looks_at(self) -> str:
+        """The pooled tokens; "" for a subclass."""
+        return _LOOKS_AT[self.pooling] if type(self) is ClassifierHead else ""
 
     @property
     def is_fresh(self) -> bool:

@@ -9,6 +9,7 @@ from torch.nn import functional as F
 
 from gptclf.checks import integer
 from gptclf.next_token_loss import hits_and_loss, next_token_loss
+from gptclf.tasks.card import TaskCard
 from gptclf.tasks.task import Predictor, Scored, Task
 
 
@@ -40,6 +41,16 @@ class NextToken(Task):
     def targets(self, labels: Sequence[Any]) -> NDArray[Any]:
         """Raise: a language model's targets are its own tokens."""
         raise TypeError("this is a language model; put a classifier head on it first: add_classifier_head(model, ...)")
+
+    def card(self) -> TaskCard:
+        """Describe a language model."""
+        return TaskCard(
+            pipeline="text-generation",
+            summary="A GPT-2 language model with",
+            ours="from gptclf import load_model\n\nmodel = load_model(FOLDER)",
+            theirs='generate = pipeline("text-generation", model=FOLDER)',
+            takes_texts=False,
+        )
 
     def exported(self) -> dict[str, Any]:
         """Return the name of the architecture in `transformers`."""

@@ -13,9 +13,9 @@ from torch.nn import functional as F
 
 from gptclf.checks import number, python_value
 from gptclf.metrics import confusion_matrix, per_class_scores
+from gptclf.tasks.card import TaskCard
 from gptclf.tasks.labels import check_classes, check_labels, index_labels, label_from_json, label_to_json
 from gptclf.tasks.task import Task
-
 
 logger = logging.getLogger(__name__)
 
@@ -185,6 +185,21 @@ class SingleLabel(Task):
             saved[repr(written)] = label
             if isinstance(written, str) and not isinstance(label, str):
                 logger.warning("label %r (%s) is saved as the text %r", label, type(label).__name__, written)
+
+    def card(self) -> TaskCard:
+        """Describe a classifier and its labels."""
+        return TaskCard(
+            pipeline="text-classification",
+            summary=f"A GPT-2 that puts a text into one of {self.n_outputs} classes, with",
+            ours="from gptclf import load_model, predict, predict_proba\n\n"
+            'model = load_model(FOLDER)\npredict(model, ["a text"])\npredict_proba(model, ["a text"])',
+            theirs='classify = pipeline("text-classification", model=FOLDER)\nclassify(["a text"])',
+            labels=self.classes,
+            limits=(
+                "It always answers with one of its classes, even for a text that belongs to none of them. Its "
+                "probabilities are not calibrated unless you have checked that they are.",
+            ),
+        )
 
     def exported(self) -> dict[str, Any]:
         """Return the classes under the names of `transformers`; labels of equal text are told apart by their repr."""

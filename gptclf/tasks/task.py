@@ -7,6 +7,8 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
+from gptclf.tasks.card import TaskCard
+
 
 class Predictor(Protocol):
     """What a task asks of a model or of the part of it that trains."""
@@ -25,8 +27,13 @@ class Predictor(Protocol):
 class Scored(Protocol):
     """Rows to measure, and the model that computes their outputs."""
 
-    model: Predictor
-    targets: Tensor
+    @property
+    def model(self) -> Predictor:
+        """The model, in evaluation mode."""
+
+    @property
+    def targets(self) -> Tensor:
+        """The targets of all rows."""
 
     def outputs(self) -> Tensor:
         """Compute the outputs of all rows (N, n_outputs)."""
@@ -46,6 +53,7 @@ class Task:
         classes: The labels in the order of the outputs, or None if the task has no classes.
 
     Example:
+        >>> from gptclf import SingleLabel
         >>> task = SingleLabel(["ham", "spam"])
         >>> task.targets(["spam", "ham"]).tolist(), task.n_outputs
         ([1, 0], 2)
@@ -135,6 +143,10 @@ class Task:
 
     def check_saved(self) -> None:
         """Raise if the task would not be the same after saving and loading."""
+
+    def card(self) -> TaskCard:
+        """Return what a model card says about the task."""
+        return TaskCard(summary=f"A GPT-2 for the task `{self.kind or type(self).__name__}`, with")
 
     def exported(self) -> dict[str, Any] | None:
         """Return what the task adds to a `config.json` of `transformers`, or None if it has no such task."""

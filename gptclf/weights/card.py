@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from gptclf.tasks.card import TaskCard
 from gptclf.weights.markup import markdown_cell, markdown_code, markdown_text, yaml_value
 
 # A card with this line was written by gptclf and may be overwritten.
@@ -25,14 +26,13 @@ class Card:
 
     Attributes:
         name: The title of the card.
-        kind: The kind of the model's task, as in `gptclf.json`: "single_label", "next_token", or a task of one's own.
-        classes: The labels in column order; None if the task has no classes.
+        task: What the model's task says.
         exported: Whether `transformers` can also load the folder.
         sizes: The sizes of the model by name, in order ("blocks": 12, ...).
         parameters: Total number of parameters.
         trained: Names of the trainable parameters, in order, with their sizes.
         policy: The policy that chose them, such as "last_block"; None if not known.
-        pooling: How the head pools the tokens of a text; None if not known.
+        looks_at: The tokens that the head looks at, such as "the last token"; "" if not known.
         max_length: Maximum number of tokens of a text; None for the whole context.
         truncation: The part that longer texts lose: their "tail", "head" or "middle".
         pad_to: Length to which texts are padded with end-of-text tokens that count as text; None for no padding.
@@ -45,14 +45,13 @@ class Card:
     """
 
     name: str
-    kind: str = "single_label"
-    classes: Sequence[Any] | None = None
+    task: TaskCard
     exported: bool
     sizes: Mapping[str, int] = field(default_factory=dict)
     parameters: int
     trained: Mapping[str, int] = field(default_factory=dict)
     policy: str | None = None
-    pooling: str | None = None
+    looks_at: str = ""
     max_length: int | None = None
     truncation: str = "tail"
     pad_to: int | None = None
@@ -64,50 +63,6 @@ class Card:
     license: str | None = None
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Use:
-    """What a card says about the models of one kind of task: texts, and code in which FOLDER is the model's folder."""
-
-    pipeline: str | None
-    summary: str
-    ours: str
-    theirs: str
-    takes_texts: bool
-    limits: tuple[str, ...]
-
-
-_USES = {
-    "single_label": _Use(
-        pipeline="text-classification",
-        summary="A GPT-2 that puts a text into one of {n_classes} classes, with",
-        ours="from gptclf import load_model, predict, predict_proba\n\n"
-        'model = load_model(FOLDER)\npredict(model, ["a text"])\npredict_proba(model, ["a text"])',
-        theirs='classify = pipeline("text-classification", model=FOLDER)\nclassify(["a text"])',
-        takes_texts=True,
-        limits=(
-            "It always answers with one of its classes, even for a text that belongs to none of them. Its "
-            "probabilities are not calibrated unless you have checked that they are.",
-        ),
-    ),
-    "next_token": _Use(
-        pipeline="text-generation",
-        summary="A GPT-2 language model with",
-        ours="from gptclf import load_model\n\nmodel = load_model(FOLDER)",
-        theirs='generate = pipeline("text-generation", model=FOLDER)',
-        takes_texts=False,
-        limits=(),
-    ),
-}
-_OTHER_USE = _Use(
-    pipeline=None,
-    summary="A GPT-2 for the task {kind}, with",
-    ours='from gptclf import load_model, predict\n\nmodel = load_model(FOLDER)\npredict(model, ["a text"])',
-    theirs="",
-    takes_texts=True,
-    limits=(),
-)
-
-
 def is_our_card(text: str) -> bool:
     """Return True if gptclf wrote this README.md and its marker line is still there."""
     return CARD_MARK in text
@@ -117,7 +72,9 @@ def model_card(card: Card) -> str:
     """Return the README.md of a saved model.
 
     Example:
-        >>> text = model_card(Card(name="spam", classes=["ham", "spam"], exported=True, parameters=10))
+        >>> from gptclf import SingleLabel
+        >>> task = SingleLabel(["ham", "spam"]).card()
+        >>> text = model_card(Card(name="spam", task=task, exported=True, parameters=10))
         >>> text.splitlines()[1:3]
         ['library_name: "transformers"', 'pipeline_tag: "text-classification"']
     """
@@ -137,14 +94,10 @@ def model_card(card: Card) -> str:
     return f"---\n{front}---\n\n" + "\n\n".join(section for section in sections if section) + "\n"
 
 
-def _use(card: Card) -> _Use:
-    return _USES.get(card.kind, _OTHER_USE)
-
-
 def _metadata(card: Card) -> dict[str, Any]:
     values: dict[str, Any] = {
         "library_name": "transformers" if card.exported else "gptclf",
-        "pipeline_tag": _use(card).pipeline,
+        "pipeline_tag": card.task.pipeline,
         "license": card.license,
         # Only hub names: the hub accepts nothing else, and local paths are private.
         "base_model": card.base_model if card.base_model and _HUB_NAME.fullmatch(card.base_model) else None,
@@ -158,7 +111,7 @@ def _metadata(card: Card) -> dict[str, Any]:
                 "name": card.name,
                 "results": [
                     {
-                        "task": {"type": _use(card).pipeline or "other"},
+                        "task": {"type": card.task.pipeline or "other"},
                         "dataset": {"name": card.measured_on, "type": (*card.datasets, card.measured_on)[0]},
                         "metrics": [{"type": name, "value": float(value)} for name, value in card.metrics.items()],
                     }
@@ -172,17 +125,17 @@ def _summary(card: Card) -> str:
     sizes = ", ".join(f"{value:,} {markdown_text(name)}" for name, value in card.sizes.items())
     shape = f"{card.parameters:,} parameters{f' ({sizes})' if sizes else ''}"
     base = f", fine-tuned from {markdown_code(card.base_model)}" if card.base_model else ""
-    summary = _use(card).summary.format(n_classes=len(card.classes or ()), kind=markdown_code(card.kind))
-    return f"{summary} {shape}{base}."
+    return f"{card.task.summary} {shape}{base}."
 
 
 def _labels(card: Card) -> str:
-    if not card.classes:
+    labels = card.task.labels
+    if not labels:
         return ""
-    texts = all(isinstance(label, str) for label in card.classes)
-    shown = [label if texts else repr(label) for label in card.classes[:_LONGEST_LIST]]
+    texts = all(isinstance(label, str) for label in labels)
+    shown = [label if texts else repr(label) for label in labels[:_LONGEST_LIST]]
     lines = [f"{i}. {markdown_code(label)}" for i, label in enumerate(shown)]
-    more = len(card.classes) - len(lines)
+    more = len(labels) - len(lines)
     lines += [f"\nand {more:,} more, in `gptclf.json`."] if more else []
     return "## Labels\n\nIn the order of the columns of `predict_proba`:\n\n" + "\n".join(lines)
 
@@ -210,15 +163,9 @@ def _policy(card: Card) -> str:
 
 
 def _preparation(card: Card) -> str:
-    if not _use(card).takes_texts:
+    if not card.task.takes_texts:
         return ""
     lost = {"tail": "their end", "head": "their beginning", "middle": "their middle"}[card.truncation]
-    pooled = {
-        "last": "the last token",
-        "first": "the first token",
-        "mean": "the mean of all tokens",
-        "max": "the largest value of each dimension over all tokens",
-    }
     longest = f"{card.max_length:,} tokens" if card.max_length else "the model's context"
     filled = (
         f"Texts are padded to {card.pad_to:,} tokens with the end-of-text token, which counts as part of the text "
@@ -226,11 +173,11 @@ def _preparation(card: Card) -> str:
         if card.pad_to
         else "Texts are not padded to a fixed length; padding within a batch cannot change an answer."
     )
-    where = pooled.get(card.pooling or "")
     return (
         "## How texts are prepared\n\n"
         "GPT-2's byte-level BPE, no special tokens. "
-        f"Texts longer than {longest} lose {lost}. {filled}" + (f" The head looks at {where}." if where else "")
+        f"Texts longer than {longest} lose {lost}. {filled}"
+        + (f" The head looks at {card.looks_at}." if card.looks_at else "")
     )
 
 
@@ -243,7 +190,7 @@ def _metrics(card: Card) -> str:
 
 
 def _usage(card: Card) -> str:
-    use = _use(card)
+    use = card.task
     text = f"## How to load it\n\n{_python(use.ours)}"
     if not (card.exported and use.theirs):
         return text + "\n\n`transformers` cannot load it: its GPT-2 has no such head."
@@ -265,4 +212,4 @@ def _limits(card: Card) -> str:
     known = "It carries the biases of its training data, and may be confidently wrong about texts unlike those."
     if (card.base_model or "").startswith("openai-community/"):
         known = "OpenAI trained GPT-2 on English web pages from before 2018. " + known
-    return "## Limits\n\n" + "\n\n".join((known, *_use(card).limits))
+    return "## Limits\n\n" + "\n\n".join((known, *card.task.limits))

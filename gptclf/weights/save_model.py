@@ -164,18 +164,17 @@ def _may_write_card(path: Path) -> bool:
 
 
 def _card(model: GPT2, **said: Any) -> Card:
-    config, head = model.config, model.head
+    config = model.config
     sizes = {"blocks": config.n_layers, "wide": config.emb_dim, "heads": config.n_heads}
     sizes |= {"tokens of context": config.context_length, "tokens in the vocabulary": config.vocab_size}
     return Card(
         # Not the folder's name: equal models save equal files.
         name=model.task.title,
-        kind=model.task.record()["kind"],
-        classes=model.classes,
+        task=model.task.card(),
         sizes=sizes,
         parameters=sum(p.numel() for p in model.parameters()),
         trained={name: p.numel() for name, p in model.named_parameters() if p.requires_grad},
-        pooling=getattr(head, "pooling", None),
+        looks_at=model.head.looks_at,
         max_length=model.preparation.max_length,
         truncation=model.preparation.truncation,
         pad_to=model.preparation.pad_to,
