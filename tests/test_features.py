@@ -184,7 +184,9 @@ def test_a_saved_model_trained_on_features_is_whole(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("trainable", ["head", "last_block"])
-def test_each_distinct_text_goes_through_the_frozen_blocks_once_however_many_epochs(trainable: str, counted: Counted) -> None:
+def test_each_distinct_text_goes_through_the_frozen_blocks_once_however_many_epochs(
+    trainable: str, counted: Counted
+) -> None:
     for epochs in (1, 4):
         clear_features()
         clf = classifier(trainable)

@@ -110,7 +110,7 @@ def on_disk(identity: str, folder: Path, missing: Callable[[FeatureStore], int],
 
 
 def check_cache(cache_dir: str | Path | None, cache_limit: float = DISK_LIMIT) -> Path | None:
-    """Return the folder for features, or raise if it or its limit is not what it can be."""
+    """Return the folder for features, or None; raise if the folder or the limit cannot be used."""
     if not checks.number("cache_limit", cache_limit) > 0:
         raise ValueError(f"cache_limit is {cache_limit!r}; it must be a positive number of bytes, such as 50e9")
     if cache_dir is None:

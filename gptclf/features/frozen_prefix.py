@@ -1,8 +1,8 @@
-"""The frozen prefix: which stages it takes in, what determines its result, and computing it once per text.
+"""The frozen prefix: its stages, what determines its result, and computing it once per text.
 
 `learner.Learner` is the rest of the model. Features are computed in chunks of rows sorted by length. Within a chunk
-all rows go through a block before the next block is touched, so one block's weights are at work at a time: a model
-whose weights are memory-mapped runs in the memory of one block.
+all rows go through one block before the next one is touched, so a model whose weights are memory-mapped needs the
+memory of one block.
 """
 
 import hashlib
@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from gptclf.features.store import FeatureStore, distinct, text_key
-from gptclf.gpt2.arithmetic import Arithmetic, piece_size, evaluating
+from gptclf.gpt2.arithmetic import Arithmetic, evaluating, piece_size
 from gptclf.gpt2.heads import reads_of
 from gptclf.gpt2.model import GPT2
 from gptclf.gpt2.packed import advance, at_position, chunks_of, embed, row_groups
@@ -26,7 +26,7 @@ from gptclf.gpt2.stages import frozen_depth, stages
 from gptclf.gpt2.standard import described, is_standard
 from gptclf.metrics import check_finite
 
-# Raised whenever features or their address would differ from those of an earlier version.
+# Increased whenever features or their address would differ from those of an earlier version.
 _VERSION = 2
 
 
@@ -36,7 +36,7 @@ class NoPrefix:
 
     Attributes:
         reason: A sentence.
-        notable: Whether blocks are frozen, so that the user would expect reuse.
+        notable: Whether the user would expect reuse, because blocks are frozen.
     """
 
     reason: str
@@ -49,8 +49,8 @@ class FrozenPrefix:
 
     Attributes:
         model: The whole model.
-        depth: How many stages it takes in.
-        arithmetic: That of its matrix products.
+        depth: Number of stages in it.
+        arithmetic: The arithmetic of its matrix products.
     """
 
     model: GPT2

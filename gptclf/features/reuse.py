@@ -25,10 +25,10 @@ logger = logging.getLogger(__name__)
 
 
 class Features(NamedTuple):
-    """What a learner eats.
+    """The inputs of a learner.
 
     Attributes:
-        depth: Number of stages that the rows are behind: a `Learner(model, depth)` takes them.
+        depth: Number of stages that are already computed: the rows are the inputs of `Learner(model, depth)`.
         rows: For each data set its features, or with depth 0 the data set itself.
     """
 
@@ -47,11 +47,11 @@ def features_of(
     spill: bool = True,
     progress: bool = False,
 ) -> Iterator[Features]:
-    """Give each data set's features behind the frozen prefix, or the data sets themselves if nothing can be reused.
+    """Provide the features of each data set after the frozen prefix, or the data sets if nothing can be reused.
 
-    Missing features are computed, after saying how long that takes and what it keeps. They stay in memory if there is
-    room, else in `cache_dir`, else in a temporary folder that is deleted at the end of the block. Why nothing is
-    reused is logged.
+    Missing features are computed, after an estimate of the time and memory that this takes. They are kept in
+    `cache_dir` if it is given, else in memory if there is room, else in a temporary folder that is deleted at the end
+    of the block. If nothing can be reused although blocks are frozen, the reason is logged.
 
     Args:
         model: A classifier or language model.
@@ -87,7 +87,7 @@ def features_of(
 
 
 def kept_features(model: GPT2, dataset: TokenRows, *, precision: str, cache_dir: Path | None = None) -> Features:
-    """Return a data set's features, the missing ones computed if there is room; else the data set itself."""
+    """Return a data set's features, computing missing ones, or the data set itself if there is no room for them."""
     if isinstance(prefix_of(model, precision), NoPrefix):
         return Features(0, [dataset])
     try:

@@ -36,13 +36,13 @@ _ABANDONED_SECONDS = 3600
 
 
 def text_key(ids: NDArray[np.int32]) -> bytes:
-    """The address of a text: a digest of its token ids."""
+    """Return the address of a text: a digest of its token ids."""
     return hashlib.blake2b(np.ascontiguousarray(ids, dtype="<i4").tobytes(), digest_size=_KEY_BYTES).digest()
 
 
 @dataclass(frozen=True)
 class StoredRow:
-    """Where one text's features stand: positions `start` to `start + length` of a segment."""
+    """The place of one text's features: positions `start` to `start + length` of a segment."""
 
     segment: Tensor
     start: int
@@ -74,7 +74,7 @@ class FeatureStore:
                 if time.time() - modified(path) > _ABANDONED_SECONDS:  # of a run that was killed
                     unlink(path)
             with suppress(OSError):  # a cache that may only be read
-                os.utime(self.folder)  # the prefix used last is the last to be given up
+                os.utime(self.folder)  # prefixes are deleted in the order of their last use
 
     def __len__(self) -> int:
         return len(self._rows)
@@ -104,9 +104,9 @@ class FeatureStore:
         except OSError as error:
             raise OSError(
                 error.errno or errno.EIO,
-                f"could not keep {values.nbytes / 1e6:.0f} MB of features in {self.folder} ({error}). What was kept "
-                "before is whole, and the next run goes on from it: free space there, name another cache_dir, or give "
-                "reuse_frozen=False",
+                f"could not keep {values.nbytes / 1e6:.0f} MB of features in {self.folder} ({error}). Features "
+                "kept before are intact, and the next run continues from them. Free some space there, give another "
+                "cache_dir, or give reuse_frozen=False",
             ) from error
         self._open(path)
         if any(key not in self for key in keys):  # another process made room by deleting it already
@@ -134,7 +134,7 @@ class FeatureStore:
 
 
 def distinct(keys: Iterable[bytes]) -> dict[bytes, int]:
-    """Each key once, in order of its first row, with that row's number."""
+    """Return each distinct key with the number of its first row, in that order."""
     first: dict[bytes, int] = {}
     for row, key in enumerate(keys):
         first.setdefault(key, row)
@@ -142,7 +142,7 @@ def distinct(keys: Iterable[bytes]) -> dict[bytes, int]:
 
 
 def _digest(tensors: Mapping[str, Tensor]) -> str:
-    """A digest of a segment's tensors, their shapes and types."""
+    """Return a digest of a segment's tensors, their shapes and types."""
     digest = hashlib.sha256()
     for name in ("keys", "lengths", "values"):
         tensor = tensors[name].contiguous()
@@ -151,11 +151,11 @@ def _digest(tensors: Mapping[str, Tensor]) -> str:
     return digest.hexdigest()
 
 
-# Another process may delete at any moment what this one has just listed.
+# Another process may delete a file that this one has just listed.
 
 
 def file_size(path: Path) -> int:
-    """Return a file's size, 0 if it is gone."""
+    """Return a file's size, 0 if it is missing."""
     try:
         return path.stat().st_size
     except OSError:
@@ -163,7 +163,7 @@ def file_size(path: Path) -> int:
 
 
 def modified(path: Path) -> float:
-    """Return when a file was changed, 0 if it is gone."""
+    """Return when a file was changed, 0 if it is missing."""
     try:
         return path.stat().st_mtime
     except OSError:

@@ -1,4 +1,4 @@
-"""Reading a local folder of weights: `config.json` and safetensors or PyTorch files, whole or sharded."""
+"""Reading a local folder of weights: `config.json`, and safetensors or PyTorch files, in one piece or sharded."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -14,13 +14,13 @@ from gptclf.weights.guess import guess_from_files
 CONFIG = "config.json"
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
-# What transformers wrote before safetensors, and its index.
+# The files that transformers wrote before it used safetensors.
 TORCH_WEIGHTS = "pytorch_model.bin"
 TORCH_INDEX = "pytorch_model.bin.index.json"
 
 
 def read_config(path: Path) -> dict[str, Any]:
-    """Return the JSON object in a folder's configuration file; if it is missing, guess what the folder holds."""
+    """Return the JSON object in a folder's configuration file. If missing, the error guesses what the folder is."""
     try:
         return read_json(path)
     except FileNotFoundError as error:
@@ -28,7 +28,7 @@ def read_config(path: Path) -> dict[str, Any]:
 
 
 def shard_names(index: dict[str, Any], source: Path) -> list[str]:
-    """Return the file names in the index of a sharded model; none may lead out of its folder."""
+    """Return the file names in the index of a sharded model; each must be in the same folder."""
     weight_map = index.get("weight_map")
     if not isinstance(weight_map, dict) or not weight_map:
         raise ValueError(f"{source} has no weight_map; it is not the index of a sharded model")
@@ -42,7 +42,7 @@ def shard_names(index: dict[str, Any], source: Path) -> list[str]:
 def read_weights(folder: Path) -> dict[str, Tensor]:
     """Return all tensors of a folder, memory-mapped, without the prefixes of compiled or wrapped modules.
 
-    Safetensors are preferred to PyTorch's files if both are there.
+    Safetensors are preferred if the folder also holds PyTorch's files.
     """
     readers: dict[str, Callable[[Path], dict[str, Tensor]]] = {
         WEIGHTS: lambda path: read_safetensors(path)[0],

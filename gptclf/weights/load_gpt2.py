@@ -1,4 +1,4 @@
-"""`load_gpt2`: a language model from a name, files or a configuration."""
+"""`load_gpt2`: loads a language model by name, from files or from a configuration."""
 
 import functools
 import logging
@@ -59,28 +59,28 @@ def load_gpt2(
             with the package), a hub repository "owner/name", a local folder (a folder wins over a name and says so):
             Hugging Face's layout or OpenAI's TensorFlow checkpoint; a file of the book's `GPTModel` (.pth), or a
             `GPT2Config`.
-        weights: "pretrained", or "random" for GPT-2's initialisation from `seed` (then a name or folder only gives
-            the shape).
+        weights: "pretrained", or "random" for GPT-2's initialisation from `seed`; then a name or folder only gives
+            the shape.
         seed: Seed of random weights; None draws one from torch's global generator.
-        dropout: Dropout probability everywhere GPT-2 has it, in training mode. None is 0, or what a `GPT2Config` or
-            `settings` say.
-        device: Where the model goes; None is the CPU.
+        dropout: Dropout probability in training mode, everywhere GPT-2 has dropout. None is 0, or the value in a
+            `GPT2Config` or in `settings`.
+        device: The model's device; None is the CPU.
         revision: Branch, tag or commit of a hub repository; None is "main".
         cache_dir: The hub cache to use instead of Hugging Face's own.
-        tokenizer: Used instead of the one that belongs to the weights, which is otherwise found on first use.
-        params: OpenAI's parameters as `load_gpt2_params_from_tf_ckpt` or the book's reader returns them, in place of
+        tokenizer: Replaces the tokenizer that belongs to the weights, which is otherwise found on first use.
+        params: OpenAI's parameters as `load_gpt2_params_from_tf_ckpt` or the book's reader returns them, instead of
             `name`.
-        settings: What `params` come with, or what a file's tensors do not say (the number of heads): OpenAI's
+        settings: The settings that belong to `params`, or that a file does not store (the number of heads): OpenAI's
             hparams, the book's configuration dictionary, or a `GPT2Config`.
-        verify: Whether every tensor of a TensorFlow checkpoint is compared with its checksum.
+        verify: Whether to compare every tensor of a TensorFlow checkpoint with its checksum.
 
     Returns:
-        The model, all of it frozen. Weights are memory-mapped where they can be, so loading reads little.
+        The model, with all parameters frozen. Weights are memory-mapped if possible, so loading reads little.
 
     Raises:
-        FileNotFoundError: No such folder, repository or file.
-        ValueError: The weights are not this GPT-2; the message lists the differences.
-        ConnectionError: The hub cannot be reached and the files are not cached; the message says what to put where.
+        FileNotFoundError: The folder, repository or file does not exist.
+        ValueError: The weights do not fit this GPT-2; the message lists the differences.
+        ConnectionError: The hub cannot be reached and the files are not cached; the message says where to put them.
 
     Example:
         >>> load_gpt2("nano").config.n_layers
@@ -121,7 +121,7 @@ def load_gpt2(
 
 def _check_shape_alone(settings: Settings | None, pretrained: bool) -> None:
     if settings is not None:
-        raise ValueError("settings= goes with params= or a file; a GPT2Config says everything itself")
+        raise ValueError("settings= goes with params= or a file; a GPT2Config is complete without it")
     if pretrained:
         raise ValueError("a GPT2Config has no pretrained weights; give weights='random', or a name or a folder")
 
@@ -139,13 +139,13 @@ def _place_of(name: str | Path, revision: str | None, settings: Settings | None)
 
 def _random(config: GPT2Config, name: object, seed: int | None) -> GPT2:
     model = GPT2(config, device="meta").to_empty(device="cpu")
-    # The seed is drawn here, not in GPT2(), so that it can be logged.
+    # Drawn here, not in GPT2(), so that the seed can be logged.
     logger.info("random weights for %s from seed %d", name, initialise(model, config, seed))
     return model.requires_grad_(False)
 
 
 def _tokenizer_folder(place: Path | None) -> Path | None:
-    """Return the folder in which the tokenizer's files are if they are beside the weights."""
+    """Return the folder that holds the tokenizer's files if they are beside the weights."""
     if place is None or (place.is_dir() and (place / CONFIG).is_file()):
         return place
     if place.is_file():
@@ -167,10 +167,10 @@ def _open(place: Path, settings: Settings | None, verify: bool, *, with_weights:
     if (place / HPARAMS).is_file() and not (place / CONFIG).is_file():
         raise FileNotFoundError(
             f"{place} holds {HPARAMS} but no model.ckpt.index: OpenAI's TensorFlow checkpoint is not whole. "
-            "download_openai_checkpoint fetches what is missing"
+            "download_openai_checkpoint fetches the missing files"
         )
     if (place / OURS).is_file() and not (place / CONFIG).is_file():
-        raise ValueError(f"{place} holds a model in gptclf's own layout alone; load it with load_model")
+        raise ValueError(f"{place} holds a model in gptclf's own layout only; load it with load_model")
     config, _ = read_hugging_face_config(place)
     return open_hugging_face(place, shapes_of(config), config) if with_weights else Opened(config, {})
 
@@ -190,7 +190,7 @@ def _config_of(path: Path, settings: Settings | None) -> GPT2Config:
     beside = path.with_name(CONFIG)
     if settings is not None and not beside.is_file():
         return config_from(settings)
-    # Only the file was named, but it is in a folder of Hugging Face's.
+    # Only the file was named, but its folder is in Hugging Face's layout.
     config, _ = read_hugging_face_config(path.parent)
     if settings is not None and config_from(settings).replace(drop_rate=config.drop_rate) != config:
         raise ValueError(f"settings= and {beside} say different things; leave settings out, or move the file")

@@ -1,4 +1,4 @@
-"""`load_model`: what `save_model`, `transformers` or the book's code saved, from a folder, a file or the hub."""
+"""`load_model`: loads a model that `save_model`, `transformers` or the book's code saved, also from the hub."""
 
 import functools
 from collections.abc import Iterable
@@ -55,27 +55,27 @@ def load_model(
     head: HeadSource | None = None,
     task: Task | None = None,
 ) -> GPT2:
-    """Read back what `save_model` wrote, bit for bit, or a classifier that `transformers` or the book's code saved.
+    """Load a model that `save_model` wrote, bit for bit, or a classifier that `transformers` or the book's code saved.
 
     Args:
-        folder: The folder; a hub repository "owner/name" that holds one; or a file of the book's classifier (.pth).
-            The book's reads the last column of rows filled up to one length: set
+        folder: A folder, a hub repository "owner/name", or a file of the book's classifier (.pth). The book's
+            classifier reads the last column of rows that are padded to one length: set
             `model.preparation = Preparation(pad_to=...)` to that length.
-        device: Where the model goes; None is the CPU.
-        classes: The labels of a file, which has none; None means 0 to C-1.
-        settings: What a file's tensors do not say, as in `load_gpt2`.
+        device: The model's device; None is the CPU.
+        classes: The labels for a file, which stores none; None means 0 to C-1.
+        settings: The settings that a file does not store, as in `load_gpt2`.
         revision: Branch, tag or commit of a hub repository; None is "main".
         cache_dir: The hub cache to use instead of Hugging Face's own.
-        head: The head of your own that the model was saved with: its class, called with the trunk's width and the
-            number of outputs, or a head to be filled.
-        task: The task of your own that the model was saved with.
+        head: The class of your own head, if the model was saved with one; it is called with the trunk's width and the
+            number of outputs. A head object is also accepted; the saved tensors replace its own.
+        task: Your own task, if the model was saved with one.
 
     Returns:
-        The model in eval mode. Its trainable parameters are those that were trainable when it was saved; a
-        foreign classifier trains its last block.
+        The model in eval mode. The parameters that were trainable when it was saved are trainable again; of a
+        classifier that gptclf did not save, the last block is.
 
     Raises:
-        FileNotFoundError: No such folder, or a file of it is missing.
+        FileNotFoundError: The folder or one of its files is missing.
         ValueError: A file is damaged, files of two saves are mixed, or the folder holds something else.
     """
     source, repo = checks.path("folder", folder), None
@@ -102,15 +102,15 @@ def load_model(
     beside = source.parent if source.is_file() else source
     find = functools.partial(find_tokenizer, beside, repo, revision, cache_dir, model.config.vocab_size)
     model.tokenizer_source = find
-    with suppress(ValueError):  # a damaged one is an error once it is used
+    with suppress(ValueError):  # a damaged tokenizer is an error when it is used
         tokenizer = read_tokenizer(beside)
-        if tokenizer is not None:  # now: the folder may be gone later, or hold another model
+        if tokenizer is not None:  # read now, as the folder may change or disappear
             model.tokenizer = tokenizer
     return model
 
 
 def _fetch_model(repo: str, revision: str | None, cache_dir: str | Path | None) -> Path:
-    """Return the cache folder that holds a repository's classifier, ours or one that transformers saved."""
+    """Return the cache folder with a repository's classifier, saved by gptclf or by transformers."""
     ours = cached_file(repo, OURS, revision=revision, cache_dir=cache_dir)
     if ours is None and not is_cached(repo, revision, cache_dir):
         ours = fetch_optional(repo, OURS, revision, cache_dir)
@@ -125,7 +125,9 @@ def _fetch_model(repo: str, revision: str | None, cache_dir: str | Path | None) 
 def _load_book(path: Path, classes: Iterable[Any] | None, settings: Settings | None) -> GPT2:
     tensors = read_file(path)
     if not is_book(tensors):
-        raise ValueError(f"{path} does not hold a model of the book's; give the folder with the file and its {CONFIG}")
+        raise ValueError(
+            f"{path} does not hold a model of the book's; give the folder that holds the file and its {CONFIG}"
+        )
     config, ours, n_classes = read_book(tensors, book_settings(settings), source=str(path))
     if n_classes is None:
         raise ValueError(f"{path} holds a language model; load it with load_gpt2")
@@ -215,7 +217,10 @@ def _load_theirs(source: Path) -> GPT2:
         raise ValueError(f"{source} does not hold a classifier (no score.weight); load a language model with load_gpt2")
     labels = values.get("id2label") or {str(i): f"LABEL_{i}" for i in range(len(score))}
     if not isinstance(labels, dict) or set(labels) != {str(i) for i in range(len(score))}:
-        raise ValueError(f"{source}: id2label is {labels!r}, but score.weight has {len(score)} rows: 0 to that less 1")
+        raise ValueError(
+            f"{source}: id2label is {labels!r}, but score.weight has {len(score)} rows; its keys must be 0 to "
+            f"{len(score) - 1}"
+        )
     task = SingleLabel([labels[str(i)] for i in range(len(score))])
     head = ClassifierHead(config.emb_dim, len(score), bias=False)
     model = build(open_hugging_face(source, shapes_of(config, task=task, head=head), config), task=task, head=head)
@@ -224,10 +229,10 @@ def _load_theirs(source: Path) -> GPT2:
 
 
 def _copy_last_block_contiguously(model: GPT2) -> None:
-    """Copy the last block's transposed views on the file into the layout that fresh weights have.
+    """Copy the last block, whose matrices are transposed views on the file, into the layout of fresh weights.
 
-    Products of a few rows, as that block computes at the position the head looks at, round differently in another
-    layout: a reloaded model would answer in other last bits than the one that was saved.
+    That block multiplies few rows, those at the position that the head reads, and such products round differently in
+    another layout: without the copy a reloaded model's answers would differ from the saved one's in the last bits.
     """
     last = f"trunk.blocks.{model.config.n_layers - 1}."
     own_parameters(model, {name for name, _ in model.named_parameters() if name.startswith(last)})

@@ -1,4 +1,4 @@
-"""`Opened`: what every source of weights comes to, and the one way from there to a model."""
+"""`Opened`: a configuration and tensors, as every source of weights gives them, and building a model from them."""
 
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
@@ -21,19 +21,19 @@ Settings = GPT2Config | Mapping[str, Any]
 
 @dataclass(frozen=True)
 class Opened:
-    """A model's configuration and its tensors under gptclf's names, memory-mapped if they can be."""
+    """A model's configuration, and its tensors under gptclf's names, memory-mapped if possible."""
 
     config: GPT2Config
     tensors: Mapping[str, Tensor]
 
 
 def build(opened: Opened, *, task: Task | None = None, head: Head | None = None) -> GPT2:
-    """Build a model over tensors that stay their file's or their caller's, frozen.
+    """Build a frozen model over tensors that still belong to their file or caller.
 
     Args:
         opened: Configuration and tensors.
-        task: What the model predicts; None is the next token.
-        head: The head if it is not the standard one; None makes one.
+        task: The model's task; None is to predict the next token.
+        head: The head; None makes the standard one.
     """
     if task is not None:
         task.check_outputs()
@@ -41,7 +41,7 @@ def build(opened: Opened, *, task: Task | None = None, head: Head | None = None)
     names = {name for name, _ in model.named_parameters()}
     fill(model, {name: tensor for name, tensor in opened.tensors.items() if name in names})
     buffers = {name: tensor for name, tensor in opened.tensors.items() if name not in names}
-    if buffers:  # of a head of the user's
+    if buffers:  # of a user's head
         model.load_state_dict(buffers, strict=False)
     return model.requires_grad_(False)
 
@@ -60,7 +60,7 @@ def open_hugging_face(
         folder: The folder.
         shapes: The shapes that the model's parameters must have.
         config: The model's configuration.
-        without: Parameters that the layout cannot hold; the caller has them.
+        without: Names of parameters that the caller takes from elsewhere, because the layout cannot hold them.
     """
     tensors = read_weights(folder)
     return Opened(config, from_hugging_face(tensors, shapes, config.n_layers, source=str(folder), without=without))
@@ -82,5 +82,5 @@ def config_from(settings: Settings) -> GPT2Config:
 
 
 def book_settings(settings: Settings | None) -> Settings | None:
-    """Return settings under the book's keys, of which some may be missing."""
+    """Return settings under the book's keys, some of which may be missing."""
     return config_from(settings) if isinstance(settings, Mapping) and "n_embd" in settings else settings

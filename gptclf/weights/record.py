@@ -1,4 +1,4 @@
-"""`gptclf.json`: what a saved model is beside its tensors, checked when it is read."""
+"""`gptclf.json`: everything about a saved model but its tensors, checked when it is read."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -15,7 +15,7 @@ from gptclf.tasks import Task, task_from_record
 SAVE_MARK = "gptclf_save"
 _FORMAT = 1
 
-# The record itself, and the tensors that Hugging Face's format holds in another form, or not at all.
+# The record, and the tensors that Hugging Face's format holds in another form or not at all.
 OURS = "gptclf.json"
 ORIGINALS = "gptclf.safetensors"
 
@@ -30,8 +30,8 @@ class Record:
         head: The record of the head; None for a language model.
         preparation: How texts were prepared.
         base: Name of the published weights that the model started from.
-        mark: What every file of the same save carries.
-        originals: Tensors in our own file.
+        mark: The mark that every file of the same save carries.
+        originals: Names of the tensors in our own file.
         exported: Whether the folder is also in Hugging Face's layout.
         trainable: Names of the trainable parameters.
     """
@@ -65,7 +65,7 @@ def write_record(model: GPT2, *, mark: str, originals: list[str], exported: bool
         SAVE_MARK: mark,
         "config": model.config.to_dict(),
         "task": task,
-        # The classes stand here as well: earlier versions read them here.
+        # The classes are repeated here, where earlier versions read them.
         "head": None if head is None else {key: task[key] for key in ("classes",) if key in task} | head,
         "base": model.base,
         "max_length": model.preparation.max_length,
@@ -81,7 +81,7 @@ def read_record(values: Mapping[str, Any], *, source: Path) -> Record:
     """Return the record in a file's JSON object.
 
     Raises:
-        ValueError: Anything in it is missing or is not what it can be.
+        ValueError: A key is missing, or a value is not valid.
     """
     if values.get("format") != _FORMAT:
         raise ValueError(
@@ -92,7 +92,7 @@ def read_record(values: Mapping[str, Any], *, source: Path) -> Record:
         config = GPT2Config.from_dict(_get(values, "config", dict))
         head = _get(values, "head", dict, type(None))
         task = values.get("task")
-        if task is None:  # what versions before tasks wrote
+        if task is None:  # written by a version without tasks
             task = {"kind": "next_token", "n_outputs": config.vocab_size}
             task = task if head is None else {"kind": "single_label", "classes": _get(head, "classes", list)}
         if not isinstance(task, dict):

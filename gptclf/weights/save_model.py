@@ -1,11 +1,11 @@
-"""`save_model`: one folder that is at once ours and Hugging Face's.
+"""`save_model`: writes one folder that both gptclf and Hugging Face's libraries can load.
 
-    config.json, model.safetensors, tokenizer files     Hugging Face's; any tool that knows GPT-2 reads them
-    gptclf.json                                          what their format cannot say: labels of any type, pooling, ...
+    config.json, model.safetensors, tokenizer files     Hugging Face's layout, which any tool for GPT-2 reads
+    gptclf.json                                          what their format cannot hold: labels of any type, pooling, ...
     gptclf.safetensors                                   parameters that their format holds in another form
 
 `transformers`' classifier has no head bias, so a bias b = W d is folded into the final norm's shift, which becomes
-shift + d; the original of both lies in gptclf.safetensors, and our own reload is bit-equal.
+shift + d. The originals of both are in gptclf.safetensors, so that `load_model` restores the model bit for bit.
 """
 
 import hashlib
@@ -34,7 +34,7 @@ logger = logging.getLogger(__name__)
 
 CARD = "README.md"
 
-# Files of a model that somebody else made: ours would mix with them or hide them.
+# Files of a foreign model, which a save would replace or mix with its own.
 _MODEL_FILES = (
     CONFIG,
     WEIGHTS,
@@ -63,20 +63,21 @@ def save_model(
     measured_on: str | None = None,
     license: str | None = None,
 ) -> Path:
-    """Write a classifier or language model to a folder that `load_model` and `transformers` both read.
+    """Write a classifier or language model to a folder that both `load_model` and `transformers` can read.
 
-    Files are written beside their place and renamed when all are whole, so an interrupted save leaves the folder as
-    it was. A model that `transformers` cannot express (pooling other than "last", a head or task of your own, a head
-    bias that cannot be folded into the final norm) is not exported: the folder then holds our files only, and the
-    reason is logged.
+    Files are written under temporary names and renamed once all are complete, so an interrupted save leaves the folder
+    as it was. A model that `transformers` cannot represent (pooling other than "last", a head or task of your own, a
+    head bias that cannot be folded into the final norm) is not exported: the folder then holds gptclf's files only,
+    and the reason is logged.
 
     Args:
-        model: What to save.
-        folder: Made if it does not exist. One that holds somebody else's model is not overwritten.
-        data: What it learned from, for the model card (`README.md`, in Markdown). The card also says the labels, what
-            trained, how texts are prepared and how to load the folder; one that somebody else wrote is left alone.
-        datasets: The same as names of data sets on the hub.
-        metrics: Names and values that were measured, such as {"accuracy": 0.97}.
+        model: The model to save.
+        folder: Created if it does not exist. A folder with a model that gptclf did not write is not overwritten.
+        data: A description of the training data for the model card (`README.md`), in Markdown. The card also lists the
+            labels and the trainable parameters, and says how texts are prepared and how to load the folder. A card
+            that somebody else wrote is left alone.
+        datasets: Names of the training data sets on the hub.
+        metrics: Measured values by name, such as {"accuracy": 0.97}.
         measured_on: The data set of the metrics.
         license: A licence's identifier, such as "mit".
 
@@ -116,7 +117,7 @@ def save_model(
     was_ours = (target / OURS).exists()
     target.mkdir(parents=True, exist_ok=True)
     write_all(target, writers)
-    # Files of an earlier save that this one does not have would be read as part of it.
+    # Files of an earlier save that this one lacks would be read as part of it.
     if was_ours:
         for name in {CONFIG, WEIGHTS, ORIGINALS, *_TOKENIZER} - set(writers):
             (target / name).unlink(missing_ok=True)
@@ -127,14 +128,14 @@ def _check_card(data: object, datasets: object, metrics: Mapping[str, float] | N
     if isinstance(datasets, str):
         raise TypeError(f"datasets is the string {datasets!r}; give a list of names")
     if data is not None and not isinstance(data, str):
-        raise TypeError(f"data is a {type(data).__name__}; describe in a str what the model learned from")
+        raise TypeError(f"data is a {type(data).__name__}; describe the training data in a str")
     for name, value in (metrics or {}).items():
         if not isinstance(python_value(value), int | float):
             raise TypeError(f"metrics[{name!r}] is {value!r}; give numbers by name")
 
 
 def _target(folder: str | Path) -> Path:
-    """Return the folder to write to, or raise if it is a file or holds somebody else's model."""
+    """Return the folder to write to; raise if it is a file or holds a model that gptclf did not write."""
     target = path("folder", folder)
     if target.is_file():
         raise FileExistsError(f"{target} is a file; give a folder")
@@ -150,7 +151,7 @@ def _target(folder: str | Path) -> Path:
 def _tensors_of(model: GPT2) -> dict[str, Tensor]:
     """Return a model's parameters in float32, and the other tensors of its head, such as running means.
 
-    Master weights are float32; a model that its owner cast is saved as what it can be loaded as.
+    Models are loaded in float32, so one that was cast is saved in float32 as well.
     """
     if not isinstance(model.head, Head):
         raise TypeError(f"model.head is a {type(model.head).__name__}; save_model needs a gptclf.Head: subclass it")
@@ -185,7 +186,7 @@ def _card(model: GPT2, **said: Any) -> Card:
 
 
 def _divide(model: GPT2, tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor] | None, dict[str, Tensor], str]:
-    """Return the tensors for Hugging Face or None, those that only we can hold, and why Hugging Face gets none."""
+    """Return the tensors for Hugging Face's file (or None), those for our own file, and the reason for a None."""
     everything = {name: tensor.cpu().contiguous() for name, tensor in tensors.items()}
     reason = model.head.export_problem()
     if not reason and model.task.exported() is None:
@@ -205,9 +206,9 @@ def _divide(model: GPT2, tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tenso
 
 
 def _fold(weight: Tensor, bias: Tensor, shift: Tensor) -> Tensor | None:
-    """The final norm's shift with a head's bias in it, or None where no shift gives the same logits.
+    """Return the final norm's shift with the head's bias folded in, or None if no shift gives the same logits.
 
-    logits = W (x + shift) + b = W (x + shift + d) needs W d = b; pinv(W) b is its smallest solution where there is one.
+    logits = W (x + shift) + b = W (x + shift + d) requires W d = b; pinv(W) b is the smallest solution if there is one.
     """
     W, b, s = (tensor.detach().double().cpu() for tensor in (weight, bias, shift))
     if not all(bool(tensor.isfinite().all()) for tensor in (W, b, s)):
@@ -224,7 +225,7 @@ def _their_config(model: GPT2, has_tokenizer: bool) -> dict[str, Any]:
 
 
 def _tokenizer_files(model: GPT2) -> dict[str, str]:
-    """The tokenizer's files by name, or none where it cannot be had or has another layout than GPT-2's."""
+    """Return the tokenizer's files by name; none if it cannot be found or is not of GPT-2's kind."""
     try:
         return tokenizer_files(model.tokenizer, model.config.context_length)
     except (OSError, ValueError) as error:
@@ -233,7 +234,7 @@ def _tokenizer_files(model: GPT2) -> dict[str, str]:
 
 
 def _check_whole(model: GPT2, tensors: Mapping[str, Tensor]) -> None:
-    """Raise if modules were removed, added or wrapped: a folder of such a model could not be loaded."""
+    """Raise if modules were removed, added or wrapped, because the saved model could not be loaded."""
     head = model.head.rebuilt(model.config.emb_dim, model.task.n_outputs)
     whole = GPT2(model.config, task=model.task, head=head, device="meta")
     expected = {name: tuple(p.shape) for name, p in whole.named_parameters()}
@@ -242,13 +243,13 @@ def _check_whole(model: GPT2, tensors: Mapping[str, Tensor]) -> None:
     if wrong:
         raise ValueError(
             f"the model is not the one that its configuration describes: {', '.join(wrong[:4])}"
-            f"{', ...' if len(wrong) > 4 else ''} are missing, new or of another shape. save_model keeps whole GPT-2s: "
-            "merge wrapped modules, and set model.config to the remaining shape"
+            f"{', ...' if len(wrong) > 4 else ''} are missing, new or of another shape. save_model saves complete "
+            "GPT-2s: merge wrapped modules, and set model.config to the remaining shape"
         )
 
 
 def _digest(tensors: Mapping[str, Tensor], model: GPT2) -> str:
-    """Return a mark of the content: equal models save equal files."""
+    """Return a digest of the content, so that equal models save equal files."""
     digest = hashlib.sha256(repr((model.task.record(), model.preparation)).encode("utf-8", "backslashreplace"))
     for name, tensor in tensors.items():
         digest.update(name.encode())
@@ -257,5 +258,5 @@ def _digest(tensors: Mapping[str, Tensor], model: GPT2) -> str:
 
 
 def _to_json(values: Mapping[str, Any]) -> str:
-    # ASCII: a label may hold a lone surrogate, which UTF-8 cannot.
+    # ASCII, because a label may contain a lone surrogate, which UTF-8 cannot encode.
     return json.dumps(values, indent=2) + "\n"

@@ -10,10 +10,20 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from gptclf.weights.tokenizer import byte_characters, make_encoding  # type: ignore[import-not-found]
 
-from gptclf import GPT2, Callback, GPT2Config, TextDataset, add_classifier_head, freeze, load_gpt2, predict_proba
-from gptclf import save_model, train
-from gptclf.weights.tokenizer import byte_characters, make_encoding
+from gptclf import (
+    GPT2,
+    Callback,
+    GPT2Config,
+    TextDataset,
+    add_classifier_head,
+    freeze,
+    load_gpt2,
+    predict_proba,
+    save_model,
+    train,
+)
 
 OLD = Path(__file__).parent / "old"
 TEXTS = [f"{word} {i}" for i in range(4) for word in ("win a prize", "see you", "call now")]
@@ -52,7 +62,7 @@ def main() -> None:
     whole, begun = classifier(), classifier()
     history = train(whole, rows(whole), rows(whole), **SETTINGS)
     try:
-        options = {"checkpoint_dir": OLD / "state", "cache_dir": OLD / "features"}
+        options: dict[str, Any] = {"checkpoint_dir": OLD / "state", "cache_dir": OLD / "features"}
         train(begun, rows(begun), rows(begun), callbacks=[Stop()], **options, **SETTINGS)
     except InterruptedError:
         pass
