@@ -43,7 +43,7 @@ FLOOR_OF = {room: level for level, rooms in enumerate(FLOORS) for room in rooms}
 
 # Kinds of heads, tasks and models, and attributes that tell them apart.
 KINDS = {"SingleLabel", "NextToken", "ClassifierHead", "LMHead", "Learner"}
-TELLING = {"classes", "kind", "title", "pooling", "exported_as", "output_matrix"}
+TELLING = {"classes", "kind", "title", "pooling", "exported_as"}
 OBJECTS = {"model", "gpt2", "learner", "head", "task", "clf"}
 FOREIGN = {"dtype", "parameter"}  # have a `kind` of their own
 # Functions outside gpt2/ and tasks/ that may ask all the same, with the reason.

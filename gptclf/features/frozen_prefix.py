@@ -29,6 +29,7 @@ from gptclf.metrics import check_finite
 # Raised whenever features or their address would differ from those of an earlier version.
 _VERSION = 2
 
+
 @dataclass(frozen=True)
 class NoPrefix:
     """Why a model has no prefix whose features could be reused.

@@ -133,9 +133,7 @@ def _place_of(name: str | Path, revision: str | None, settings: Settings | None)
     if revision is not None and repo is None:
         raise ValueError(f"revision={revision!r} belongs to a hub repository; {str(name)!r} is {place}")
     if settings is not None and (place is None or not place.is_file()):
-        raise ValueError(
-            f"settings= gives what a file of tensors lacks; {str(name)!r} brings its own configuration"
-        )
+        raise ValueError(f"settings= gives what a file of tensors lacks; {str(name)!r} brings its own configuration")
     return place, repo
 
 
