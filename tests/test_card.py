@@ -64,7 +64,7 @@ TEXTS = st.one_of(
 
 
 def card(**values: Any) -> Card:
-    return Card(**{"name": "spam", "classes": ["ham", "spam"], "exported": True, "parameters": 100, **values})
+    return Card(**{"name": "spam", "labels": ["ham", "spam"], "exported": True, "parameters": 100, **values})
 
 
 def hub_data(text: str) -> Any:
@@ -123,7 +123,7 @@ class TestMetadata:
         assert front(model_card(card(exported=False)))["library_name"] == "gptclf"
 
     def test_a_language_model_generates(self) -> None:
-        assert front(model_card(card(kind="next_token", classes=None)))["pipeline_tag"] == "text-generation"
+        assert front(model_card(card(kind="next_token", labels=None)))["pipeline_tag"] == "text-generation"
 
     def test_what_is_not_known_is_left_out(self) -> None:
         assert set(front(model_card(card()))) == {"library_name", "pipeline_tag", "tags"}
@@ -149,7 +149,7 @@ class TestMetadata:
         text = model_card(
             card(
                 name=name,
-                classes=texts,
+                labels=texts,
                 datasets=[dataset],
                 metrics={metric: 1.0},
                 measured_on=where,
@@ -172,7 +172,7 @@ class TestMetadata:
 
 class TestWhatItSays:
     def test_labels_stand_in_order_each_on_its_line(self) -> None:
-        text = model_card(card(classes=["ham", "a|b", "x\n---\ny", "`", "", " z", "\ud800"]))
+        text = model_card(card(labels=["ham", "a|b", "x\n---\ny", "`", "", " z", "\ud800"]))
         lines = text[text.index("## Labels") :].splitlines()[4:11]
         assert lines == [
             "0. `ham`",
@@ -185,11 +185,11 @@ class TestWhatItSays:
         ]
 
     def test_labels_of_one_text_are_told_apart(self) -> None:
-        text = model_card(card(classes=[1, "1", ("a", 2)]))
+        text = model_card(card(labels=[1, "1", ("a", 2)]))
         assert all(line in text for line in ("0. `1`\n", "1. `'1'`\n", "2. `('a', 2)`\n"))
 
     def test_a_thousand_labels_are_cut_short(self) -> None:
-        text = model_card(card(classes=range(1000)))
+        text = model_card(card(labels=range(1000)))
         assert "199. `199`\n" in text
         assert "200. " not in text
         assert "and 800 more, in `gptclf.json`." in text
@@ -220,7 +220,7 @@ class TestWhatItSays:
 
     def test_transformers_are_promised_only_where_they_load_it(self) -> None:
         assert 'pipeline("text-classification"' in model_card(card())
-        assert 'pipeline("text-generation"' in model_card(card(kind="next_token", classes=None))
+        assert 'pipeline("text-generation"' in model_card(card(kind="next_token", labels=None))
         alone = model_card(card(exported=False))
         assert "pipeline(" not in alone
         assert "`transformers` cannot load it" in alone
@@ -241,7 +241,7 @@ class TestWhatItSays:
             assert "before 2018" not in model_card(card(base_model=base))
 
     def test_a_task_and_a_head_of_ones_own_are_described_without_guesses(self) -> None:
-        text = model_card(card(kind="Distances", classes=None, exported=False, metrics={"r": 0.5}, measured_on="x"))
+        text = model_card(card(kind="Distances", labels=None, exported=False, metrics={"r": 0.5}, measured_on="x"))
         assert "A GPT-2 for the task `Distances`, with 100 parameters." in text
         assert "## Labels" not in text
         assert "The head looks at" not in text

@@ -26,7 +26,7 @@ class Card:
     Attributes:
         name: The title of the card.
         kind: The kind of the model's task, as in `gptclf.json`: "single_label", "next_token", or a task of one's own.
-        classes: The labels in column order; None if the task has no classes.
+        labels: The labels in column order; None if the task has no classes.
         exported: Whether `transformers` can also load the folder.
         sizes: The sizes of the model by name, in order ("blocks": 12, ...).
         parameters: Total number of parameters.
@@ -46,7 +46,7 @@ class Card:
 
     name: str
     kind: str = "single_label"
-    classes: Sequence[Any] | None = None
+    labels: Sequence[Any] | None = None
     exported: bool
     sizes: Mapping[str, int] = field(default_factory=dict)
     parameters: int
@@ -117,7 +117,7 @@ def model_card(card: Card) -> str:
     """Return the README.md of a saved model.
 
     Example:
-        >>> text = model_card(Card(name="spam", classes=["ham", "spam"], exported=True, parameters=10))
+        >>> text = model_card(Card(name="spam", labels=["ham", "spam"], exported=True, parameters=10))
         >>> text.splitlines()[1:3]
         ['library_name: "transformers"', 'pipeline_tag: "text-classification"']
     """
@@ -172,17 +172,17 @@ def _summary(card: Card) -> str:
     sizes = ", ".join(f"{value:,} {markdown_text(name)}" for name, value in card.sizes.items())
     shape = f"{card.parameters:,} parameters{f' ({sizes})' if sizes else ''}"
     base = f", fine-tuned from {markdown_code(card.base_model)}" if card.base_model else ""
-    summary = _use(card).summary.format(n_classes=len(card.classes or ()), kind=markdown_code(card.kind))
+    summary = _use(card).summary.format(n_classes=len(card.labels or ()), kind=markdown_code(card.kind))
     return f"{summary} {shape}{base}."
 
 
 def _labels(card: Card) -> str:
-    if not card.classes:
+    if not card.labels:
         return ""
-    texts = all(isinstance(label, str) for label in card.classes)
-    shown = [label if texts else repr(label) for label in card.classes[:_LONGEST_LIST]]
+    texts = all(isinstance(label, str) for label in card.labels)
+    shown = [label if texts else repr(label) for label in card.labels[:_LONGEST_LIST]]
     lines = [f"{i}. {markdown_code(label)}" for i, label in enumerate(shown)]
-    more = len(card.classes) - len(lines)
+    more = len(card.labels) - len(lines)
     lines += [f"\nand {more:,} more, in `gptclf.json`."] if more else []
     return "## Labels\n\nIn the order of the columns of `predict_proba`:\n\n" + "\n".join(lines)
 
@@ -213,7 +213,7 @@ def _preparation(card: Card) -> str:
     if not _use(card).takes_texts:
         return ""
     lost = {"tail": "their end", "head": "their beginning", "middle": "their middle"}[card.truncation]
-    pooled = {
+    pooled: dict[str | None, str] = {
         "last": "the last token",
         "first": "the first token",
         "mean": "the mean of all tokens",
@@ -226,7 +226,7 @@ def _preparation(card: Card) -> str:
         if card.pad_to
         else "Texts are not padded to a fixed length; padding within a batch cannot change an answer."
     )
-    where = pooled.get(card.pooling or "")
+    where = pooled.get(card.pooling)
     return (
         "## How texts are prepared\n\n"
         "GPT-2's byte-level BPE, no special tokens. "

@@ -171,7 +171,7 @@ def _card(model: GPT2, **said: Any) -> Card:
         # Not the folder's name: equal models save equal files.
         name=model.task.title,
         kind=model.task.record()["kind"],
-        classes=model.classes,
+        labels=model.classes,
         sizes=sizes,
         parameters=sum(p.numel() for p in model.parameters()),
         trained={name: p.numel() for name, p in model.named_parameters() if p.requires_grad},
