@@ -46,6 +46,7 @@ class Task:
         classes: The labels in the order of the outputs, or None if the task has no classes.
 
     Example:
+        >>> from gptclf import SingleLabel
         >>> task = SingleLabel(["ham", "spam"])
         >>> task.targets(["spam", "ham"]).tolist(), task.n_outputs
         ([1, 0], 2)
