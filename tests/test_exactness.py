@@ -5,15 +5,7 @@ import pytest
 import torch
 from conftest import byte_gpt2, randomised
 
-from gptclf import (
-    GPT2,
-    Batches,
-    GPT2Config,
-    TextDataset,
-    add_classifier_head,
-    freeze,
-    train,
-)
+from gptclf import GPT2, Batches, GPT2Config, TextDataset, add_classifier_head, freeze, train
 from gptclf.features.reuse import reused
 from gptclf.metrics import batch_loss
 

@@ -98,7 +98,8 @@ class LMHead(Head):
     @property
     def output_matrix(self) -> Tensor | None:
         """The output matrix if nobody looks inside, so that it may be multiplied in pieces."""
-        return self.weight if is_standard(self) else None
+        own = self._tied_to is not None or type(self.output) is Linear  # an adapter is more than its matrix
+        return self.weight if own and is_standard(self) else None
 
     def record(self) -> None:
         """Return None: the configuration says everything."""
@@ -112,7 +113,7 @@ class LMHead(Head):
 
     def project(self, hidden: Tensor) -> Tensor:
         """Logits (..., V) of hidden states (..., D)."""
-        return F.linear(hidden, self.weight)
+        return F.linear(hidden, self.weight) if self._tied_to is not None else self.output(hidden)
 
     def forward(self, hidden: Tensor, lengths: Tensor | None = None) -> Tensor:
         """Logits of the next token at every position (B, T, V)."""
