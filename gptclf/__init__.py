@@ -46,52 +46,15 @@ try:
 except _NotFound:  # run from a source tree that is not installed
     __version__ = "unknown"
 
-# Grouped by what they are for.
-__all__ = [
-    "GPT2",
-    "GPT2Config",
-    "download_openai_checkpoint",
-    "load_gpt2",
-    "load_gpt2_params_from_tf_ckpt",
-    "load_model",
-    "save_model",
-]
+# Grouped by purpose.
+__all__ = ["GPT2", "GPT2Config", "load_gpt2", "load_model", "save_model"]
+__all__ += ["download_openai_checkpoint", "load_gpt2_params_from_tf_ckpt"]
 __all__ += ["ClassifierHead", "Head", "Linear", "add_classifier_head", "freeze", "frozen_depth", "trainable_report"]
-__all__ += [
-    "Batch",
-    "Batches",
-    "NextToken",
-    "Preparation",
-    "SingleLabel",
-    "Task",
-    "TextDataset",
-    "TextWindows",
-    "shared_texts",
-    "split",
-]
-__all__ += [
-    "Callback",
-    "EarlyStopping",
-    "Estimate",
-    "History",
-    "KeepBest",
-    "Recipe",
-    "Run",
-    "Scores",
-    "Step",
-    "estimate",
-    "train",
-    "train_lm",
-]
-__all__ += ["__version__", "batch_loss", "clear_features", "text_to_token_ids", "token_ids_to_text"]
-__all__ += [
-    "Evaluation",
-    "Prediction",
-    "dataset_accuracy",
-    "dataset_loss",
-    "evaluate",
-    "predict",
-    "predict_proba",
-    "predict_stream",
-]
+__all__ += ["NextToken", "SingleLabel", "Task"]
+__all__ += ["Batch", "Batches", "Preparation", "TextDataset", "TextWindows", "shared_texts", "split"]
+__all__ += ["Callback", "EarlyStopping", "Estimate", "History", "KeepBest", "Recipe", "Run", "Scores", "Step"]
+__all__ += ["batch_loss", "clear_features", "estimate", "train", "train_lm"]
+__all__ += ["Evaluation", "Prediction", "evaluate", "predict", "predict_proba", "predict_stream"]
+__all__ += ["dataset_accuracy", "dataset_loss"]
 __all__ += ["ZeroShot", "generate", "generate_ids", "perplexity", "token_log_probs", "zero_shot"]
+__all__ += ["__version__", "text_to_token_ids", "token_ids_to_text"]

@@ -88,12 +88,13 @@ def draw_head(model: GPT2, task: Task, pooling: str, bias: bool, seed: int | Non
 
 def build_head(head: HeadSource, emb_dim: int, n_outputs: int) -> Head:
     """Return a head of the user's, made if it is a class, and tried once."""
-    built = head if isinstance(head, nn.Module) else _made(head, emb_dim, n_outputs)
+    built = head if isinstance(head, Head | nn.Module) else _made(head, emb_dim, n_outputs)
     check_head(built, emb_dim, n_outputs)
     wrong = {p.dtype for p in built.parameters()} - {torch.float32}
     if wrong:
         raise ValueError(f"the head's weights are {wrong.pop()}; weights train in float32: call head.float()")
-    return built.eval()
+    built.eval()
+    return built
 
 
 def _made(head: Callable[[int, int], Head], emb_dim: int, n_outputs: int) -> Head:

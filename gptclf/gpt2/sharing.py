@@ -91,7 +91,9 @@ def own_before_loading(module: nn.Module) -> None:
     """Let `load_state_dict`, of the module or of any part of it, write into memory of its own."""
     for part in module.modules():
         # One hook for all: a copy of a tree brings it along.
-        if part._parameters and all(hook.hook is not _own for hook in part._load_state_dict_pre_hooks.values()):
+        if part._parameters and all(
+            getattr(hook, "hook", hook) is not _own for hook in part._load_state_dict_pre_hooks.values()
+        ):
             part.register_load_state_dict_pre_hook(_own)  # type: ignore[no-untyped-call]
 
 
@@ -135,7 +137,7 @@ class _Copy:
         self._made: dict[Any, Any] = {}
         names = {part: name or type(part).__name__ for root in roots for name, part in root.named_modules()}
         for part in names:
-            self._made[part] = type(part).__new__(type(part))
+            self._made[part] = object.__new__(type(part))
             for tensor in part._parameters.values():
                 if tensor is not None and tensor not in self._made:
                     self._made[tensor] = parameter(tensor)

@@ -29,7 +29,7 @@ def is_standard(module: nn.Module) -> bool:
 
     Parametrised and pruned modules are not standard: torch gives them another class or a hook.
     """
-    return not _has_any_global_hook() and all(is_standard_alone(part) for part in module.modules())
+    return all(is_standard_alone(part) for part in module.modules())
 
 
 def is_standard_alone(module: nn.Module) -> bool:
@@ -39,7 +39,8 @@ def is_standard_alone(module: nn.Module) -> bool:
 
 def is_hooked(module: nn.Module) -> bool:
     """Return True if a module has hooks or its forward was replaced, so that it has to be called."""
-    return "forward" in vars(module) or _has_any_global_hook() or any(getattr(module, name) for name in _HOOKS)
+    globally: bool = _has_any_global_hook()  # type: ignore[no-untyped-call]
+    return globally or "forward" in vars(module) or any(getattr(module, name) for name in _HOOKS)
 
 
 def described(module: nn.Module) -> Iterator[list[str]]:

@@ -40,7 +40,8 @@ class Prediction:
     @property
     def probabilities(self) -> NDArray[np.float32]:
         """One number per class (C,), in the order of `model.classes`."""
-        return self._task.probabilities(torch.from_numpy(self.outputs)[None])[0]
+        found: NDArray[np.float32] = self._task.probabilities(torch.from_numpy(self.outputs)[None])[0]
+        return found
 
 
 def predict(
@@ -180,11 +181,10 @@ def _chunk_outputs(model: GPT2 | Learner, rows: Rows, chosen: NDArray[np.int64],
     arithmetic = arithmetic_for(precision, model, int(lengths.sum()))
     if model.embed is not None:
         x = embed(model.embed, x, groups, capacity=len(x), width=model.config.emb_dim)
-    *blocks, last = model.blocks or [None]
-    for block in blocks:
-        if block is not None:
-            advance(block, x, groups, arithmetic)
-    return outputs_at_end(last, model.norm, model.head, x, groups, arithmetic)
+    blocks = model.blocks
+    for block in blocks[:-1]:
+        advance(block, x, groups, arithmetic)
+    return outputs_at_end(blocks[-1] if blocks else None, model.norm, model.head, x, groups, arithmetic)
 
 
 def warn_of_fresh_head(model: GPT2, *, stacklevel: int) -> None:

@@ -25,8 +25,13 @@ class Predictor(Protocol):
 class Scored(Protocol):
     """Rows to measure, and the model that computes their outputs."""
 
-    model: Predictor
-    targets: Tensor
+    @property
+    def model(self) -> Predictor:
+        """What computes the outputs."""
+
+    @property
+    def targets(self) -> Tensor:
+        """The rows' targets."""
 
     def outputs(self) -> Tensor:
         """Compute the outputs of all rows (N, n_outputs)."""
