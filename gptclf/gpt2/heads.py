@@ -206,16 +206,13 @@ def reads_of(head: nn.Module) -> str:
     return "all" if is_hooked(head) else getattr(head, "reads", "all")
 
 
-def check_head(head: nn.Module, emb_dim: int, n_outputs: int) -> None:
+def check_head(head: Head, emb_dim: int, n_outputs: int) -> None:
     """Try a head once on random hidden states.
 
     Raises:
-        TypeError: It is not a module.
         ValueError: It gives another number of outputs, or other outputs than its `reads` promises.
     """
-    if not isinstance(head, nn.Module):
-        raise TypeError(f"head is a {type(head).__name__}; give a gptclf.Head, or a class of heads")
-    reads, name = getattr(head, "reads", "all"), type(head).__name__
+    reads, name = head.reads, type(head).__name__
     if reads not in READS:
         raise ValueError(f"{name}.reads is {reads!r}; choose from {', '.join(READS)}")
     parameter = next(head.parameters(), torch.zeros(()))
