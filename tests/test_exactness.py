@@ -7,7 +7,7 @@ from conftest import byte_gpt2, randomised
 
 from gptclf import GPT2, Batches, GPT2Config, TextDataset, add_classifier_head, freeze, train
 from gptclf.features.reuse import reused
-from gptclf.metrics import batch_loss
+from gptclf.training.objective import batch_loss
 
 CONFIG = GPT2Config(vocab_size=257, context_length=64, emb_dim=32, n_heads=4, n_layers=6)
 WORDS = [

@@ -574,10 +574,10 @@ def test_what_memory_has_no_room_for_goes_to_a_temporary_folder_that_is_gone_aft
     cramped: Path, expected: list[float], caplog: pytest.LogCaptureFixture
 ) -> None:
     class Look(Callback):
-        def on_start(self, model: GPT2) -> None:
+        def on_start(self, run: Any) -> None:
             self.seen: list[Path] = []
 
-        def on_step(self, model: GPT2, step: Any) -> None:
+        def on_step(self, run: Any, step: Any) -> None:
             self.seen = [path for folder in cramped.iterdir() for path in segments(folder)]
 
     look = Look()
@@ -593,7 +593,7 @@ def test_what_memory_has_no_room_for_goes_to_a_temporary_folder_that_is_gone_aft
 @pytest.mark.parametrize("error", [RuntimeError, KeyboardInterrupt])
 def test_the_temporary_folder_is_gone_after_an_error_too(cramped: Path, error: type[BaseException]) -> None:
     class Fail(Callback):
-        def on_step(self, model: GPT2, step: Any) -> None:
+        def on_step(self, run: Any, step: Any) -> None:
             assert list(cramped.iterdir())
             raise error("stop")
 
@@ -760,7 +760,7 @@ def test_clearing_what_is_no_folder_is_an_error_that_says_so(name: str, tmp_path
 
 def test_features_in_use_survive_being_cleared(tmp_path: Path, expected: list[float]) -> None:
     class Clear(Callback):
-        def on_step(self, model: GPT2, step: Any) -> None:
+        def on_step(self, run: Any, step: Any) -> None:
             clear_features()
             clear_features(tmp_path)
 
