@@ -36,8 +36,9 @@ def borrow(module: M) -> M:
     """Copy a tree of modules over the same memory; its parameters are new, frozen and borrowed.
 
     A parameter that `module` trains is copied at once, as its owner may change it at any time. The others are marked
-    in `module` as well, so that it gets memory of its own before it changes one. References inside the tree lead to the copy's own modules and parameters: tied matrices, hooks that are bound methods, modules in lists
-    and tuples, one parameter under two names.
+    in `module` as well, which also gets memory of its own before it changes one. References inside the tree lead to the
+    copy's own modules and parameters: tied matrices, hooks that are bound methods, modules in lists and tuples, one
+    parameter under two names.
 
     Raises:
         TypeError: A module refers to another one in a way that cannot be followed; says which and how.
