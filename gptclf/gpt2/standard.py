@@ -46,12 +46,17 @@ def described(module: nn.Module) -> Iterator[list[str]]:
     """Yield the kind of each part of a standard module and the attributes that its result depends on.
 
     Kinds are fixed strings, so that moving a class between files changes no address.
+
+    Raises:
+        TypeError: A class says that it is standard but does not name its kind.
     """
     for part in module.modules():
         if type(part) in _TORCH:
             kind, names = _TORCH[type(part)]
         else:
             own = vars(type(part))
+            if "kind" not in own:
+                raise TypeError(f'{type(part).__name__} says standard = True; it must also name its kind = "..."')
             kind, names = own["kind"], own.get("described", ())
         yield [kind, *(f"{name}={getattr(part, name)}" for name in names)]
 
