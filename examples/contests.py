@@ -89,7 +89,7 @@ class Bench:
     def rows(self, part: int) -> peers.Rows:
         """The same rows as lists of ids, for the peers."""
         dataset = self.sets(self.classifier("head"))[part]
-        labels = dataset.targets(["ham", "spam"]).tolist()
+        labels = dataset.targets().tolist()
         return [(ids.tolist(), label) for ids, label in zip(dataset.rows(), labels, strict=True)]
 
     def recipe(self, *, trainable: str | int = "last_block", lr: float = 5e-5, precision: str = "auto") -> float:

@@ -122,7 +122,7 @@ def memory_trainer(folder: Path, width: int) -> dict[str, float]:
     watch = AnonymousMemory()
     texts, labels = _parts(folder)[0]
     data = TextDataset(texts, labels, tokenizer=load_gpt2(str(folder)).tokenizer, max_length=width)
-    rows = [(ids.tolist(), i) for ids, i in zip(data.rows(), data.targets(["ham", "spam"]).tolist(), strict=True)]
+    rows = [(ids.tolist(), i) for ids, i in zip(data.rows(), data.targets().tolist(), strict=True)]
     peers.trainer_epoch(folder, rows, trainable="last_block", tuned=True, precision="bfloat16")
     return {"anonymous (MB)": watch.peak / 1e6, "resident (MB)": watch.resident / 1e6}
 

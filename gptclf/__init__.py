@@ -46,60 +46,15 @@ try:
 except _NotFound:  # run from a source tree that is not installed
     __version__ = "unknown"
 
-__all__ = [
-    "GPT2",
-    "Batch",
-    "Batches",
-    "Callback",
-    "ClassifierHead",
-    "EarlyStopping",
-    "Estimate",
-    "Evaluation",
-    "GPT2Config",
-    "Head",
-    "History",
-    "KeepBest",
-    "Linear",
-    "NextToken",
-    "Prediction",
-    "Preparation",
-    "Recipe",
-    "Run",
-    "Scores",
-    "SingleLabel",
-    "Step",
-    "Task",
-    "TextDataset",
-    "TextWindows",
-    "ZeroShot",
-    "__version__",
-    "add_classifier_head",
-    "batch_loss",
-    "clear_features",
-    "dataset_accuracy",
-    "dataset_loss",
-    "download_openai_checkpoint",
-    "estimate",
-    "evaluate",
-    "freeze",
-    "frozen_depth",
-    "generate",
-    "generate_ids",
-    "load_gpt2",
-    "load_gpt2_params_from_tf_ckpt",
-    "load_model",
-    "perplexity",
-    "predict",
-    "predict_proba",
-    "predict_stream",
-    "save_model",
-    "shared_texts",
-    "split",
-    "text_to_token_ids",
-    "token_ids_to_text",
-    "token_log_probs",
-    "train",
-    "train_lm",
-    "trainable_report",
-    "zero_shot",
-]
+# Grouped by purpose.
+__all__ = ["GPT2", "GPT2Config", "load_gpt2", "load_model", "save_model"]
+__all__ += ["download_openai_checkpoint", "load_gpt2_params_from_tf_ckpt"]
+__all__ += ["ClassifierHead", "Head", "Linear", "add_classifier_head", "freeze", "frozen_depth", "trainable_report"]
+__all__ += ["NextToken", "SingleLabel", "Task"]
+__all__ += ["Batch", "Batches", "Preparation", "TextDataset", "TextWindows", "shared_texts", "split"]
+__all__ += ["Callback", "EarlyStopping", "Estimate", "History", "KeepBest", "Recipe", "Run", "Scores", "Step"]
+__all__ += ["batch_loss", "clear_features", "estimate", "train", "train_lm"]
+__all__ += ["Evaluation", "Prediction", "evaluate", "predict", "predict_proba", "predict_stream"]
+__all__ += ["dataset_accuracy", "dataset_loss"]
+__all__ += ["ZeroShot", "generate", "generate_ids", "perplexity", "token_log_probs", "zero_shot"]
+__all__ += ["__version__", "text_to_token_ids", "token_ids_to_text"]

@@ -5,8 +5,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 
-
-
 def plot_training(
     path: str | Path,
     epochs: Sequence[float],

@@ -257,6 +257,9 @@ def test_after_any_end_a_loop_of_ones_own_has_autograds_gradients(end: str) -> N
 # Ctrl-C
 
 
+posix = pytest.mark.skipif(os.name != "posix", reason="needs signals between processes")
+
+
 class Interrupt(Callback):
     """Presses Ctrl-C, once or twice, in the given step."""
 
@@ -294,6 +297,7 @@ def in_a_process(**options: Any) -> tuple[Any, str]:
     return json.loads(done.stdout), done.stderr
 
 
+@posix
 def test_ctrl_c_ends_a_run_in_order_and_it_resumes_bit_for_bit(tmp_path: Path) -> None:
     found, said = in_a_process(checkpoint_dir=str(tmp_path / "states"))
     assert found == ["interrupted", 6, 1]
@@ -307,17 +311,49 @@ def test_ctrl_c_ends_a_run_in_order_and_it_resumes_bit_for_bit(tmp_path: Path) -
     assert equal(weights(resumed), weights(straight))
 
 
+@posix
 def test_ctrl_c_without_a_folder_says_what_would_have_kept_the_run() -> None:
     found, said = in_a_process()
     assert found == ["interrupted", 6, 1]
     assert "interrupted after step 6 of 16; no state was kept: give checkpoint_dir=" in said
 
 
+@posix
 def test_a_second_ctrl_c_is_the_usual_one() -> None:
     found, _ = in_a_process(times=2)
     assert found == "KeyboardInterrupt"
 
 
+LONG_PROGRAM = """
+import json, sys
+sys.path.insert(0, sys.argv[1])
+import torch
+torch.set_num_threads(1)
+from test_callbacks import Callback, classifier, run
+class Ready(Callback):
+    def on_step(self, run, step):
+        if step.step == 3:
+            print("ready", flush=True)
+history = run(classifier(), callbacks=[Ready()], epochs=100_000, checkpoint_dir=sys.argv[2])
+print(json.dumps([history.stopped, len(history.steps)]))
+"""
+
+
+@posix
+def test_ctrl_c_from_outside_in_the_middle_of_a_step(tmp_path: Path) -> None:
+    command = [sys.executable, "-c", LONG_PROGRAM, str(Path(__file__).parent), str(tmp_path)]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "ready\n"
+        process.send_signal(signal.SIGINT)
+        stopped, steps = json.loads(process.communicate(timeout=120)[0])
+    assert stopped == "interrupted"
+    assert 3 <= steps < 400_000
+    assert max(tmp_path.iterdir()).name == f"step-{steps:08d}.safetensors"
+
+
+@posix
 def test_a_handler_of_the_callers_is_left_alone() -> None:
     pressed: list[int] = []
     before = signal.signal(signal.SIGINT, lambda number, frame: pressed.append(number))

@@ -65,10 +65,10 @@ TEXTS = st.one_of(
 
 
 def card(**values: Any) -> Card:
-    """A card, by default of a classifier; `classes` are the labels that it shows."""
+    """A card, by default of a classifier; `labels` are those that it shows."""
     task = values.pop("task", SingleLabel(["ham", "spam"]).card())
-    if "classes" in values:
-        task = dataclasses.replace(task, labels=values.pop("classes"))
+    if "labels" in values:
+        task = dataclasses.replace(task, labels=values.pop("labels"))
     return Card(**{"name": "spam", "task": task, "exported": True, "parameters": 100, **values})
 
 
@@ -164,7 +164,7 @@ class TestMetadata:
         text = model_card(
             card(
                 name=name,
-                classes=texts,
+                labels=texts,
                 datasets=[dataset],
                 metrics={metric: 1.0},
                 measured_on=where,
@@ -187,7 +187,7 @@ class TestMetadata:
 
 class TestWhatItSays:
     def test_labels_stand_in_order_each_on_its_line(self) -> None:
-        text = model_card(card(classes=["ham", "a|b", "x\n---\ny", "`", "", " z", "\ud800"]))
+        text = model_card(card(labels=["ham", "a|b", "x\n---\ny", "`", "", " z", "\ud800"]))
         lines = text[text.index("## Labels") :].splitlines()[4:11]
         assert lines == [
             "0. `ham`",
@@ -200,11 +200,11 @@ class TestWhatItSays:
         ]
 
     def test_labels_of_one_text_are_told_apart(self) -> None:
-        text = model_card(card(classes=[1, "1", ("a", 2)]))
+        text = model_card(card(labels=[1, "1", ("a", 2)]))
         assert all(line in text for line in ("0. `1`\n", "1. `'1'`\n", "2. `('a', 2)`\n"))
 
     def test_a_thousand_labels_are_cut_short(self) -> None:
-        text = model_card(card(classes=range(1000)))
+        text = model_card(card(labels=range(1000)))
         assert "199. `199`\n" in text
         assert "200. " not in text
         assert "and 800 more, in `gptclf.json`." in text

@@ -237,10 +237,7 @@ def test_without_a_whole_state_the_model_stays_as_it_is(damage: Callable[[Path],
     assert all(torch.equal(a, b) for a, b in zip(before, clf.parameters(), strict=True))
 
 
-@pytest.mark.parametrize(
-    ("name", "value"),
-    [("pooling", "max"), ("dropout", 0.5)],
-)
+@pytest.mark.parametrize(("name", "value"), [("pooling", "max"), ("dropout", 0.5)])
 def test_another_model_is_not_resumed(name: str, value: Any, tmp_path: Path) -> None:
     run(classifier(), checkpoint_dir=tmp_path)
     pooling = value if name == "pooling" else "last"

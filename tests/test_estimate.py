@@ -23,7 +23,7 @@ def classifier(trainable: str = "last_block", pooling: str = "last") -> GPT2:
     gpt2 = randomised(GPT2(CONFIG, seed=7)).requires_grad_(False)
     gpt2.tokenizer = byte_tokenizer()
     clf = add_classifier_head(gpt2, classes=["ham", "spam"], pooling=pooling, seed=3)
-    clf.head.forget_fresh()  # type: ignore[attr-defined]
+    clf.head.forget_fresh()
     freeze(clf, trainable=trainable)
     return clf
 

@@ -5,16 +5,7 @@ import pytest
 import torch
 from conftest import byte_gpt2, randomised
 
-from gptclf import (
-    GPT2,
-    Batches,
-    GPT2Config,
-    TextDataset,
-    add_classifier_head,
-    batch_loss,
-    freeze,
-    train,
-)
+from gptclf import GPT2, Batches, GPT2Config, TextDataset, add_classifier_head, batch_loss, freeze, train
 from gptclf.features.reuse import features_of
 from gptclf.gpt2.learner import Learner
 

@@ -21,6 +21,7 @@ from gptclf import (
     Callback,
     GPT2Config,
     Head,
+    KeepBest,
     Linear,
     Run,
     Scores,
@@ -82,7 +83,7 @@ class LowRank(Linear):
         return super().onto(x, rows, heads) + self.down.onto(self.up.onto(x, rows, heads))
 
     def prepared(self, arithmetic: Any) -> Any:
-        base, down, up = (m.prepared(arithmetic) for m in (super(), self.down, self.up))
+        base, down, up = super().prepared(arithmetic), self.down.prepared(arithmetic), self.up.prepared(arithmetic)
         return lambda x: base(x) + up(down(x))
 
 
@@ -234,7 +235,12 @@ def test_a_foreign_layer_in_one_block_leaves_the_others_packed(monkeypatch: pyte
     clf = dense(adapted(add_classifier_head(wide(), classes=["ham", "spam"], seed=1), 1))
     called: list[nn.Module] = []
     real = packed._advance_as_it_is
-    monkeypatch.setattr(packed, "_advance_as_it_is", lambda block, *rest: (called.append(block), real(block, *rest)))
+
+    def watched(block: nn.Module, *rest: Any) -> None:
+        called.append(block)
+        real(block, *rest)
+
+    monkeypatch.setattr(packed, "_advance_as_it_is", watched)
     predict_proba(clf, TEXTS, precision="float32")
     assert called
     assert {id(block) for block in called} == {id(clf.trunk.blocks[1])}
@@ -267,8 +273,6 @@ def test_a_task_goes_all_the_way(tmp_path: Path) -> None:
     clf = add_classifier_head(byte_gpt2(), task=TwoNumbers(), seed=1)
     data = TextDataset(TEXTS, NUMBERS, tokenizer=clf.tokenizer, task=clf.task)
     options: dict[str, Any] = {"lr": 1e-2, "progress": False, "precision": "float32"}
-    from gptclf import KeepBest
-
     keep = KeepBest(measure="r2")
     history = train(clf, data, data, epochs=4, callbacks=[keep], checkpoint_dir=tmp_path / "state", **options)
     best = max(history.scores(), key=lambda scores: scores.val["r2"] if scores.val else -np.inf)
@@ -301,9 +305,7 @@ def test_a_task_resumes(tmp_path: Path) -> None:
     def run(folder: Path | None, epochs: int, resume: bool = False) -> list[float]:
         clf = add_classifier_head(byte_gpt2(), task=TwoNumbers(), seed=1)
         data = TextDataset(TEXTS, NUMBERS, tokenizer=clf.tokenizer, task=clf.task, weights=[1.0, 2.0] * 20)
-        history = train(
-            clf, data, data, epochs=epochs, lr=1e-2, progress=False, checkpoint_dir=folder, resume=resume
-        )
+        history = train(clf, data, data, epochs=epochs, lr=1e-2, progress=False, checkpoint_dir=folder, resume=resume)
         return [step.loss for step in history.steps]
 
     whole = run(None, 4)
@@ -320,7 +322,7 @@ def test_a_task_works_in_a_loop_of_ones_own() -> None:
         for batch in Batches(data, 8, seed=0).epoch(epoch):
             optimizer.zero_grad()
             loss = batch_loss(clf, batch)
-            loss.backward()
+            loss.backward()  # type: ignore[no-untyped-call]
             optimizer.step()
             losses.append(loss.item())
     assert losses[-1] < losses[0] / 2

@@ -409,7 +409,7 @@ def test_step_that_fails_leaves_plain_autograd_and_a_right_next_step() -> None:
     clf = classifier("all")
     learner = keeping(clf)
     take_step(learner, batch(1))
-    hook = learner.blocks[0].register_full_backward_hook(lambda *_: 1 / 0)  # type: ignore[arg-type, return-value]
+    hook = learner.blocks[0].register_full_backward_hook(lambda *_: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         take_step(learner, batch(2))
     hook.remove()

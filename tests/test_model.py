@@ -51,12 +51,7 @@ def ids_of(config: GPT2Config, *shape: int, seed: int = 0) -> Tensor:
 
 @pytest.mark.parametrize(
     ("preset", "parameters"),
-    [
-        ("gpt2", 124_439_808),
-        ("gpt2-medium", 354_823_168),
-        ("gpt2-large", 774_030_080),
-        ("gpt2-xl", 1_557_611_200),
-    ],
+    [("gpt2", 124_439_808), ("gpt2-medium", 354_823_168), ("gpt2-large", 774_030_080), ("gpt2-xl", 1_557_611_200)],
 )
 def test_each_published_size_has_the_parameters_openai_counted(preset: str, parameters: int) -> None:
     assert count(PRESETS[preset]) == parameters

@@ -6,21 +6,21 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import randomised
+from conftest import classifier_of, randomised
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from gptclf import GPT2, GPT2Config, freeze
-from gptclf.features.frozen_prefix import Cut, compute_slab
-from gptclf.gpt2 import packed
-from gptclf.gpt2.arithmetic import answering
+from gptclf.features.frozen_prefix import FrozenPrefix, compute_chunk
+from gptclf.gpt2 import arithmetic
+from gptclf.gpt2.arithmetic import BFLOAT16, FLOAT32, Arithmetic, activated, evaluating
 from gptclf.gpt2.config import ACTIVATIONS
-from gptclf.gpt2.gradients import Linear
-from gptclf.gpt2.line import recomputed_activations
-from gptclf.gpt2.packed import Run, advance, embed, last_block_and_head, runs_of
-from gptclf.gpt2.trunk import ACTIVATIONS as TRUNK_ACTIVATIONS
+from gptclf.gpt2.layers import Linear
+from gptclf.gpt2.learner import Learner
+from gptclf.gpt2.line import outputs_of
+from gptclf.gpt2.packed import RowGroup, advance, embed, outputs_at_end, row_groups
 from gptclf.gpt2.trunk import Block, Trunk
 
 LENGTHS = [1, 2, 2, 5, 5, 5, 17, 33]
@@ -29,7 +29,7 @@ POOLINGS = ["last", "first", "mean", "max"]
 
 
 def classifier(config: GPT2Config, pooling: str = "last") -> GPT2:
-    clf = randomised(GPT2(config, classes=["a", "b", "c"], pooling=pooling, seed=7))
+    clf = randomised(classifier_of(config, ["a", "b", "c"], pooling=pooling, seed=7))
     return clf.requires_grad_(False)
 
 
@@ -38,8 +38,8 @@ def random_rows(config: GPT2Config, lengths: Sequence[int], seed: int = 4) -> li
     return [torch.randint(config.vocab_size, (length,), generator=generator) for length in lengths]
 
 
-def runs_for(lengths: Sequence[int]) -> list[Run]:
-    return runs_of(np.array(lengths, dtype=np.int64))
+def groups_of(lengths: Sequence[int]) -> list[RowGroup]:
+    return row_groups(np.array(lengths, dtype=np.int64))
 
 
 def last_block(clf: GPT2) -> Block:
@@ -56,21 +56,21 @@ def relative_error(found: Tensor, expected: Tensor) -> float:
     return float((found.double() - expected.double()).norm() / expected.double().norm())
 
 
-# --- runs and embedding ---
+# --- groups of rows and embedding ---
 
 
 @settings(max_examples=60, deadline=None)
 @given(lengths=st.lists(st.integers(1, 3000) | st.integers(1, 4), max_size=300), ordered=st.booleans())
-def test_runs_cover_every_token_of_every_row_once(lengths: list[int], ordered: bool) -> None:
+def test_groups_cover_every_token_of_every_row_once(lengths: list[int], ordered: bool) -> None:
     lengths = sorted(lengths) if ordered else lengths
-    runs = runs_for(lengths)
-    assert [run.length for run in runs for _ in range(run.rows)] == lengths
+    groups = groups_of(lengths)
+    assert [group.length for group in groups for _ in range(group.rows)] == lengths
     end = 0
-    for run in runs:
-        assert run.rows >= 1
-        assert run.tokens == slice(end, end + run.rows * run.length)
-        assert run.rows == 1 or run.rows * run.length <= 2048
-        end = run.tokens.stop
+    for group in groups:
+        assert group.rows >= 1
+        assert group.tokens == slice(end, end + group.rows * group.length)
+        assert group.rows == 1 or group.rows * group.length <= 2048
+        end = group.tokens.stop
     assert end == sum(lengths)
 
 
@@ -81,8 +81,8 @@ def test_packed_embedding_equals_the_module(odd_config: GPT2Config, watched: str
     called: list[int] = []
     if watched is not None:
         clf.trunk.get_submodule(watched).register_forward_hook(lambda *_: called.append(1))
-    with answering(clf):
-        x = embed(clf.trunk.embed, torch.cat(rows), runs_for(LENGTHS), capacity=100)
+    with evaluating(clf):
+        x = embed(clf.trunk.embed, torch.cat(rows), groups_of(LENGTHS), capacity=100, width=24)
         assert bool(called) == (watched is not None)
         expected = torch.cat([clf.trunk.embed(row[None])[0] for row in rows])
     assert x.dtype == torch.float32
@@ -94,9 +94,9 @@ def test_packed_embedding_equals_the_module(odd_config: GPT2Config, watched: str
 def test_hook_that_changes_the_embedding_is_heard(odd_config: GPT2Config) -> None:
     clf = classifier(odd_config)
     rows = random_rows(odd_config, LENGTHS)
-    plain = embed(clf.trunk.embed, torch.cat(rows), runs_for(LENGTHS), capacity=80)
+    plain = embed(clf.trunk.embed, torch.cat(rows), groups_of(LENGTHS), capacity=80, width=24)
     clf.trunk.embed.token.register_forward_hook(lambda module, given, y: y + 1.0)
-    changed = embed(clf.trunk.embed, torch.cat(rows), runs_for(LENGTHS), capacity=80)
+    changed = embed(clf.trunk.embed, torch.cat(rows), groups_of(LENGTHS), capacity=80, width=24)
     torch.testing.assert_close(changed[:70], plain[:70] + 1.0)
 
 
@@ -119,9 +119,9 @@ def test_packed_block_equals_the_block_row_by_row(
     clf = classifier(odd_config.replace(**changes))
     x = stream(capacity)
     rows = torch.split(x[: sum(LENGTHS)], LENGTHS)
-    with answering(clf):
+    with evaluating(clf):
         expected = torch.cat([last_block(clf)(row[None])[0] for row in rows])
-        advance(last_block(clf), x, runs_for(LENGTHS), torch.float32)
+        advance(last_block(clf), x, groups_of(LENGTHS), FLOAT32)
     torch.testing.assert_close(x[: len(expected)], expected, rtol=1e-5, atol=1e-5)
     assert x.isfinite().all()
 
@@ -131,8 +131,8 @@ def test_more_tokens_than_a_piece_equal_the_block_row_by_row(odd_config: GPT2Con
     lengths = [3] * 400 + [31] * 70 + [40]
     x = stream(sum(lengths))
     rows = torch.split(x.clone(), lengths)
-    with answering(clf):
-        advance(last_block(clf), x, runs_for(lengths), torch.float32)
+    with evaluating(clf):
+        advance(last_block(clf), x, groups_of(lengths), FLOAT32)
         for found, row in zip(torch.split(x, lengths), rows, strict=True):
             torch.testing.assert_close(found, last_block(clf)(row[None])[0], rtol=1e-5, atol=1e-5)
 
@@ -140,27 +140,27 @@ def test_more_tokens_than_a_piece_equal_the_block_row_by_row(odd_config: GPT2Con
 @pytest.mark.parametrize("part", ["", "attention", "norm1", "mlp", "mlp.up", "attention.dropout"])
 def test_watched_block_is_called_on_rows_of_one_length(odd_config: GPT2Config, part: str) -> None:
     clf = classifier(odd_config)
-    x, runs = stream(sum(LENGTHS)), runs_for(LENGTHS)
+    x, groups = stream(sum(LENGTHS)), groups_of(LENGTHS)
     expected = x.clone()
     shapes: list[tuple[int, ...]] = []
-    with answering(clf):
-        advance(last_block(clf), expected, runs, torch.float32)
+    with evaluating(clf):
+        advance(last_block(clf), expected, groups, FLOAT32)
         last_block(clf).get_submodule(part).register_forward_hook(lambda m, given, y: shapes.append(tuple(y.shape[:2])))
-        advance(last_block(clf), x, runs, torch.float32)
-    assert shapes == [(run.rows, run.length) for run in runs]
+        advance(last_block(clf), x, groups, FLOAT32)
+    assert shapes == [(group.rows, group.length) for group in groups]
     torch.testing.assert_close(x, expected, rtol=1e-5, atol=1e-5)
 
 
 def test_watched_block_in_bfloat16_multiplies_in_it_and_stays_close(odd_config: GPT2Config) -> None:
     clf = classifier(odd_config)
-    x, runs, kinds = stream(sum(LENGTHS)), runs_for(LENGTHS), []
+    x, groups, kinds = stream(sum(LENGTHS)), groups_of(LENGTHS), []
     expected = x.clone()
     last_block(clf).mlp.up.register_forward_hook(lambda module, given, y: kinds.append(y.dtype))
-    with answering(clf):
-        advance(last_block(clf), expected, runs, torch.float32)
+    with evaluating(clf):
+        advance(last_block(clf), expected, groups, FLOAT32)
         assert set(kinds) == {torch.float32}
         kinds.clear()
-        advance(last_block(clf), x, runs, torch.bfloat16)
+        advance(last_block(clf), x, groups, BFLOAT16)
     assert set(kinds) == {torch.bfloat16}
     assert 1e-5 < relative_error(x, expected) < 1e-2
 
@@ -173,9 +173,9 @@ class Scaled(nn.Module):
 
 
 def test_block_of_another_class_is_called_as_it_is() -> None:
-    x, runs = stream(sum(LENGTHS)), runs_for(LENGTHS)
+    x, groups = stream(sum(LENGTHS)), groups_of(LENGTHS)
     expected = x * torch.cat([torch.arange(1.0, length + 1) for length in LENGTHS])[:, None]
-    advance(Scaled(), x, runs, torch.float32)
+    advance(Scaled(), x, groups, FLOAT32)
     torch.testing.assert_close(x, expected)
 
 
@@ -187,12 +187,12 @@ def test_block_of_another_class_is_called_as_it_is() -> None:
 def test_packed_logits_equal_the_models(odd_config: GPT2Config, pooling: str, lengths: list[int]) -> None:
     lengths = sorted(lengths)
     clf = classifier(odd_config, pooling)
-    rows, runs = random_rows(odd_config, lengths), runs_for(lengths)
-    with answering(clf):
-        x = embed(clf.trunk.embed, torch.cat(rows), runs, capacity=sum(lengths))
+    rows, groups = random_rows(odd_config, lengths), groups_of(lengths)
+    with evaluating(clf):
+        x = embed(clf.trunk.embed, torch.cat(rows), groups, capacity=sum(lengths), width=24)
         for block in list(clf.trunk.blocks)[:-1]:
-            advance(block, x, runs, torch.float32)
-        logits = last_block_and_head(last_block(clf), clf.trunk.norm, clf.head, x, runs, torch.float32)
+            advance(block, x, groups, FLOAT32)
+        logits = outputs_at_end(last_block(clf), clf.trunk.norm, clf.head, x, groups, FLOAT32)
         expected = torch.cat([clf.head(clf.trunk(row[None]), None) for row in rows])
     torch.testing.assert_close(logits, expected, rtol=1e-5, atol=1e-5)
 
@@ -203,7 +203,7 @@ def test_packed_logits_of_a_head_alone_equal_the_heads(odd_config: GPT2Config, p
     x = stream(sum(LENGTHS))
     rows = torch.split(x.clone(), LENGTHS)
     for norm in (None, clf.trunk.norm):
-        logits = last_block_and_head(None, norm, clf.head, x.clone(), runs_for(LENGTHS), torch.float32)
+        logits = outputs_at_end(None, norm, clf.head, x.clone(), groups_of(LENGTHS), FLOAT32)
         expected = torch.cat([clf.head(row[None] if norm is None else norm(row[None]), None) for row in rows])
         torch.testing.assert_close(logits, expected, rtol=1e-5, atol=1e-5)
 
@@ -212,13 +212,13 @@ def test_packed_logits_of_a_head_alone_equal_the_heads(odd_config: GPT2Config, p
 @pytest.mark.parametrize("part", ["", "attention.qkv", "norm1"])
 def test_watched_last_block_is_called_on_rows_of_one_length(odd_config: GPT2Config, part: str, pooling: str) -> None:
     clf = classifier(odd_config, pooling)
-    runs, shapes = runs_for(LENGTHS), []
+    groups, shapes = groups_of(LENGTHS), []
     x = stream(sum(LENGTHS))
-    with answering(clf):
-        expected = last_block_and_head(last_block(clf), clf.trunk.norm, clf.head, x.clone(), runs, torch.float32)
+    with evaluating(clf):
+        expected = outputs_at_end(last_block(clf), clf.trunk.norm, clf.head, x.clone(), groups, FLOAT32)
         last_block(clf).get_submodule(part).register_forward_hook(lambda m, given, y: shapes.append(tuple(y.shape[:2])))
-        logits = last_block_and_head(last_block(clf), clf.trunk.norm, clf.head, x.clone(), runs, torch.float32)
-    assert shapes == [(run.rows, run.length) for run in runs]
+        logits = outputs_at_end(last_block(clf), clf.trunk.norm, clf.head, x.clone(), groups, FLOAT32)
+    assert shapes == [(group.rows, group.length) for group in groups]
     torch.testing.assert_close(logits, expected, rtol=1e-5, atol=1e-5)
 
 
@@ -227,11 +227,11 @@ def test_last_block_watched_at_its_later_parts_is_called_on_rows_of_one_length(
     odd_config: GPT2Config, part: str
 ) -> None:
     clf = classifier(odd_config)
-    runs, shapes = runs_for(LENGTHS), []
+    groups, shapes = groups_of(LENGTHS), []
     last_block(clf).get_submodule(part).register_forward_hook(lambda m, given, y: shapes.append(tuple(y.shape[:2])))
-    with answering(clf):
-        last_block_and_head(last_block(clf), clf.trunk.norm, clf.head, stream(sum(LENGTHS)), runs, torch.float32)
-    assert shapes == [(run.rows, run.length) for run in runs]
+    with evaluating(clf):
+        outputs_at_end(last_block(clf), clf.trunk.norm, clf.head, stream(sum(LENGTHS)), groups, FLOAT32)
+    assert shapes == [(group.rows, group.length) for group in groups]
 
 
 # --- bfloat16 ---
@@ -241,9 +241,9 @@ def test_last_block_watched_at_its_later_parts_is_called_on_rows_of_one_length(
 def test_packed_block_in_bfloat16_is_close_to_float32(odd_config: GPT2Config, activation: str) -> None:
     clf = classifier(odd_config.replace(activation=activation))
     exact, rounded = stream(sum(LENGTHS)), stream(sum(LENGTHS))
-    with answering(clf):
-        advance(last_block(clf), exact, runs_for(LENGTHS), torch.float32)
-        advance(last_block(clf), rounded, runs_for(LENGTHS), torch.bfloat16)
+    with evaluating(clf):
+        advance(last_block(clf), exact, groups_of(LENGTHS), FLOAT32)
+        advance(last_block(clf), rounded, groups_of(LENGTHS), BFLOAT16)
     assert rounded.dtype == torch.float32
     branches = exact - stream(sum(LENGTHS))
     assert 1e-4 < relative_error(rounded - stream(sum(LENGTHS)), branches) < 1e-2
@@ -254,14 +254,14 @@ def test_packed_block_in_bfloat16_is_close_to_float32(odd_config: GPT2Config, ac
 def test_fused_operators_equal_the_plain_ones_to_bfloat16(
     monkeypatch: pytest.MonkeyPatch, odd_config: GPT2Config, activation: str, qkv_bias: bool
 ) -> None:
-    if packed._fused_operators() is None:
+    if arithmetic._fused_operators() is None:
         pytest.skip("this torch has no fused operators for this processor")
     clf = classifier(odd_config.replace(activation=activation, qkv_bias=qkv_bias))
     fused, plain = stream(1024), stream(1024)
-    with answering(clf):
-        advance(last_block(clf), fused, runs_for([32] * 32), torch.bfloat16)
-        monkeypatch.setattr(packed, "_fused_operators", lambda: None)
-        advance(last_block(clf), plain, runs_for([32] * 32), torch.bfloat16)
+    with evaluating(clf):
+        advance(last_block(clf), fused, groups_of([32] * 32), BFLOAT16)
+        monkeypatch.setattr(arithmetic, "_fused_operators", lambda: None)
+        advance(last_block(clf), plain, groups_of([32] * 32), BFLOAT16)
     assert relative_error(fused - stream(1024), plain - stream(1024)) < 2**-8
 
 
@@ -273,8 +273,8 @@ def test_product_in_bfloat16_applies_its_own_activation_and_no_similar_one(activ
     # Below 0 the two kinds of GELU are more than a per cent apart.
     x = torch.linspace(-4.0, 4.0, 1024 * 32).view(1024, 32).to(torch.bfloat16)
     with torch.inference_mode():
-        y = packed._Product(layer, torch.bfloat16, x.device, activation)(x).float()
-    torch.testing.assert_close(y, TRUNK_ACTIVATIONS[activation](x.float()), rtol=2**-8, atol=5e-5)
+        y = activated(layer.prepared(BFLOAT16), activation)(x).float()
+    torch.testing.assert_close(y, arithmetic.ACTIVATIONS[activation](x.float()), rtol=2**-8, atol=5e-5)
 
 
 def no_rounding(x: Tensor) -> Tensor:
@@ -320,7 +320,7 @@ def written_out(
 
 def test_outlier_dimensions_of_48_blocks_cost_no_more_than_rounding_what_products_take() -> None:
     config = GPT2Config(vocab_size=50, context_length=32, emb_dim=64, n_heads=4, n_layers=48)
-    clf = GPT2(config, classes=["a", "b"], seed=0).requires_grad_(False)
+    clf = classifier_of(config, ["a", "b"], seed=0).requires_grad_(False)
     generator = torch.Generator().manual_seed(0)
     for name, parameter in clf.named_parameters():
         if name.endswith("bias"):
@@ -330,14 +330,14 @@ def test_outlier_dimensions_of_48_blocks_cost_no_more_than_rounding_what_product
     clf.trunk.embed.token.weight.mul_(25.0)  # a stream of ordinary size, next to which ...
     clf.trunk.embed.position.weight[:, outliers] += 1000.0  # ... these stand, as in GPT-2's own
     ids = torch.randint(50, (6, 20), generator=generator)
-    runs = [Run(0, 6, 20)]
-    with answering(clf):
+    groups = [RowGroup(0, 6, 20)]
+    with evaluating(clf):
         truth = written_out(clf.trunk, ids, torch.float64)
-        exact = embed(clf.trunk.embed, ids.flatten(), runs, capacity=120)
-        ours = embed(clf.trunk.embed, ids.flatten(), runs, capacity=1024)
+        exact = embed(clf.trunk.embed, ids.flatten(), groups, capacity=120, width=64)
+        ours = embed(clf.trunk.embed, ids.flatten(), groups, capacity=1024, width=64)
         for block in clf.trunk.blocks:
-            advance(block, exact, runs, torch.float32)
-            advance(block, ours, runs, torch.bfloat16)
+            advance(block, exact, groups, FLOAT32)
+            advance(block, ours, groups, BFLOAT16)
         products = written_out(clf.trunk, ids, torch.float32, product=to_bfloat16)
         everything = written_out(clf.trunk, ids, torch.float32, product=to_bfloat16, residual=to_bfloat16)
 
@@ -354,18 +354,18 @@ def test_outlier_dimensions_of_48_blocks_cost_no_more_than_rounding_what_product
 # --- bit for bit ---
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("arithmetic", [FLOAT32, BFLOAT16], ids=str)
 @pytest.mark.parametrize(("trainable", "pooling"), [("last_block", "last"), ("head", "last"), ("head", "first")])
 @pytest.mark.parametrize("width", [64, 768])
 def test_features_of_a_row_are_equal_bit_for_bit_whatever_rows_come_with_it(
-    width: int, trainable: str, pooling: str, dtype: torch.dtype
+    width: int, trainable: str, pooling: str, arithmetic: Arithmetic
 ) -> None:
     config = GPT2Config(vocab_size=50, context_length=120, emb_dim=width, n_heads=width // 16, n_layers=2)
-    clf = randomised(GPT2(config, classes=["a", "b"], pooling=pooling, seed=0))
+    clf = randomised(classifier_of(config, ["a", "b"], pooling=pooling, seed=0))
     freeze(clf, trainable=trainable)
-    cut = Cut(clf, {"last_block": 2, "head": 4}[trainable], dtype)
+    prefix = FrozenPrefix(clf, {"last_block": 2, "head": 4}[trainable], arithmetic)
     choose = np.random.default_rng(width)
-    # Some lengths more than once, so that their rows fall into runs of different numbers of rows. Wide and pooled,
+    # Some lengths more than once, so that their rows fall into groups of different numbers of rows. Wide and pooled,
     # every length costs as many tokens as any other, so there are few.
     few = [1, 1, 1, 7, 7, 7, 64, 64, 120, 120] if width == 64 or trainable == "last_block" else [61, 61, 61, 120, 120]
     lengths = np.sort(np.concatenate([choose.integers(1, 121, 0 if len(few) == 5 else 9), few]))
@@ -373,8 +373,8 @@ def test_features_of_a_row_are_equal_bit_for_bit_whatever_rows_come_with_it(
 
     def features(chosen: list[int]) -> list[Tensor]:
         taken = [rows[i] for i in chosen]
-        positions = cut.positions(np.array([len(row) for row in taken]))
-        return list(torch.split(compute_slab(cut, taken), positions.tolist()))
+        positions = prefix.positions(np.array([len(row) for row in taken]))
+        return list(torch.split(compute_chunk(prefix, taken), positions.tolist()))
 
     together = features(list(range(len(rows))))
     assert together[0].dtype == torch.float32
@@ -389,7 +389,7 @@ def test_features_of_pooled_rows_are_those_of_the_whole_model(odd_config: GPT2Co
     for pooling in ("last", "first", "mean"):
         clf = classifier(odd_config, pooling)
         rows = random_rows(odd_config, LENGTHS)
-        values = compute_slab(Cut(clf, 5, torch.float32), [row.numpy().astype(np.int32) for row in rows])
+        values = compute_chunk(FrozenPrefix(clf, 5, FLOAT32), [row.numpy().astype(np.int32) for row in rows])
         at = {"last": slice(-1, None), "first": slice(0, 1), "mean": slice(None)}[pooling]
         expected = torch.cat([clf.trunk(row[None])[0, at] for row in rows])
         torch.testing.assert_close(values, expected, rtol=1e-5, atol=1e-5)
@@ -400,17 +400,17 @@ def test_every_product_has_one_shape_whatever_the_number_of_tokens(
 ) -> None:
     """On this processor the sums may come out alike by luck; what makes them do so anywhere is the shape."""
     shapes: set[tuple[int, ...]] = set()
-    call = packed._Product.__call__
+    call = arithmetic._Matrix.__call__
 
-    def watched(self: packed._Product, x: Tensor) -> Tensor:
+    def watched(self: arithmetic._Matrix, x: Tensor) -> Tensor:
         shapes.add(tuple(x.shape))
         return call(self, x)
 
-    monkeypatch.setattr(packed._Product, "__call__", watched)
+    monkeypatch.setattr(arithmetic._Matrix, "__call__", watched)
     clf = classifier(odd_config, "mean")
     for lengths in ([1], [5, 40], [40] * 30):
         rows = [row.numpy().astype(np.int32) for row in random_rows(odd_config, lengths)]
-        compute_slab(Cut(clf, 3, torch.float32), rows)
+        compute_chunk(FrozenPrefix(clf, 3, FLOAT32), rows)
     assert shapes == {(1024, 24), (1024, 56)}
 
 
@@ -419,17 +419,17 @@ def test_pooled_block_computes_as_many_rows_as_follow_from_their_length(
     monkeypatch: pytest.MonkeyPatch, odd_config: GPT2Config, pooling: str
 ) -> None:
     shapes: set[tuple[int, ...]] = set()
-    at = Block.at
+    at_position = Block.at_position
 
     def watched(block: Block, x: Tensor, position: Tensor) -> Tensor:
         shapes.add(tuple(x.shape[:2]))
-        return at(block, x, position)
+        return at_position(block, x, position)
 
-    monkeypatch.setattr(Block, "at", watched)
+    monkeypatch.setattr(Block, "at_position", watched)
     clf = classifier(odd_config, pooling)
     for lengths in ([5], [5, 5, 40], [40] * 3):
         rows = [row.numpy().astype(np.int32) for row in random_rows(odd_config, lengths)]
-        compute_slab(Cut(clf, 5, torch.float32), rows)
+        compute_chunk(FrozenPrefix(clf, 5, FLOAT32), rows)
     assert shapes == {(32, 5), (32, 40)}
 
 
@@ -461,22 +461,20 @@ def test_line_of_packed_rows_equals_padded_rows(odd_config: GPT2Config, pooling:
     check_line(clf, ids, torch.tensor(lengths))
 
 
-def test_line_of_packed_rows_computes_nothing_for_padding(
-    monkeypatch: pytest.MonkeyPatch, odd_config: GPT2Config
-) -> None:
+def test_line_of_packed_rows_computes_nothing_for_padding(odd_config: GPT2Config) -> None:
     shapes: list[tuple[int, ...]] = []
-    forward = Block.forward
 
-    def watched(block: Block, x: Tensor, rows: list[int] | None = None) -> Tensor:
+    def watched(block: nn.Module, x: Tensor, *given: Any) -> Tensor:
         shapes.append(tuple(x.shape))
-        return forward(block, x, rows)
+        return block(x, *given)  # type: ignore[no-any-return]
 
-    monkeypatch.setattr(Block, "forward", watched)
     ids, lengths = torch.zeros(3, 12, dtype=torch.int64), torch.tensor([4, 12, 1])
     for pooling, blocks in (("mean", 3), ("last", 2)):
         shapes.clear()
-        classifier(odd_config, pooling)(ids, lengths)
-        assert shapes == [(17, 24)] * blocks
+        clf = classifier(odd_config, pooling)
+        logits = outputs_of(clf.blocks, clf.norm, clf.head, clf.embed(ids), lengths, watched)
+        assert torch.equal(logits, clf(ids, lengths))
+        assert shapes == [(1, 17, 24)] * blocks
 
 
 @settings(max_examples=15, deadline=None)
@@ -499,9 +497,7 @@ def test_recomputed_activations_give_identical_gradients(odd_config: GPT2Config,
     clf = classifier(odd_config, pooling).requires_grad_()
     ids, lengths = torch.stack([F.pad(r, (0, 9 - len(r))) for r in random_rows(odd_config, [4, 9, 1])]), [4, 9, 1]
     kept = gradients_of(clf, clf(ids, torch.tensor(lengths)))
-    with recomputed_activations(True):
-        logits = clf(ids, torch.tensor(lengths))
-    recomputed = gradients_of(clf, logits)
+    recomputed = gradients_of(clf, Learner(clf, recompute=True)(ids, torch.tensor(lengths)))
     assert all(torch.equal(recomputed[name], gradient) for name, gradient in kept.items())
 
 
@@ -511,6 +507,5 @@ def test_recomputed_activations_run_each_whole_block_twice(odd_config: GPT2Confi
     clf.trunk.blocks[1].mlp.up.register_forward_hook(lambda *_: calls.append(1))  # type: ignore[union-attr]
     for enabled, times in ((False, 1), (True, 2)):
         calls.clear()
-        with recomputed_activations(enabled):
-            gradients_of(clf, clf(torch.ones(2, 5, dtype=torch.int64)))
+        gradients_of(clf, Learner(clf, recompute=enabled)(torch.ones(2, 5, dtype=torch.int64)))
         assert len(calls) == times

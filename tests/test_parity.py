@@ -18,8 +18,11 @@ from transformers import GPT2Config as TheirConfig
 from transformers import GPT2ForSequenceClassification, GPT2LMHeadModel, GPT2Model
 
 from gptclf import GPT2, Batches, TextDataset, freeze, load_gpt2, load_model, train
+from gptclf.gpt2.learner import Learner
 from gptclf.training.loop import training_steps
+from gptclf.training.objective import Objective
 from gptclf.training.optim import make_optimizer
+from gptclf.training.recipe import Recipe
 from gptclf.weights.hugging_face import trunk_names
 
 NO_DROPOUT = {"resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0}
@@ -314,8 +317,9 @@ def test_six_steps_at_full_size_give_their_losses(full: tuple[Any, Any, Path, Pa
     texts, labels = byte_texts(24, longest=60)
     rows = TextDataset(texts, labels, tokenizer=byte_tokenizer())
     batches = Batches(rows, 8, 123)
-    optimizer = make_optimizer(model, lr=5e-5, weight_decay=0.1)
-    losses = [step.loss for step in training_steps(model.train(), batches, optimizer, epochs=2)]
+    optimizer = make_optimizer(model, Recipe(lr=5e-5, weight_decay=0.1))
+    objective = Objective(Learner(model, training=True, keep_gradients=True), model.task)
+    losses = [step.loss for step in training_steps(objective, batches, optimizer, epochs=2)]
     # Theirs last: it changes the trunk that the fixture's models share.
     expected = their_six_steps(theirs, batches, lr=5e-5, weight_decay=0.1)
     error = float(np.max(np.abs(np.array(losses) / np.array(expected) - 1)))

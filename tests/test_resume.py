@@ -69,6 +69,8 @@ def assert_same(first: GPT2, second: GPT2) -> None:
 
 # Killed
 
+posix = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs processes that fork")
+
 
 class Die(Callback):
     """Kills the process at a step."""
@@ -107,11 +109,13 @@ def kill_and_resume(steps: list[int], folder: Path, **options: Any) -> None:
     assert_same(resumed, straight)
 
 
+@posix
 @pytest.mark.parametrize("options", [{}, {"batch_size": 1, "accumulate": 2, "schedule": "cosine", "clip": 1.0}])
 def test_a_run_that_is_killed_four_times_is_the_one_that_was_not(options: dict[str, Any], tmp_path: Path) -> None:
     kill_and_resume([2, 8, 12, 13], tmp_path, **options)
 
 
+@posix
 @pytest.mark.slow
 def test_a_run_that_is_killed_at_twenty_random_steps_is_the_one_that_was_not(tmp_path: Path) -> None:
     random = np.random.default_rng(11).integers(1, 25, 18).tolist()
@@ -119,6 +123,7 @@ def test_a_run_that_is_killed_at_twenty_random_steps_is_the_one_that_was_not(tmp
     kill_and_resume(sorted([*random, 12, 13]), tmp_path)
 
 
+@posix
 def test_a_step_that_measures_keeps_a_state_and_ends_an_epoch_is_kept_whole(tmp_path: Path) -> None:
     kill_at(7, tmp_path, checkpoint_every=3)
     _, metadata = read_safetensors(tmp_path / "step-00000006.safetensors")
@@ -270,7 +275,7 @@ def test_a_callbacks_tensors_are_kept(tmp_path: Path) -> None:
 def test_buffers_of_a_users_module_are_kept(tmp_path: Path) -> None:
     def with_norm() -> GPT2:
         clf = classifier()
-        clf.head.output = nn.Sequential(nn.BatchNorm1d(16), nn.Linear(16, 2))  # type: ignore[assignment]
+        clf.head.output = nn.Sequential(nn.BatchNorm1d(16), nn.Linear(16, 2))
         generator = torch.Generator().manual_seed(0)
         with torch.no_grad():
             for parameter in clf.head.parameters():

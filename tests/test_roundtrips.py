@@ -222,15 +222,7 @@ class TestServedByTransformers:
     """A biased head in text-classification, with a vocabulary of its own in GPT-2's formats."""
 
     # No empty one: that is one end of text here and no token at all there.
-    TEXTS = (
-        "you won a prize",
-        "see you at six",
-        "x",
-        "naïve 東京 👍",
-        "win  win\n\nwin",
-        "it's 3 o'clock!",
-        " prize ",
-    )
+    TEXTS = ("you won a prize", "see you at six", "x", "naïve 東京 👍", "win  win\n\nwin", "it's 3 o'clock!", " prize ")
 
     def model(self, odd_config: GPT2Config) -> GPT2:
         ranks = {bytes([byte]): i for i, byte in enumerate(byte_characters())}

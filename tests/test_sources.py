@@ -22,6 +22,8 @@ from gptclf import (
     Callback,
     GPT2Config,
     History,
+    Run,
+    Step,
     TextDataset,
     TextWindows,
     add_classifier_head,
@@ -348,7 +350,7 @@ class TestWhoseTensorsTheyAre:
 
 
 class StopAfterOne(Callback):
-    def on_step(self, model: GPT2, step: Any) -> None:
+    def on_step(self, run: Run, step: Step) -> None:
         if step.epoch == 2:
             raise KeyboardInterrupt
 

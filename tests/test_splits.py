@@ -50,11 +50,7 @@ def test_parts_are_disjoint_and_complete_and_of_the_sizes_asked_for(
             assert abs(len(part) - share * len(labels)) <= 1
 
 
-@given(
-    sizes=st.lists(st.integers(1, 40), min_size=1, max_size=8),
-    shares=fractions,
-    seed=st.integers(0, 2**32),
-)
+@given(sizes=st.lists(st.integers(1, 40), min_size=1, max_size=8), shares=fractions, seed=st.integers(0, 2**32))
 @settings(max_examples=300, deadline=None)
 def test_every_class_has_its_share_of_every_part_to_within_a_row_and_a_half(
     sizes: list[int], shares: tuple[float, ...], seed: int

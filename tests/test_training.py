@@ -50,11 +50,7 @@ TOKENIZER = byte_tokenizer()
 
 
 def classifier(
-    *,
-    drop_rate: float = 0.0,
-    classes: Sequence[Any] = ("ham", "spam"),
-    pooling: str = "last",
-    trainable: str = "all",
+    *, drop_rate: float = 0.0, classes: Sequence[Any] = ("ham", "spam"), pooling: str = "last", trainable: str = "all"
 ) -> GPT2:
     """A small classifier, always of the same weights."""
     head = ClassifierHead(CONFIG.emb_dim, len(classes), pooling=pooling)

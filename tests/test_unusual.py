@@ -25,7 +25,7 @@ TEXTS = ["win a prize", "see you at six, or later", "", "ok", "call now to win",
 
 def classifier() -> GPT2:
     clf = add_classifier_head(randomised(byte_gpt2()), classes=["ham", "spam"], seed=3)
-    clf.forget_fresh_head()
+    clf.head.forget_fresh()
     return clf
 
 
@@ -90,7 +90,7 @@ def test_a_module_of_another_kind_in_the_frozen_part_is_never_answered_from_what
     first_loss(clf)
     block.mlp.down.by = 9.0
     assert first_loss(clf) == pytest.approx(first_loss(clf, reuse_frozen=False), abs=1e-5)
-    assert "computed anew" in caplog.text
+    assert "recomputed at every step" in caplog.text
 
 
 @pytest.mark.parametrize(("part", "name", "value"), [("norm1", "eps", 1.0), ("mlp", "activation", "relu")])
@@ -147,10 +147,10 @@ def test_an_estimate_leaves_running_means_alone() -> None:
     assert not norm.running_mean.any()
 
 
-@pytest.mark.parametrize("folder", ["", 5])
-def test_evaluate_and_clear_features_refuse_what_names_no_folder(folder: Any) -> None:
+@pytest.mark.parametrize(("folder", "error"), [("", ValueError), (5, TypeError)])
+def test_evaluate_and_clear_features_refuse_what_names_no_folder(folder: Any, error: type[Exception]) -> None:
     clf = classifier()
-    with pytest.raises(ValueError, match="cache_dir is"):
+    with pytest.raises(error, match="cache_dir is"):
         evaluate(clf, labelled(clf), cache_dir=folder)
-    with pytest.raises(ValueError, match="cache_dir is"):
+    with pytest.raises(error, match="cache_dir is"):
         clear_features(folder)

@@ -88,18 +88,16 @@ def draw_head(model: GPT2, task: Task, pooling: str, bias: bool, seed: int | Non
 
 def build_head(head: HeadSource, emb_dim: int, n_outputs: int) -> Head:
     """Return a head of the user's, made if it is a class, and tried once."""
-    built = head if isinstance(head, nn.Module) else _made(head, emb_dim, n_outputs)
+    makes = callable(head) and not isinstance(head, nn.Module)
+    built = head(emb_dim, n_outputs) if makes else head
+    if not isinstance(built, Head):
+        raise TypeError(f"head is a {type(built).__name__}; give a gptclf.Head (subclass it), or a class of heads")
     check_head(built, emb_dim, n_outputs)
     wrong = {p.dtype for p in built.parameters()} - {torch.float32}
     if wrong:
         raise ValueError(f"the head's weights are {wrong.pop()}; weights train in float32: call head.float()")
-    return built.eval()
-
-
-def _made(head: Callable[[int, int], Head], emb_dim: int, n_outputs: int) -> Head:
-    if not callable(head):
-        raise TypeError(f"head is a {type(head).__name__}; give a gptclf.Head, or a class of heads")
-    return head(emb_dim, n_outputs)
+    built.eval()
+    return built
 
 
 def _task_of(num_classes: int | None, classes: Iterable[Any] | None, task: Task | None) -> Task:

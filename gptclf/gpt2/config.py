@@ -136,9 +136,4 @@ PRESETS: dict[str, GPT2Config] = {
     "nano": GPT2Config(vocab_size=4096, context_length=512, emb_dim=192, n_layers=4, n_heads=6),
 }
 
-ALIASES: dict[str, str] = {
-    "124M": "gpt2",
-    "355M": "gpt2-medium",
-    "774M": "gpt2-large",
-    "1558M": "gpt2-xl",
-}
+ALIASES: dict[str, str] = {"124M": "gpt2", "355M": "gpt2-medium", "774M": "gpt2-large", "1558M": "gpt2-xl"}

@@ -109,7 +109,8 @@ class LMHead(Head):
     @property
     def output_matrix(self) -> Tensor | None:
         """The output matrix if nobody looks inside, so that it may be multiplied in pieces."""
-        return self.weight if is_standard(self) else None
+        own = self._tied_to is not None or type(self.output) is Linear  # an adapter is more than its matrix
+        return self.weight if own and is_standard(self) else None
 
     def record(self) -> None:
         """Return None: the configuration says everything."""
@@ -123,7 +124,7 @@ class LMHead(Head):
 
     def project(self, hidden: Tensor) -> Tensor:
         """Logits (..., V) of hidden states (..., D)."""
-        return F.linear(hidden, self.weight)
+        return F.linear(hidden, self.weight) if self._tied_to is not None else self.output(hidden)
 
     def forward(self, hidden: Tensor, lengths: Tensor | None = None) -> Tensor:
         """Logits of the next token at every position (B, T, V)."""
@@ -221,16 +222,13 @@ def reads_of(head: nn.Module) -> str:
     return "all" if is_hooked(head) else getattr(head, "reads", "all")
 
 
-def check_head(head: nn.Module, emb_dim: int, n_outputs: int) -> None:
+def check_head(head: Head, emb_dim: int, n_outputs: int) -> None:
     """Try a head once on random hidden states.
 
     Raises:
-        TypeError: It is not a module.
         ValueError: It gives another number of outputs, or other outputs than its `reads` promises.
     """
-    if not isinstance(head, nn.Module):
-        raise TypeError(f"head is a {type(head).__name__}; give a gptclf.Head, or a class of heads")
-    reads, name = getattr(head, "reads", "all"), type(head).__name__
+    reads, name = head.reads, type(head).__name__
     if reads not in READS:
         raise ValueError(f"{name}.reads is {reads!r}; choose from {', '.join(READS)}")
     parameter = next(head.parameters(), torch.zeros(()))

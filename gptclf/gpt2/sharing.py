@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn.modules.module import _WrappedHook
 
 M = TypeVar("M", bound=nn.Module)
+T = TypeVar("T", bound=Tensor)
 
 # Rebuilt if an element is replaced; anything else that refers into the tree is refused.
 _CONTAINERS = (list, tuple, set, frozenset)
@@ -23,21 +24,22 @@ _CONTAINERS = (list, tuple, set, frozenset)
 
 def twin(module: M) -> M:
     """Copy a tree of modules over the same parameters and buffers; modes, hooks and children are its own."""
-    return _Copy([module], lambda parameter: parameter, strict=False)(module)
+    return _Copy([module], _itself, _itself, strict=False)(module)
 
 
 def twins(modules: list[nn.Module]) -> list[nn.Module]:
     """Copy several modules as `twin` does; a reference from one to another leads to the other's copy."""
-    copy = _Copy(modules, lambda parameter: parameter, strict=False)
+    copy = _Copy(modules, _itself, _itself, strict=False)
     return [copy(module) for module in modules]
 
 
 def borrow(module: M) -> M:
-    """Copy a tree of modules over the same memory; its parameters are new, frozen and borrowed.
+    """Copy a tree of modules over the same memory; its parameters are new, frozen and borrowed. Buffers are copied.
 
     A parameter that `module` trains is copied at once, as its owner may change it at any time. The others are marked
-    in `module` as well, so that it gets memory of its own before it changes one. References inside the tree lead to the copy's own modules and parameters: tied matrices, hooks that are bound methods, modules in lists
-    and tuples, one parameter under two names.
+    in `module` as well, which also gets memory of its own before it changes one. References inside the tree lead to the
+    copy's own modules and parameters: tied matrices, hooks that are bound methods, modules in lists and tuples, one
+    parameter under two names.
 
     Raises:
         TypeError: A module refers to another one in a way that cannot be followed; says which and how.
@@ -51,7 +53,7 @@ def borrow(module: M) -> M:
         return mark_borrowed(nn.Parameter(tensor, requires_grad=False))
 
     own_before_loading(module)  # the copy brings it along
-    return _Copy([module], lend, strict=True)(module)
+    return _Copy([module], lend, torch.clone, strict=True)(module)
 
 
 def is_borrowed(parameter: Tensor) -> bool:
@@ -91,7 +93,9 @@ def own_before_loading(module: nn.Module) -> None:
     """Let `load_state_dict`, of the module or of any part of it, write into memory of its own."""
     for part in module.modules():
         # One hook for all: a copy of a tree brings it along.
-        if part._parameters and all(hook.hook is not _own for hook in part._load_state_dict_pre_hooks.values()):
+        if part._parameters and all(
+            getattr(hook, "hook", hook) is not _own for hook in part._load_state_dict_pre_hooks.values()
+        ):
             part.register_load_state_dict_pre_hook(_own)  # type: ignore[no-untyped-call]
 
 
@@ -124,21 +128,33 @@ def fill(module: nn.Module, tensors: dict[str, Tensor]) -> None:
     own_before_loading(module)
 
 
+def _itself(tensor: T) -> T:
+    return tensor
+
+
 class _Copy:
     """Copies of the modules below some roots, with every reference between them redirected."""
 
     def __init__(
-        self, roots: list[nn.Module], parameter: Callable[[nn.Parameter], nn.Parameter], *, strict: bool
+        self,
+        roots: list[nn.Module],
+        parameter: Callable[[nn.Parameter], nn.Parameter],
+        buffer: Callable[[Tensor], Tensor],
+        *,
+        strict: bool,
     ) -> None:
         self._strict = strict
         self._where = ""
         self._made: dict[Any, Any] = {}
         names = {part: name or type(part).__name__ for root in roots for name, part in root.named_modules()}
         for part in names:
-            self._made[part] = type(part).__new__(type(part))
+            self._made[part] = object.__new__(type(part))
             for tensor in part._parameters.values():
                 if tensor is not None and tensor not in self._made:
                     self._made[tensor] = parameter(tensor)
+            for tensor in part._buffers.values():
+                if tensor is not None and tensor not in self._made:
+                    self._made[tensor] = buffer(tensor)
         for part, name in names.items():
             for key, value in vars(part).items():
                 self._where = f"{name}.{key}"
@@ -151,10 +167,10 @@ class _Copy:
         return cast(M, self._made[module])
 
     def _redirected(self, value: Any) -> Any:
-        """Return what takes the place of a value: itself, unless it refers to a copied module or parameter."""
+        """Return what takes the place of a value: itself, unless it refers to a copied module or tensor."""
         if value is None or isinstance(value, str | bytes | int | float | type):
             return value
-        if isinstance(value, nn.Module | nn.Parameter):
+        if isinstance(value, nn.Module | Tensor):
             if value not in self._made and isinstance(value, nn.Module) and self._reaches(value):
                 return self._refuse(value, f"the {type(value).__name__} around it")
             return self._made.get(value, value)
@@ -197,7 +213,7 @@ class _Copy:
 
     def _reaches(self, value: Any, depth: int = 3) -> bool:
         """Return True if a value that cannot be rebuilt refers to something that is copied."""
-        if isinstance(value, nn.Module | nn.Parameter):
+        if isinstance(value, nn.Module | Tensor):
             parts = value.modules() if isinstance(value, nn.Module) else [value]
             return any(part in self._made for part in parts)
         if isinstance(value, types.FunctionType):
@@ -209,7 +225,7 @@ class _Copy:
             held = list(value.values())
         elif isinstance(value, _CONTAINERS):
             held = list(value)
-        elif isinstance(value, Tensor | types.ModuleType | type):
+        elif isinstance(value, types.ModuleType | type):
             return False
         else:
             held = list(getattr(value, "__dict__", {}).values())

@@ -29,7 +29,7 @@ def is_standard(module: nn.Module) -> bool:
 
     Parametrised and pruned modules are not standard: torch gives them another class or a hook.
     """
-    return not _has_any_global_hook() and all(is_standard_alone(part) for part in module.modules())
+    return all(is_standard_alone(part) for part in module.modules())
 
 
 def is_standard_alone(module: nn.Module) -> bool:
@@ -39,19 +39,25 @@ def is_standard_alone(module: nn.Module) -> bool:
 
 def is_hooked(module: nn.Module) -> bool:
     """Return True if a module has hooks or its forward was replaced, so that it has to be called."""
-    return "forward" in vars(module) or _has_any_global_hook() or any(getattr(module, name) for name in _HOOKS)
+    globally: bool = _has_any_global_hook()  # type: ignore[no-untyped-call]
+    return globally or "forward" in vars(module) or any(getattr(module, name) for name in _HOOKS)
 
 
 def described(module: nn.Module) -> Iterator[list[str]]:
     """Yield the kind of each part of a standard module and the attributes that its result depends on.
 
     Kinds are fixed strings, so that moving a class between files changes no address.
+
+    Raises:
+        TypeError: A class says that it is standard but does not name its kind.
     """
     for part in module.modules():
         if type(part) in _TORCH:
             kind, names = _TORCH[type(part)]
         else:
             own = vars(type(part))
+            if "kind" not in own:
+                raise TypeError(f'{type(part).__name__} says standard = True; it must also name its kind = "..."')
             kind, names = own["kind"], own.get("described", ())
         yield [kind, *(f"{name}={getattr(part, name)}" for name in names)]
 
@@ -60,8 +66,9 @@ def _vouches(kind: type[nn.Module]) -> bool:
     own = vars(kind)
     if own.get("standard") is not True and kind not in _TORCH:
         return False
-    # A forward that was put into the class from outside, as patches do, has another name or home.
-    forward = own.get("forward")
-    if forward is None:
-        return True
-    return (forward.__module__, forward.__qualname__) == (kind.__module__, f"{kind.__qualname__}.forward")
+    # The code of a forward that was put into a class from outside, as patches do, has another name or home, whatever
+    # functools.wraps says.
+    owner = next(base for base in kind.__mro__ if "forward" in vars(base))
+    code, home = getattr(owner.forward, "__code__", None), getattr(owner.forward, "__globals__", {})
+    name = None if code is None else (home.get("__name__"), code.co_qualname)
+    return owner is nn.Module or name == (owner.__module__, f"{owner.__qualname__}.forward")

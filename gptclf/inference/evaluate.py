@@ -133,12 +133,7 @@ def evaluate(
 
 
 def dataset_loss(
-    model: GPT2,
-    dataset: TextDataset,
-    *,
-    num_batches: int | None = None,
-    batch_size: int = 8,
-    precision: str = "auto",
+    model: GPT2, dataset: TextDataset, *, num_batches: int | None = None, batch_size: int = 8, precision: str = "auto"
 ) -> float:
     """Return the mean loss over a data set, or over its first `num_batches` batches, in its own order."""
     rows = labelled_rows(model, dataset)
@@ -148,12 +143,7 @@ def dataset_loss(
 
 
 def dataset_accuracy(
-    model: GPT2,
-    dataset: TextDataset,
-    *,
-    num_batches: int | None = None,
-    batch_size: int = 8,
-    precision: str = "auto",
+    model: GPT2, dataset: TextDataset, *, num_batches: int | None = None, batch_size: int = 8, precision: str = "auto"
 ) -> float:
     """Return the share of correct answers on a data set, or on its first `num_batches` batches, in its own order."""
     rows = labelled_rows(model, dataset)

@@ -45,12 +45,7 @@ class Prediction:
 
 
 def predict(
-    model: GPT2,
-    texts: Iterable[str],
-    *,
-    batch_size: int | None = None,
-    precision: str = "auto",
-    progress: bool = False,
+    model: GPT2, texts: Iterable[str], *, batch_size: int | None = None, precision: str = "auto", progress: bool = False
 ) -> list[Any]:
     """Return the answer to each text: of a classifier, its most probable class.
 
@@ -79,12 +74,7 @@ def predict(
 
 
 def predict_proba(
-    model: GPT2,
-    texts: Iterable[str],
-    *,
-    batch_size: int | None = None,
-    precision: str = "auto",
-    progress: bool = False,
+    model: GPT2, texts: Iterable[str], *, batch_size: int | None = None, precision: str = "auto", progress: bool = False
 ) -> NDArray[np.float32]:
     """Return the probability of each class for each text: (N, C), columns in the order of `model.classes`.
 
@@ -98,11 +88,7 @@ def predict_proba(
 
 
 def predict_stream(
-    model: GPT2,
-    texts: Iterable[str],
-    *,
-    window: int = 2048,
-    precision: str = "auto",
+    model: GPT2, texts: Iterable[str], *, window: int = 2048, precision: str = "auto"
 ) -> Iterator[Prediction]:
     """Classify an unbounded stream in constant memory, one answer after the other in its order.
 

@@ -1,1 +1,1 @@
-"""What a language model can do: generate, score, classify without training."""
+"""Text generation, scoring and zero-shot classification with language models."""

@@ -6,13 +6,14 @@ matrix widens. Loaded blocks are laid out that way; trained ones and the vocabul
 copy, which about thirty tokens repay. bfloat16 was tried and does not pay: half the bytes, read at half the speed.
 """
 
-from collections.abc import Sequence
+from typing import cast
 
 import torch
 from torch import Tensor, nn
 
 from gptclf.gpt2.attend import Cache
-from gptclf.gpt2.layers import Linear
+from gptclf.gpt2.heads import Head
+from gptclf.gpt2.layers import Embedding, Linear
 from gptclf.gpt2.model import GPT2
 from gptclf.gpt2.sharing import twins
 
@@ -35,11 +36,11 @@ class Decoder:
 
     def __init__(self, gpt2: GPT2, rows: int, capacity: int, steps: int) -> None:
         lay_out = gpt2.device.type == "cpu" and rows <= _FEW_ROWS and steps >= _WORTH_LAYING_OUT
-        matrix = gpt2.output_matrix
-        assert matrix is not None
         self._embed, self._norm = gpt2.trunk.embed, gpt2.trunk.norm
-        self._blocks = _laid_out(gpt2.blocks) if lay_out else gpt2.blocks
-        self._vocabulary = matrix.t().contiguous() if lay_out else matrix.t()
+        # A tied head follows the copy of the token embedding; ids are looked up in the model's own.
+        parts = [*gpt2.blocks, self._embed.token, gpt2.head]
+        *self._blocks, _, head = _laid_out(parts) if lay_out else parts
+        self._head = cast(Head, head)
         heads, width = gpt2.config.n_heads, gpt2.config.emb_dim // gpt2.config.n_heads
         like = self._embed.position.weight
         self._caches = [Cache(like, rows, heads, capacity, width) for _ in self._blocks]
@@ -51,13 +52,13 @@ class Decoder:
         x = self._embed.token(ids) + self._embed.position(torch.arange(start, self.length, device=ids.device))
         for block, cache in zip(self._blocks, self._caches, strict=True):
             x = block(x, cache)
-        return self._norm(x[:, -1]) @ self._vocabulary  # type: ignore[no-any-return]
+        return self._head.project(self._norm(x[:, -1]))
 
 
-def _laid_out(blocks: Sequence[nn.Module]) -> list[nn.Module]:
-    """Copy blocks, sharing all parameters but the matrices that widen: the copy's are laid out as (in, out)."""
-    copies = twins(list(blocks))
-    for part in (part for block in copies for part in block.modules() if isinstance(part, Linear)):
+def _laid_out(modules: list[nn.Module]) -> list[nn.Module]:
+    """Copy modules, sharing all parameters but the matrices that widen: the copy's are laid out as (in, out)."""
+    copies = twins(modules)
+    for part in (part for copy in copies for part in copy.modules() if isinstance(part, Linear | Embedding)):
         weight = part._parameters.get("weight")
         if weight is not None and weight.is_floating_point() and weight.shape[0] >= weight.shape[1]:
             part._parameters["weight"] = nn.Parameter(weight.t().contiguous().t(), requires_grad=False)

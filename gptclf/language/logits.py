@@ -13,8 +13,7 @@ _LOGIT_ROWS = 256
 
 def has_standard_parts(gpt2: GPT2) -> bool:
     """Return True if a language model may be computed part by part: standard modules throughout, and no hooks."""
-    parts = (*gpt2.blocks, gpt2.norm)
-    return gpt2.is_plain and all(map(is_standard, parts)) and gpt2.output_matrix is not None
+    return gpt2.is_plain and all(map(is_standard, (*gpt2.blocks, gpt2.norm, gpt2.head)))
 
 
 def rows_of_ids(gpt2: GPT2, ids: Ids) -> Tensor:

@@ -37,12 +37,7 @@ class Window:
 
 
 def token_log_probs(
-    gpt2: GPT2,
-    text: str | Ids,
-    *,
-    start: bool = True,
-    stride: int | None = None,
-    precision: str = "float32",
+    gpt2: GPT2, text: str | Ids, *, start: bool = True, stride: int | None = None, precision: str = "float32"
 ) -> NDArray[np.float32]:
     """Return the natural logarithm of each token's probability given the tokens before it.
 
@@ -85,12 +80,7 @@ def token_log_probs(
 
 
 def perplexity(
-    gpt2: GPT2,
-    text: str | Iterable[str],
-    *,
-    start: bool = True,
-    stride: int | None = None,
-    precision: str = "float32",
+    gpt2: GPT2, text: str | Iterable[str], *, start: bool = True, stride: int | None = None, precision: str = "float32"
 ) -> float:
     """Return the perplexity of a text or a corpus: exp of the mean negative log-probability of its tokens.
 

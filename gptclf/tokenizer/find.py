@@ -26,11 +26,7 @@ _TIKTOKEN_ADDRESS = "https://openaipublic.blob.core.windows.net/gpt-2/encodings/
 
 
 def find_tokenizer(
-    folder: Path | None,
-    repo: str | None,
-    revision: str | None,
-    cache_dir: str | Path | None,
-    vocab_size: int,
+    folder: Path | None, repo: str | None, revision: str | None, cache_dir: str | Path | None, vocab_size: int
 ) -> "tiktoken.Encoding":
     """Return the tokenizer of a model, from the first place that has it.
 

@@ -1,6 +1,7 @@
 """Reactions to a training run: the protocol, progress on the screen, measuring, and keeping the best weights."""
 
 import sys
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -56,50 +57,30 @@ class Callback:
 class Progress(Callback):
     """A bar of steps with the loss (if tqdm is installed) and a line per measurement, on standard error."""
 
-    def __init__(self) -> None:
-        self._bar: Any = None
-
     def on_start(self, run: "Run") -> None:
-        """Start without a bar."""
-        self._bar = None
+        """Show the bar."""
+        self._bar: Any = None
+        with suppress(ImportError):
+            from tqdm import tqdm
+
+            # disable=None: no bar if standard error is not a terminal, so that logs hold only the lines.
+            self._bar = tqdm(total=run.total_steps, unit="step", disable=None, leave=False)
 
     def on_step(self, run: "Run", step: Step) -> None:
         """Move the bar."""
-        if self._bar is None:
-            self._bar = _bar(run.total_steps - step.step + 1)
-        self._bar.set_postfix_str(f"loss {step.loss:.3f}", refresh=False)
-        self._bar.update()
+        if self._bar is not None:
+            self._bar.set_postfix_str(f"loss {step.loss:.3f}", refresh=False)
+            self._bar.update(step.step - self._bar.n)
 
     def on_scores(self, run: "Run", scores: Scores) -> None:
         """Write a line."""
-        (self._bar or _NoBar()).write(f"{scores} ({scores.seconds:.0f} s)", file=sys.stderr)
+        write = print if self._bar is None else self._bar.write
+        write(f"{scores} ({scores.seconds:.0f} s)", file=sys.stderr)
 
     def on_end(self, run: "Run") -> None:
         """Remove the bar."""
         if self._bar is not None:
             self._bar.close()
-
-
-class _NoBar:
-    """Takes the calls that a bar takes, and shows nothing but lines."""
-
-    def set_postfix_str(self, text: str, *, refresh: bool) -> None: ...
-
-    def update(self) -> None: ...
-
-    def write(self, line: str, *, file: Any) -> None:
-        print(line, file=file)
-
-    def close(self) -> None: ...
-
-
-def _bar(total: int) -> Any:
-    try:
-        from tqdm import tqdm
-    except ImportError:
-        return _NoBar()
-    # disable=None: no bar if standard error is not a terminal, so that logs hold only the lines.
-    return tqdm(total=total, unit="step", disable=None, leave=False)
 
 
 class Measure(Callback):

@@ -44,24 +44,24 @@ _MEANING = {
 
 def identity_of(run: "Run", callbacks: Sequence[Callback]) -> dict[str, Any]:
     """Return what determines a run: its recipe, task, rows, frozen weights, and which parameters train."""
-    model, sets = run.model, {"train": run.train_set, "val": run.val_set}
+    model, sets, weights = run.model, {"train": run.train_set, "val": run.val_set}, run.train_set.weights
     frozen = hashlib.sha256()
     for name, parameter in model.named_parameters():
         if not parameter.requires_grad:
             frozen.update(name.encode())
-            frozen.update(parameter.detach().cpu().contiguous().numpy().data)
+            frozen.update(_bytes(parameter))
     identity = {
         **asdict(run.recipe),
         "precision": run.precision,
         "optimizer": type(run.optimizer).__name__,
         "callbacks": [_named(callback) for callback in with_state(callbacks)],
         "model": model.config.to_dict(),
-        "head": _described(model.head),
+        "head": list(described(model.head)) if is_standard(model.head) else type(model.head).__qualname__,
         "task": run.task.record(),
         "preparation": asdict(run.train_set.preparation),
         **{f"{name}_set": None if rows is None else _digest_of_rows(run, rows) for name, rows in sets.items()},
         **{f"{name}_rows": None if rows is None else len(rows) for name, rows in sets.items()},
-        "train_weights": None if run.train_set.weights is None else _hexdigest(run.train_set.weights.tobytes()),
+        "train_weights": None if weights is None else hashlib.sha256(weights.tobytes()).hexdigest(),
         "frozen weights": frozen.hexdigest(),
         "trainable": list(run.trained()),
     }
@@ -72,10 +72,6 @@ def identity_of(run: "Run", callbacks: Sequence[Callback]) -> dict[str, Any]:
 def with_state(callbacks: Sequence[Callback]) -> list[Callback]:
     """Return the callbacks that a resumed run must have again, in the same order; others may come and go."""
     return [callback for callback in callbacks if type(callback).state is not Callback.state]
-
-
-def _described(head: nn.Module) -> Any:
-    return list(described(head)) if is_standard(head) else type(head).__qualname__
 
 
 def _named(callback: Callback) -> str:
@@ -91,10 +87,6 @@ def _digest_of_rows(run: "Run", rows: TokenRows) -> str:
     else:
         digest.update(rows.targets(run.task).tobytes())
     return digest.hexdigest()
-
-
-def _hexdigest(content: bytes) -> str:
-    return hashlib.sha256(content).hexdigest()
 
 
 def write_state(path: Path, identity: Mapping[str, Any], run: "Run", callbacks: Sequence[Callback]) -> None:
@@ -137,10 +129,14 @@ def _digest(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> str:
     digest = hashlib.sha256()
     for name in sorted(tensors):
         digest.update(f"{name} {tensors[name].dtype} {tuple(tensors[name].shape)}".encode())
-        digest.update(tensors[name].contiguous().flatten().view(torch.uint8).numpy().data)
+        digest.update(_bytes(tensors[name]))
     for key in sorted(set(metadata) - {"digest"}):
         digest.update(f"{key} {metadata[key]}".encode())
     return digest.hexdigest()
+
+
+def _bytes(tensor: Tensor) -> memoryview:
+    return tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data
 
 
 class DamagedState(ValueError):

@@ -33,15 +33,7 @@ from gptclf.weights.opened import (
     read_hugging_face_config,
     shapes_of,
 )
-from gptclf.weights.record import (
-    ORIGINALS,
-    OURS,
-    SAVE_MARK,
-    Record,
-    check_tensors_named,
-    known_task,
-    read_record,
-)
+from gptclf.weights.record import ORIGINALS, OURS, SAVE_MARK, Record, check_tensors_named, known_task, read_record
 
 
 def load_model(

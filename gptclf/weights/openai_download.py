@@ -36,10 +36,7 @@ _logger = logging.getLogger(__name__)
 
 
 def download_openai_checkpoint(
-    size: str = "124M",
-    folder: str | Path | None = None,
-    *,
-    addresses: Iterable[str] = ADDRESSES,
+    size: str = "124M", folder: str | Path | None = None, *, addresses: Iterable[str] = ADDRESSES
 ) -> Path:
     """Download OpenAI's TensorFlow checkpoint of one size (book section 5.5). Files that are there and intact are kept.
 

@@ -1,0 +1,514 @@
+"""A second model over the same tensors: everything in it comes along, and neither changes the other."""
+
+import copy
+import functools
+import types
+import weakref
+from collections import OrderedDict, namedtuple
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from conftest import byte_gpt2, byte_tokenizer, randomised
+from stand_ins import Doubled, EightBit, LowRank
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from gptclf import (
+    GPT2,
+    GPT2Config,
+    TextDataset,
+    add_classifier_head,
+    evaluate,
+    freeze,
+    predict_proba,
+    train,
+)
+from gptclf.gpt2.learner import Learner
+from gptclf.gpt2.sharing import (
+    borrow,
+    borrowed_names,
+    is_borrowed,
+    mark_borrowed,
+    own_parameters,
+    set_parameter,
+    twin,
+    twins,
+)
+from gptclf.gpt2.trunk import Block
+
+IDS = torch.randint(257, (2, 9), generator=torch.Generator().manual_seed(0))
+
+
+def block_of(model: GPT2, number: int) -> Block:
+    block = model.trunk.blocks[number]
+    assert isinstance(block, Block)
+    return block
+
+
+def snapshot(module: nn.Module) -> dict[str, Tensor]:
+    return {name: tensor.clone() for name, tensor in module.state_dict().items()}
+
+
+def changed(module: nn.Module, before: dict[str, Tensor]) -> set[str]:
+    return {name for name, tensor in module.state_dict().items() if not torch.equal(tensor, before[name])}
+
+
+def take_steps(model: GPT2, n: int = 2) -> None:
+    """Train a language model or a classifier in a plain loop, with a rate that changes every parameter."""
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-2)
+    for _ in range(n):
+        outputs = model(IDS)
+        targets = IDS if model.classes is None else torch.tensor([0, 1])
+        optimizer.zero_grad()
+        F.cross_entropy(outputs.flatten(0, -2), targets.flatten()).backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+
+
+class Scaled(nn.Module):
+    """A foreign block."""
+
+    def __init__(self, block: nn.Module) -> None:
+        super().__init__()
+        self.block, self.factor = block, nn.Parameter(torch.tensor(0.5), requires_grad=False)
+        self.register_buffer("shift", torch.tensor(0.25))
+
+    def forward(self, x: Tensor, *given: Any) -> Tensor:
+        return self.block(x, *given) * self.factor + self.shift  # type: ignore[no-any-return]
+
+
+def with_foreign_parts(model: GPT2) -> GPT2:
+    """Adapters, an 8-bit layer, a layer and a block of another class, a longer norm, and two hooks."""
+    block = block_of(model, 0)
+    block.mlp.up = LowRank(block.mlp.up).requires_grad_(False)
+    block.mlp.down = EightBit(block.mlp.down)
+    qkv = block_of(model, 1).attention.qkv
+    block_of(model, 1).attention.qkv = other = Doubled(qkv.in_features, qkv.out_features)
+    other.weight, other.bias = qkv.weight, qkv.bias
+    model.trunk.blocks[2] = Scaled(model.trunk.blocks[2])
+    model.trunk.norm = nn.Sequential(model.trunk.norm, nn.LayerNorm(64, eps=0.5)).requires_grad_(False)  # type: ignore[assignment]
+    block_of(model, 1).mlp.register_forward_hook(lambda module, given, y: y * 1.5)
+    block_of(model, 0).attention.register_forward_pre_hook(lambda module, given: (given[0] + 0.1, *given[1:]))
+    return model
+
+
+# What comes along
+
+
+def test_layers_that_were_replaced_come_along_under_a_new_head() -> None:
+    gpt2 = with_foreign_parts(randomised(byte_gpt2()))
+    clf = add_classifier_head(gpt2, classes=["a", "b"], seed=1)
+    with torch.no_grad():
+        assert torch.equal(clf.trunk(IDS), gpt2.trunk(IDS))
+        assert torch.equal(clf.hidden_states(IDS), gpt2.hidden_states(IDS))
+    assert [type(part) for part in clf.trunk.modules()] == [type(part) for part in gpt2.trunk.modules()]
+    second = add_classifier_head(clf, classes=["x", "y", "z"], seed=2)
+    with torch.no_grad():
+        assert torch.equal(second.trunk(IDS), gpt2.trunk(IDS))
+    assert not {id(part) for part in clf.modules()} & {id(part) for part in gpt2.modules()}
+
+
+def test_adapters_of_a_classifier_are_used_under_its_second_head() -> None:
+    gpt2 = byte_gpt2()
+    first = add_classifier_head(gpt2, classes=["a", "b"], seed=1)
+    plain = add_classifier_head(first, classes=["x", "y"], seed=2)
+    block_of(first, 1).mlp.up = LowRank(block_of(first, 1).mlp.up)
+    second = add_classifier_head(first, classes=["x", "y"], seed=2)
+    for clf in (plain, second):
+        clf.head.forget_fresh()
+    assert {"trunk.blocks.1.mlp.up.down.weight", "trunk.blocks.1.mlp.up.up.weight"} <= second.state_dict().keys()
+    texts = ["one", "", "three of them"]
+    with torch.no_grad():
+        expected = [second.head(first.trunk(ids[None]), None).softmax(-1)[0] for ids in map(encode, texts)]
+    found = torch.from_numpy(predict_proba(second, texts, precision="float32"))
+    torch.testing.assert_close(found, torch.stack(expected), rtol=0, atol=1e-5)
+    assert (found - torch.from_numpy(predict_proba(plain, texts, precision="float32"))).abs().max() > 1e-5
+
+
+def encode(text: str) -> Tensor:
+    encoding = byte_tokenizer()
+    return torch.tensor(encoding.encode(text) or [encoding.eot_token])
+
+
+def test_a_borrowed_module_has_the_same_memory_its_own_flags_and_is_frozen() -> None:
+    gpt2 = randomised(byte_gpt2())
+    copied = borrow(gpt2)
+    for name, theirs in gpt2.named_parameters():
+        ours = copied.get_parameter(name)
+        assert ours is not theirs
+        assert ours.data_ptr() == theirs.data_ptr()
+        assert not ours.requires_grad
+    assert borrowed_names(copied) == {name for name, _ in copied.named_parameters()}
+    copied.requires_grad_(True)
+    assert not any(parameter.requires_grad for parameter in gpt2.parameters())
+    copied.train()
+    assert not any(part.training for part in gpt2.modules())
+    handle = gpt2.trunk.register_forward_hook(lambda *_: None)
+    assert not copied.trunk._forward_hooks
+    handle.remove()
+    copied.trunk.blocks[0] = nn.Identity()
+    assert isinstance(gpt2.trunk.blocks[0], Block)
+    assert (copied.config, copied.task, copied.tokenizer) == (gpt2.config, gpt2.task, gpt2.tokenizer)
+
+
+def test_what_the_source_trains_is_copied_at_once() -> None:
+    gpt2 = byte_gpt2()
+    freeze(gpt2, trainable="norm")
+    copied = borrow(gpt2)
+    trained = {"trunk.norm.weight", "trunk.norm.bias"}
+    assert borrowed_names(copied) == {name for name, _ in gpt2.named_parameters()} - trained
+    for name in trained:
+        assert copied.get_parameter(name).data_ptr() != gpt2.get_parameter(name).data_ptr()
+        assert torch.equal(copied.get_parameter(name), gpt2.get_parameter(name))
+
+
+@pytest.mark.parametrize("make", [borrow, twin])
+def test_a_tied_matrix_stays_tied(make: Callable[[GPT2], GPT2]) -> None:
+    gpt2 = randomised(byte_gpt2())
+    copied = make(gpt2)
+    assert copied.head.weight is copied.trunk.embed.token.weight
+    assert (copied.head.weight is gpt2.head.weight) == (make is twin)
+    with torch.no_grad():
+        assert torch.equal(copied(IDS), gpt2(IDS))
+
+
+# References inside the tree
+
+
+class Neighbour(nn.Module):
+    """Refers to other modules and parameters of its tree in many ways."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer, self.other = nn.Linear(3, 3), nn.Linear(3, 3)
+        self.shared = self.layer.weight  # one Parameter under two names
+        self.tuple = (self.layer, [self.other, {"deep": self.layer.bias}])
+        self.dictionary: dict[Any, Any] = {"layer": self.layer, self.other: "as a key"}
+        self.ordered = OrderedDict(layer=self.layer)
+        self.set = {self.layer, self.other}
+        self.named = Pair(self.layer, 5)
+        self.method = self.other.forward
+        self.partial = functools.partial(F.linear, weight=self.layer.weight)
+        self.bound_partial = functools.partial(self.other.forward)
+        self.weak = weakref.ref(self.layer)
+        self.numbers = {"n": [1, 2]}
+        self.layer.register_forward_hook(self.hook)
+        self.calls: list[int] = []
+
+    def hook(self, module: nn.Module, given: Any, y: Tensor) -> Tensor:
+        self.calls.append(1)
+        return self.other(y)  # type: ignore[no-any-return]
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.layer(x) + self.partial(x) + self.method(x)  # type: ignore[no-any-return]
+
+
+Pair = namedtuple("Pair", ["layer", "number"])
+
+
+@pytest.mark.parametrize("make", [borrow, twin])
+def test_every_reference_inside_the_tree_leads_to_the_copys_own(make: Callable[[nn.Module], nn.Module]) -> None:
+    source: Any = Neighbour().requires_grad_(False)
+    copied: Any = make(source)
+    x = torch.randn(2, 3, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(copied(x), source(x))
+    assert source.layer is not copied.layer
+    assert copied.shared is copied.layer.weight
+    assert copied.tuple[0] is copied.layer
+    assert copied.tuple[1][0] is copied.other
+    assert copied.tuple[1][1]["deep"] is copied.layer.bias
+    assert copied.dictionary == {"layer": copied.layer, copied.other: "as a key"}
+    assert type(copied.ordered) is OrderedDict
+    assert copied.ordered["layer"] is copied.layer
+    assert copied.set == {copied.layer, copied.other}
+    assert copied.named == Pair(copied.layer, 5)
+    assert type(copied.named) is Pair
+    assert copied.method.__self__ is copied.other
+    assert copied.partial.keywords["weight"] is copied.layer.weight
+    assert copied.bound_partial.func.__self__ is copied.other
+    assert copied.weak() is copied.layer
+    (hook,) = copied.layer._forward_hooks.values()
+    assert hook.__self__ is copied
+    assert [name for name, _ in copied.named_parameters()] == [name for name, _ in source.named_parameters()]
+
+
+def test_what_the_copy_computes_is_its_own_after_it_changed() -> None:
+    source = Neighbour().requires_grad_(False)
+    copied = borrow(source)
+    own_parameters(copied)
+    x = torch.randn(2, 3)
+    before = source(x)
+    with torch.no_grad():
+        for parameter in copied.parameters():
+            parameter.zero_()
+    assert torch.equal(source(x), before)
+    assert not copied(x).any()
+
+
+def test_a_sibling_in_several_modules_is_one_copy() -> None:
+    layer = nn.Linear(3, 3)
+    one, two = nn.Sequential(layer), nn.Sequential(layer, nn.ReLU())
+    first, second = twins([one, two])
+    assert first[0] is second[0]  # type: ignore[index]
+    assert first[0] is not layer  # type: ignore[index]
+    assert first[0].weight is layer.weight  # type: ignore[index]
+
+
+def refer_by_closure(module: Any) -> None:
+    layer = module.layer
+    module.call = lambda x: layer(x)
+
+
+def refer_by_default(module: Any) -> None:
+    module.call = lambda x, layer=module.layer: layer(x)
+
+
+class Opaque:
+    def __init__(self, layer: nn.Module) -> None:
+        self.layer = layer
+
+
+def refer_by_object(module: Any) -> None:
+    module.opaque = Opaque(module.layer)
+
+
+def refer_by_method_of_an_object(module: Any) -> None:
+    def call(self: Opaque) -> nn.Module:
+        return self.layer
+
+    module.call = types.MethodType(call, Opaque(module.layer))
+
+
+def refer_by_hook_in_a_closure(module: Any) -> None:
+    other = module.other
+    module.layer.register_forward_hook(lambda m, given, y: other(y))
+
+
+def refer_by_object_in_a_list(module: Any) -> None:
+    module.many = [1, Opaque(module.layer.weight)]
+
+
+def refer_by_outer_module(module: Any) -> None:
+    module.around = (nn.Sequential(module.layer),)
+
+
+class Pointing(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer, self.other = nn.Linear(3, 3), nn.Linear(3, 3)
+
+
+@pytest.mark.parametrize(
+    ("refer", "attribute"),
+    [
+        (refer_by_closure, "call"),
+        (refer_by_default, "call"),
+        (refer_by_object, "opaque"),
+        (refer_by_method_of_an_object, "call"),
+        (refer_by_hook_in_a_closure, "layer._forward_hooks"),
+        (refer_by_object_in_a_list, "many"),
+        (refer_by_outer_module, "around"),
+    ],
+)
+def test_a_reference_that_cannot_be_followed_is_refused_by_name(refer: Callable[[Any], None], attribute: str) -> None:
+    module = Pointing()
+    refer(module)
+    with pytest.raises(TypeError, match=rf"{attribute} refers to another part of the model through .*Keep the"):
+        borrow(module)
+    twin(module)  # over the same parameters a reference to the other's module computes the same
+
+
+def test_a_classifier_over_a_model_with_such_a_reference_is_refused_by_name() -> None:
+    gpt2 = byte_gpt2()
+    first = gpt2.trunk.blocks[0]
+    gpt2.trunk.blocks[2].register_forward_hook(lambda module, given, y: y + first(y))
+    with pytest.raises(TypeError, match=r"trunk\.blocks\.2\._forward_hooks refers to another part of the model"):
+        add_classifier_head(gpt2, num_classes=2, seed=1)
+
+
+def test_functions_and_objects_that_refer_to_nothing_inside_stay() -> None:
+    module: Any = Pointing()
+    factor, outside = 2.0, Opaque(nn.Linear(2, 2))
+    module.call, module.outside, module.kind = lambda x: factor * x, outside, nn.Linear
+    copied: Any = borrow(module)
+    assert copied.call is module.call
+    assert copied.outside is outside
+    assert copied.kind is nn.Linear
+
+
+# Neither changes the other
+
+
+def test_training_all_of_a_borrowed_language_model_keeps_its_tie_and_the_sources_bits() -> None:
+    gpt2 = randomised(byte_gpt2())
+    before, answered = snapshot(gpt2), gpt2(IDS)
+    copied = borrow(gpt2)
+    freeze(copied, trainable="all")
+    assert not borrowed_names(copied)
+    take_steps(copied)
+    assert changed(copied, before) == set(before)
+    assert copied.head.weight is copied.trunk.embed.token.weight
+    hidden = copied.hidden_states(IDS)
+    torch.testing.assert_close(copied(IDS), hidden @ copied.trunk.embed.token.weight.mT)
+    assert not changed(gpt2, before)
+    assert torch.equal(gpt2(IDS), answered)
+
+
+def test_the_source_trains_and_what_was_borrowed_of_it_stays() -> None:
+    gpt2 = randomised(GPT2(byte_gpt2().config, seed=0)).requires_grad_(False)
+    copied = borrow(gpt2)
+    before = snapshot(copied)
+    for trainable in ("head", "norm", "all"):
+        if trainable != "head":  # a tied head has nothing to train
+            freeze(gpt2, trainable=trainable)
+            take_steps(gpt2)
+            assert not changed(copied, before)
+    assert changed(gpt2, before) == set(before)
+
+
+def test_a_chain_of_borrowed_models_is_free_at_every_link() -> None:
+    first = randomised(byte_gpt2())
+    second = borrow(first)
+    third = borrow(second)
+    before = snapshot(first)
+    freeze(second, trainable="all")
+    take_steps(second)
+    assert not changed(first, before)
+    assert not changed(third, before)
+    freeze(first, trainable="all")
+    take_steps(first)
+    assert not changed(third, before)
+
+
+def zeros(module: nn.Module) -> dict[str, Tensor]:
+    return {name: torch.zeros_like(tensor) for name, tensor in module.state_dict().items()}
+
+
+@pytest.mark.parametrize("assign", [False, True])
+@pytest.mark.parametrize(
+    "part",
+    [
+        lambda model: model,
+        lambda model: model.trunk,
+        lambda model: model.trunk.blocks[1],
+        lambda model: model.trunk.embed.token,
+        lambda model: nn.Sequential(model),
+        lambda model: nn.ModuleDict({"inner": nn.Sequential(model.trunk)}),
+    ],
+    ids=["model", "trunk", "block", "layer", "wrapper", "deep wrapper"],
+)
+@pytest.mark.parametrize("into", ["copy", "source"])
+def test_a_state_dict_loaded_into_one_leaves_the_other_alone(
+    into: str, part: Callable[[GPT2], nn.Module], assign: bool
+) -> None:
+    gpt2 = randomised(GPT2(byte_gpt2().config, seed=0)).requires_grad_(False)
+    copied = borrow(gpt2)
+    before = snapshot(gpt2)
+    ours, other = (copied, gpt2) if into == "copy" else (gpt2, copied)
+    module = part(ours)
+    module.load_state_dict(zeros(module), assign=assign)
+    assert not any(tensor.any() for tensor in module.state_dict().values())
+    assert not changed(other, before)
+
+
+def test_a_state_dict_loaded_into_a_classifier_leaves_its_language_model_alone() -> None:
+    gpt2 = with_foreign_parts(randomised(byte_gpt2()))
+    before = snapshot(gpt2)
+    clf = add_classifier_head(gpt2, num_classes=2, seed=1)
+    clf.load_state_dict({name: tensor for name, tensor in zeros(clf).items() if "quantised" not in name}, strict=False)
+    assert not changed(gpt2, before)
+
+
+def test_flags_are_independent_and_copies_come_once() -> None:
+    gpt2 = byte_gpt2()
+    one, two = borrow(gpt2), borrow(gpt2)
+    freeze(one, trainable="blocks.1")
+    assert not any(p.requires_grad for model in (gpt2, two) for p in model.parameters())
+    place = one.get_parameter("trunk.blocks.1.mlp.up.weight").data_ptr()
+    assert place != two.get_parameter("trunk.blocks.1.mlp.up.weight").data_ptr()
+    freeze(one, trainable="all")
+    assert one.get_parameter("trunk.blocks.1.mlp.up.weight").data_ptr() == place
+
+
+def test_a_trained_classifier_over_foreign_layers_leaves_the_language_model_alone() -> None:
+    gpt2 = with_foreign_parts(randomised(byte_gpt2()))
+    before = snapshot(gpt2)
+    clf = add_classifier_head(gpt2, classes=["a", "b"], seed=1)
+    rows = TextDataset(["one", "two", "three!"], ["a", "b", "a"], tokenizer=byte_tokenizer(), classes=["a", "b"])
+    of_clf = snapshot(clf)
+    train(clf, rows, epochs=2, lr=1e-2, progress=False)
+    moved = changed(clf, of_clf)
+    assert "trunk.blocks.2.factor" in moved
+    assert all(name.startswith(("trunk.blocks.2.", "trunk.norm.", "head.")) for name in moved)
+    assert not changed(gpt2, before)
+    evaluate(clf, rows)
+
+
+# Marks
+
+
+def test_a_deep_copy_owns_its_memory_and_has_no_mark() -> None:
+    gpt2 = byte_gpt2()
+    copied = copy.deepcopy(borrow(gpt2))
+    assert not borrowed_names(copied)
+    places = {parameter.data_ptr() for parameter in gpt2.parameters()}
+    assert not places & {parameter.data_ptr() for parameter in copied.parameters()}
+
+
+def test_a_mark_is_the_parameters_and_survives_what_wraps_the_module() -> None:
+    layer = nn.Linear(2, 2)
+    mark_borrowed(layer.get_parameter("weight"))
+    assert borrowed_names(nn.Sequential(nn.Sequential(layer))) == {"0.0.weight"}
+    assert is_borrowed(layer.to("cpu").weight)
+    place = layer.weight.data_ptr()
+    own_parameters(layer, {"bias"})
+    assert layer.weight.data_ptr() == place
+    own_parameters(layer, {"weight"})
+    assert layer.weight.data_ptr() != place
+    assert not is_borrowed(layer.weight)
+
+
+@pytest.mark.parametrize("name", ["", "weigth", "trunk.blocks.9.mlp.up.weight", "trunk.embed.token.A", "trunk.embed"])
+def test_a_parameter_that_the_model_lacks_cannot_be_set(name: str, odd_config: GPT2Config) -> None:
+    model = GPT2(odd_config, device="meta")
+    before = set(model.state_dict())
+    with pytest.raises(KeyError, match=r"has no parameter .*; it has trunk\.embed\.token\.weight"):
+        set_parameter(model, name, torch.zeros(2))
+    assert set(model.state_dict()) == before
+
+
+def test_a_parameter_that_is_set_is_frozen_borrowed_and_the_tensor_itself(odd_config: GPT2Config) -> None:
+    model, tensor = GPT2(odd_config, device="meta"), torch.ones(24)
+    parameter = set_parameter(model, "trunk.norm.weight", tensor)
+    assert model.trunk.norm.weight is parameter
+    assert parameter.data_ptr() == tensor.data_ptr()
+    assert is_borrowed(parameter)
+    assert not parameter.requires_grad
+
+
+# Learners
+
+
+def test_a_learner_is_a_tree_of_its_own_over_the_same_parameters() -> None:
+    clf = add_classifier_head(randomised(byte_gpt2()), num_classes=2, seed=1)
+    for depth in range(6):
+        learner = Learner(clf, depth, training=True)
+        assert all(part.training for part in learner.modules())
+        assert not any(part.training for part in clf.modules())
+        assert not {id(part) for part in learner.modules()} & {id(part) for part in clf.modules()}
+        for name, parameter in learner.named_parameters():
+            assert parameter is clf.get_parameter(name)
+    whole = Learner(clf)
+    assert [name for name, _ in whole.named_parameters()] == [name for name, _ in clf.named_parameters()]
+    with torch.no_grad():
+        assert torch.equal(whole(IDS), clf(IDS))
+
+
+def test_a_learner_of_a_language_model_keeps_the_tie() -> None:
+    gpt2 = randomised(byte_gpt2())
+    learner = Learner(gpt2)
+    assert learner.output_matrix is gpt2.trunk.embed.token.weight
+    assert len(list(learner.parameters())) == len(list(gpt2.parameters()))
+    with torch.no_grad():
+        assert torch.equal(learner(IDS), gpt2(IDS))
