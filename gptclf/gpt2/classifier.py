@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from gptclf.checks import integer
+from gptclf.gpt2.config import GPT2Config
 from gptclf.gpt2.freezing import freeze
 from gptclf.gpt2.heads import ClassifierHead, Head, check_head
 from gptclf.gpt2.initialise import initialise
@@ -70,7 +71,7 @@ def add_classifier_head(
     if head is None:
         clf.head, seed = draw_head(clf, task, pooling, bias, seed)
     else:
-        clf.head = build_head(head, model.config.emb_dim, task.n_outputs).to(model.device)
+        clf.head = build_head(head, model.config, task.n_outputs).to(model.device)
     freeze(clf, trainable="last_block")
     if head is None:
         fresh = ", ".join(f"{name} {tuple(p.shape)}" for name, p in clf.head.named_parameters(prefix="head"))
@@ -86,13 +87,19 @@ def draw_head(model: GPT2, task: Task, pooling: str, bias: bool, seed: int | Non
     return head.to(model.device).eval(), seed
 
 
-def build_head(head: HeadSource, emb_dim: int, n_outputs: int) -> Head:
-    """Return a head of the user's, made if it is a class, and tried once."""
+def build_head(head: HeadSource, config: GPT2Config, n_outputs: int) -> Head:
+    """Return a head of the user's, made if it is a class, and tried once.
+
+    Parts without data, such as those of a `ClassifierHead`, are drawn as GPT-2's are.
+    """
     makes = callable(head) and not isinstance(head, nn.Module)
-    built = head(emb_dim, n_outputs) if makes else head
+    built = head(config.emb_dim, n_outputs) if makes else head
     if not isinstance(built, Head):
         raise TypeError(f"head is a {type(built).__name__}; give a gptclf.Head (subclass it), or a class of heads")
-    check_head(built, emb_dim, n_outputs)
+    for part in built.modules():
+        if any(parameter.is_meta for parameter in part.parameters(recurse=False)):
+            initialise(part.to_empty(device="cpu", recurse=False), config, None, stream=1)
+    check_head(built, config.emb_dim, n_outputs)
     wrong = {p.dtype for p in built.parameters()} - {torch.float32}
     if wrong:
         raise ValueError(f"the head's weights are {wrong.pop()}; weights train in float32: call head.float()")

@@ -55,9 +55,8 @@ class SingleLabel(Task):
         if self.label_smoothing >= 1:
             raise ValueError(f"label_smoothing is {label_smoothing!r}; it must be at least 0 and less than 1")
         self.class_weight = _check_class_weight(class_weight, self.classes)
-        given = self.class_weight
         # A weight per class, in the order of the classes; None if all are 1, or not known before training.
-        self.weights = [given.get(label, 1.0) for label in self.classes] if isinstance(given, dict) else None
+        self.weights = list(self.class_weight.values()) if isinstance(self.class_weight, dict) else None
 
     @property
     def summary(self) -> str:
@@ -255,4 +254,5 @@ def _check_class_weight(value: Any, classes: list[Any]) -> str | dict[Any, float
     unknown = [label for label in value if label not in classes]
     if unknown:
         raise ValueError(f"class_weight names {unknown[0]!r}, which is not among the classes {classes[:10]!r}")
-    return {python_value(label): number(f"class_weight[{label!r}]", weight) for label, weight in value.items()}
+    given = {python_value(label): number(f"class_weight[{label!r}]", weight) for label, weight in value.items()}
+    return {label: given.get(label, 1.0) for label in classes}

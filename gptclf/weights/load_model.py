@@ -1,6 +1,7 @@
 """`load_model`: loads a model that `save_model`, `transformers` or the book's code saved, also from the hub."""
 
 import functools
+import json
 from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
@@ -155,7 +156,8 @@ def _load_ours(source: Path, given_head: HeadSource | None, given_task: Task | N
         wrong = [n for n in record.originals if n not in originals or tuple(originals[n].shape) != shapes.get(n, ...)]
         wrong = [n for n in wrong if n not in others or n not in originals]
         if wrong:
-            raise ValueError(f"{source / ORIGINALS} does not fit {OURS}: {', '.join(wrong)}")
+            hint = "" if given_head is None else "; if the file is whole, head= gives another head than was saved"
+            raise ValueError(f"{source / ORIGINALS} does not fit {OURS}: {', '.join(wrong)}{hint}")
         tensors |= {name: originals[name] for name in record.originals}
     model = build(Opened(record.config, tensors), task=task, head=head)
     model.preparation, model.base = record.preparation, record.base
@@ -174,7 +176,7 @@ def _task_of(record: Record, given: Task | None, source: Path) -> Task:
         return task
     if not isinstance(given, Task):
         raise TypeError(f"task is a {type(given).__name__}; it must be a gptclf.Task")
-    if given.record() != record.task:
+    if json.loads(json.dumps(given.record())) != record.task:  # as a file holds it: a tuple is a list there
         raise ValueError(f"task is {given}, but {source} was saved with {dict(record.task)}; give the same task")
     return given
 
@@ -184,9 +186,8 @@ def _head_of(record: Record, given: HeadSource | None, task: Task, source: Path)
         if given is not None:
             raise ValueError(f"{source} holds a language model, which has no head of yours; leave head= out")
         return None
-    emb_dim = record.config.emb_dim
     try:
-        own = head_from_record(record.head, emb_dim, task.n_outputs)
+        own = head_from_record(record.head, record.config.emb_dim, task.n_outputs)
     except (ValueError, TypeError) as error:
         raise ValueError(f"{source / OURS}: {error}; the file is damaged") from error
     if own is not None:
@@ -196,7 +197,14 @@ def _head_of(record: Record, given: HeadSource | None, task: Task, source: Path)
     kind = record.head.get("class")
     if given is None:
         raise ValueError(f"{source} was saved with a head of the class {kind!r}; give it: load_model(..., head={kind})")
-    return build_head(given, emb_dim, task.n_outputs)
+    head = build_head(given, record.config, task.n_outputs)
+    saved, found = {n for n in record.originals if n.startswith("head.")}, {f"head.{n}" for n in head.state_dict()}
+    if saved != found:
+        raise ValueError(
+            f"{source} was saved with a {kind} whose tensors are {sorted(saved)}, but head= gives a "
+            f"{type(head).__name__} with {sorted(found)}; give the same head"
+        )
+    return head
 
 
 def _load_theirs(source: Path) -> GPT2:
