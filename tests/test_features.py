@@ -435,6 +435,53 @@ def test_dropout_turns_reuse_off_and_says_so(caplog: pytest.LogCaptureFixture) -
     assert losses(again, labelled(), reuse_frozen=False) == found
 
 
+@pytest.mark.parametrize(
+    ("part", "reason"),
+    [("trunk.blocks.0", "custom modules or hooks"), ("trunk.embed.token", "custom modules or hooks"), ("", "hooks")],
+)
+def test_a_hook_turns_reuse_off_and_says_so(part: str, reason: str, caplog: pytest.LogCaptureFixture) -> None:
+    clf = classifier()
+    clf.get_submodule(part).register_forward_hook(lambda *_: None)
+    found = frozen_prefix(clf, FLOAT32)
+    assert isinstance(found, NoPrefix)
+    assert found.notable
+    assert reason in found.reason
+    caplog.clear()
+    losses(clf, labelled())
+    assert [record.message for record in caplog.records] == [found.reason]
+    assert clear_features() == 0
+
+
+def test_a_hook_on_what_trains_leaves_the_prefix_alone() -> None:
+    clf = classifier()
+    identity = prefix_of(clf).identity()
+    for part in (clf.trunk.blocks[2], clf.trunk.norm, clf.head):
+        part.register_forward_hook(lambda *_: None)
+        assert prefix_of(clf).identity() == identity
+
+
+@pytest.mark.parametrize(
+    ("trains", "reason"), [(True, "the first block is trainable"), (False, "nothing is trainable")]
+)
+def test_a_model_without_a_prefix_says_why_and_that_is_no_surprise(trains: bool, reason: str) -> None:
+    found = frozen_prefix(classifier().requires_grad_(trains), FLOAT32)
+    assert isinstance(found, NoPrefix)
+    assert reason in found.reason
+    assert not found.notable
+
+
+@pytest.mark.parametrize(("trainable", "pooling", "reads"), [("head", "first", "first"), ("last_block", "last", "all")])
+def test_what_is_kept_of_a_row_follows_from_what_the_head_reads(trainable: str, pooling: str, reads: str) -> None:
+    clf, lengths = classifier(trainable, pooling), np.array([3, 27, 1])
+    found = prefix_of(clf)
+    assert found.reads == reads
+    assert found.positions(lengths).tolist() == ([1, 1, 1] if reads == "first" else [3, 27, 1])
+    assert found.nbytes(lengths) == 4 * CONFIG.emb_dim * (3 if reads == "first" else 31)
+    assert found.n_blocks == (3 if trainable == "head" else 2)
+    clf.head.register_forward_hook(lambda *_: None)  # who looks inside may look at every position
+    assert prefix_of(clf).reads == "all"
+
+
 def test_weights_that_are_no_numbers_are_named_and_nothing_is_kept() -> None:
     clf = classifier()
     with torch.no_grad():
