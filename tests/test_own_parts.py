@@ -335,7 +335,8 @@ class TestResults:
         assert all(isinstance(answer, Prediction) for answer in found)
         assert [answer.label for answer in found] == predict(clf, TEXTS)
         for answer, row in zip(found, predict_proba(clf, TEXTS), strict=True):
-            assert (answer.outputs.shape, answer.outputs.dtype) == ((2,), np.float32)
+            assert answer.outputs.shape == (2,)
+            assert answer.outputs.dtype == np.float32
             np.testing.assert_allclose(answer.probabilities, row, rtol=0, atol=1e-6)
         with pytest.raises(AttributeError):
             found[0].label = "other"  # type: ignore[misc]
