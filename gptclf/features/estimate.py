@@ -11,7 +11,7 @@ from gptclf.gpt2.packed import advance, row_groups
 
 
 def prefix_seconds(prefix: FrozenPrefix, tokens: int) -> float:
-    """Estimate the seconds that computing features of texts of `tokens` tokens in all takes.
+    """Estimate the seconds that it takes to compute the features of `tokens` tokens.
 
     One block runs over one piece of the work; the first time warms up and is not counted.
     """

@@ -35,7 +35,7 @@ class FeatureSet:
 
     @property
     def labelled(self) -> bool:
-        """Whether the source has targets."""
+        """True if the source has targets."""
         return self.source.labelled
 
     @property

@@ -58,7 +58,7 @@ class FeatureStore:
     """Features of texts under one prefix.
 
     Args:
-        identity: What determines the prefix, as a hexadecimal digest.
+        identity: Digest of everything that determines the prefix, hexadecimal.
         folder: Where segments are files; None keeps them in memory.
     """
 

@@ -32,7 +32,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, eq=False)
 class Evaluation:
-    """How a model did on a labelled data set.
+    """The results of a model on a labelled data set.
 
     Every measure of the model's task is an attribute: of a classifier `loss` (mean cross-entropy in nats), `accuracy`
     (0 to 1) and `macro_f1`, and also `confusion` (counts (C, C): rows are true classes, columns predicted ones) and
@@ -41,7 +41,7 @@ class Evaluation:
     Attributes:
         task: The model's task.
         measures: Name to value.
-        details: What else the task has to say, by name.
+        details: Further results of the task by name.
         outputs: The model's outputs (N, n_outputs), float32.
         targets: The label of each row.
         predictions: The answer to each row.

@@ -190,7 +190,7 @@ def _chunk_outputs(model: GPT2 | Learner, rows: Rows, chosen: NDArray[np.int64],
 
 
 def warn_of_fresh_head(model: GPT2, *, stacklevel: int) -> None:
-    """Warn, once in a head's life, that answers come from a head that never learned.
+    """Warn, once per head, that answers come from a head that was never trained or loaded.
 
     Args:
         model: A classifier.

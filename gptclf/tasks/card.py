@@ -11,7 +11,7 @@ class TaskCard:
 
     Attributes:
         pipeline: The name of the task on the Hugging Face hub, or None if it has none.
-        summary: The start of a sentence that goes on with the model's size.
+        summary: The start of a sentence that ends with the size of the model.
         ours: Code that loads and uses the model.
         theirs: The same with a pipeline of `transformers`; "" if it has no such task.
         labels: The labels in column order.

@@ -26,7 +26,7 @@ class Card:
 
     Attributes:
         name: The title of the card.
-        task: What the model's task says.
+        task: The parts that depend on the model's task.
         exported: Whether `transformers` can also load the folder.
         sizes: The sizes of the model by name, in order ("blocks": 12, ...).
         parameters: Total number of parameters.
