@@ -64,6 +64,8 @@ def _chosen(model: GPT2, trainable: Trainable) -> set[str]:
             f"trainable is {trainable!r} ({type(trainable).__name__}); it must be a policy's name, "
             "a number of blocks, or names and patterns"
         )
+    if trainable in ([], ()):
+        raise ValueError(f"trainable is {trainable!r}, which names nothing; give a policy, blocks or names")
     if trainable == "all":
         return set(names)
     if trainable == "lora":

@@ -139,8 +139,8 @@ def outputs_at_end(
         return head((hidden if norm is None else norm(hidden))[:, None], None).float()  # type: ignore[no-any-return]
     if block is not None:
         advance(block, x, groups, arithmetic)
-    hidden = (group.of(x) if norm is None else norm(group.of(x)) for group in groups)
-    return torch.cat([head(rows, None).float() for rows in hidden])
+    rows = [group.of(x) if norm is None else norm(group.of(x)) for group in groups]
+    return torch.cat([head(hidden, None).float() for hidden in rows])
 
 
 def at_position(
