@@ -194,7 +194,7 @@ def test_a_tied_matrix_counts_as_the_embeddings() -> None:
 @pytest.mark.parametrize("unknown", ["last", "blocks.3", "blocks.*.lora", "hea", ["norm", "block.1"]])
 def test_an_unknown_pattern_is_an_error_that_lists_names(unknown: Trainable) -> None:
     wrong = unknown[-1] if isinstance(unknown, list) else unknown
-    with pytest.raises(ValueError, match="is no policy and matches no parameter") as caught:
+    with pytest.raises(ValueError, match="is not a policy and matches no parameter") as caught:
         freeze(classifier(), trainable=unknown)
     for part in (repr(wrong), "'last_block'", "trunk.embed.token.weight", "head.output.bias"):
         assert part in str(caught.value)

@@ -41,8 +41,8 @@ def freeze(model: GPT2, *, trainable: Trainable = "last_block") -> None:
     chosen = _chosen(model, python_value(trainable))
     if not chosen:
         raise ValueError(
-            f"trainable={trainable!r} leaves nothing to train: this model's head has no parameters of its own "
-            "(a language model's output matrix is the token embedding); name blocks or use 'last_block' or 'all'"
+            f"trainable={trainable!r} leaves nothing to train (a language model's head has no parameters of its own: its "
+            "output matrix is the token embedding); name blocks or use 'last_block' or 'all'"
         )
     own_parameters(model, chosen)
     for name, parameter in model.named_parameters():
@@ -51,7 +51,7 @@ def freeze(model: GPT2, *, trainable: Trainable = "last_block") -> None:
 
 
 def policy_of(model: GPT2) -> str | None:
-    """The policy by which a model trains what it does, or None where it is none of those with a name."""
+    """Return the named policy that gives a model's trainable parameters, or None if no policy does."""
     trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
     named = [policy for policy, blocks in _POLICY_BLOCKS.items() if blocks <= model.config.n_layers]
     return next((name for name in ("head", *named, "all") if trained and _chosen(model, name) == trained), None)
@@ -80,18 +80,14 @@ def _chosen(model: GPT2, trainable: Trainable) -> set[str]:
             raise ValueError(f"trainable={trainable} blocks; this model has {L}, so give 1 to {L}")
         tops = [f"trunk.blocks.{i}" for i in range(L - trainable, L)] + ["trunk.norm", "head"]
         return {name for name in names if name.startswith(tuple(top + "." for top in tops))}
-    return _matching(names, [trainable] if isinstance(trainable, str) else list(trainable))
-
-
-def _matching(names: list[str], patterns: list[str]) -> set[str]:
     chosen: set[str] = set()
-    for pattern in patterns:
+    for pattern in [trainable] if isinstance(trainable, str) else trainable:
         # The trunk's name may be left out, and a module's name covers the parameters below it.
         forms = [form for base in (pattern, "trunk." + pattern) for form in (base, base.rstrip(".") + ".*")]
         found = {name for name in names if any(fnmatchcase(name, form) for form in forms)}
         if not found:
             raise ValueError(
-                f"trainable: {pattern!r} is no policy and matches no parameter. Policies: 'head', 'last_block', "
+                f"trainable: {pattern!r} is not a policy and matches no parameter. Policies: 'head', 'last_block', "
                 f"'last_two_blocks', 'all', or a number of blocks. Parameters: {', '.join(names[:4])}, ..., "
                 f"{', '.join(names[-4:])}"
             )
@@ -101,7 +97,7 @@ def _matching(names: list[str], patterns: list[str]) -> set[str]:
 
 @dataclass(frozen=True)
 class TrainableReport:
-    """What trains in a model.
+    """The trainable parameters of a model.
 
     Attributes:
         names: Trainable parameters, in the model's order.
@@ -124,14 +120,11 @@ class TrainableReport:
     def __str__(self) -> str:
         parts = _shortened([name for name, (trainable, _) in self.counts.items() if trainable])
         share = 100 * self.trainable / self.total
-        return (
-            f"{self.trainable:,} of {self.total:,} parameters train ({share:.2f} %): "
-            f"{', '.join(parts) if parts else 'none'}"
-        )
+        return f"{self.trainable:,} of {self.total:,} parameters train ({share:.2f} %): {', '.join(parts) or 'none'}"
 
 
 def _shortened(names: list[str]) -> list[str]:
-    """Stage names with a run of three blocks or more written as one: blocks.0-11."""
+    """Write three or more neighbouring blocks as one name: blocks.0-11."""
     blocks = [int(name.removeprefix("blocks.")) for name in names if name.startswith("blocks.")]
     if len(blocks) < 3 or blocks[-1] - blocks[0] != len(blocks) - 1:
         return names
@@ -140,7 +133,7 @@ def _shortened(names: list[str]) -> list[str]:
 
 
 def trainable_report(model: GPT2) -> TrainableReport:
-    """Count what trains, by stage.
+    """Count trainable parameters by stage.
 
     Example:
         >>> from gptclf import add_classifier_head, load_gpt2

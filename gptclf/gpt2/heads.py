@@ -65,10 +65,6 @@ class Head(nn.Module):
         """Return what a saved folder keeps of the head beside its tensors, as JSON values."""
         return {"class": type(self).__name__}
 
-    def rebuilt(self, emb_dim: int, n_outputs: int) -> "Head | None":
-        """Return the head that a folder's loader has, without data; None is a language model's."""
-        return self
-
     def export_problem(self) -> str:
         """Say why `transformers` cannot hold the head; "" if it can."""
         return f"its head is a {type(self).__name__}, and transformers has no such head"
@@ -114,9 +110,6 @@ class LMHead(Head):
 
     def record(self) -> None:
         """Return None: the configuration says everything."""
-
-    def rebuilt(self, emb_dim: int, n_outputs: int) -> None:
-        """Return None: the model makes its language-model head itself."""
 
     def export_problem(self) -> str:
         """Return "": every language-model head can be exported."""
@@ -184,12 +177,6 @@ class ClassifierHead(Head):
             return {"class": type(self).__name__}
         return {"pooling": self.pooling, "bias": getattr(self.output, "bias", None) is not None}
 
-    def rebuilt(self, emb_dim: int, n_outputs: int) -> Head:
-        """Return the same head without data; a subclass returns itself."""
-        if type(self) is not ClassifierHead:
-            return self
-        return ClassifierHead(emb_dim, n_outputs, **self.record())
-
     def export_problem(self) -> str:
         """Name a pooling, or a subclass, that `transformers` does not have."""
         if type(self) is not ClassifierHead:
@@ -207,14 +194,20 @@ class ClassifierHead(Head):
         return self.project(pool(hidden, lengths, self.pooling))
 
 
-def head_from_record(values: Mapping[str, Any], emb_dim: int, n_outputs: int) -> ClassifierHead | None:
-    """Return the standard head that a record describes, without data, or None if it describes another class."""
-    if "class" in values:
+def head_from_record(values: Mapping[str, Any] | None, emb_dim: int, n_outputs: int) -> ClassifierHead | None:
+    """Return the classifier head that a record describes, without data; None for any other kind of head."""
+    if values is None or "class" in values:
         return None
     for key, kind in (("pooling", str), ("bias", bool)):
         if type(values.get(key)) is not kind:
             raise ValueError(f"head.{key} is {values.get(key)!r}, not {kind.__name__}")
     return ClassifierHead(emb_dim, n_outputs, pooling=values["pooling"], bias=values["bias"])
+
+
+def blank_like(head: Head, emb_dim: int, n_outputs: int) -> Head | None:
+    """Return a head that the loader of a saved folder would start from; None is a language model's."""
+    record = head.record()
+    return head if record is not None and "class" in record else head_from_record(record, emb_dim, n_outputs)
 
 
 def reads_of(head: nn.Module) -> str:

@@ -107,15 +107,14 @@ def advance(block: nn.Module, x: Tensor, groups: Sequence[RowGroup], arithmetic:
         _advance_as_it_is(block, x, groups, arithmetic)
         return
     block = cast(Block, block)
-    attention, mlp, dtype = block.attention, block.mlp, arithmetic.dtype
-    width, size = x.shape[1], piece_size(x.device)
-    qkv_of, out_of = attention.qkv.prepared(arithmetic), attention.out.prepared(arithmetic)
-    up_of = activated(mlp.up.prepared(arithmetic), mlp.activation)
-    down_of = mlp.down.prepared(arithmetic)
-    qkv = torch.empty(len(x), 3 * width, dtype=dtype, device=x.device)
+    attention, mlp, dtype, size = block.attention, block.mlp, arithmetic.dtype, piece_size(x.device)
+    layers = (attention.qkv, attention.out, mlp.up, mlp.down)
+    qkv_of, out_of, up, down_of = (layer.prepared(arithmetic) for layer in layers)
+    up_of = activated(up, mlp.activation)
+    qkv = torch.empty(len(x), 3 * x.shape[1], dtype=dtype, device=x.device)
     for part in _pieces(len(x), size):
         qkv[part] = qkv_of(_normalised(block.norm1, x[part], dtype))
-    mixed = torch.zeros(len(x), width, dtype=dtype, device=x.device)
+    mixed = torch.zeros_like(x, dtype=dtype)
     for group in groups:
         mixed[group.tokens] = attention.mix(group.of(qkv)).flatten(0, 1)
     del qkv
@@ -140,11 +139,8 @@ def outputs_at_end(
         return head((hidden if norm is None else norm(hidden))[:, None], None).float()  # type: ignore[no-any-return]
     if block is not None:
         advance(block, x, groups, arithmetic)
-    found = []
-    for group in groups:
-        hidden = group.of(x)
-        found.append(head(hidden if norm is None else norm(hidden), None).float())
-    return torch.cat(found)
+    rows = [group.of(x) if norm is None else norm(group.of(x)) for group in groups]
+    return torch.cat([head(hidden, None).float() for hidden in rows])
 
 
 def at_position(

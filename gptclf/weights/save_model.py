@@ -22,7 +22,7 @@ from gptclf.checks import path, python_value
 from gptclf.files.atomic import Writer, text_writer, write_all
 from gptclf.files.safetensors_file import tensor_writer
 from gptclf.gpt2.freezing import policy_of
-from gptclf.gpt2.heads import Head
+from gptclf.gpt2.heads import Head, blank_like
 from gptclf.gpt2.model import GPT2, check_gpt2
 from gptclf.tokenizer.bpe import tokenizer_files
 from gptclf.weights.card import Card, is_our_card, model_card
@@ -235,7 +235,7 @@ def _tokenizer_files(model: GPT2) -> dict[str, str]:
 
 def _check_whole(model: GPT2, tensors: Mapping[str, Tensor]) -> None:
     """Raise if modules were removed, added or wrapped, because the saved model could not be loaded."""
-    head = model.head.rebuilt(model.config.emb_dim, model.task.n_outputs)
+    head = blank_like(model.head, model.config.emb_dim, model.task.n_outputs)
     whole = GPT2(model.config, task=model.task, head=head, device="meta")
     expected = {name: tuple(p.shape) for name, p in whole.named_parameters()}
     found = {name: tuple(tensors[name].shape) for name, _ in model.named_parameters()}
