@@ -213,6 +213,32 @@ class TestHead:
         with torch.no_grad():
             assert torch.equal(again(ids), clf(ids))
 
+    @pytest.mark.parametrize(
+        "output",
+        [lambda: nn.Linear(64, 2), lambda: nn.Sequential(nn.Dropout(0.5), nn.Linear(64, 2))],
+        ids=["linear", "with dropout"],
+    )
+    def test_an_output_layer_that_was_replaced_is_used_everywhere(self, output: Any, tmp_path: Path) -> None:
+        clf = add_classifier_head(byte_gpt2(), classes=["ham", "spam"], seed=1)
+        torch.manual_seed(8)
+        layer = output()
+        nn.init.normal_(list(layer.modules())[-1].weight)
+        clf.head.output = layer
+        clf.eval()
+        found = predict_proba(clf, TEXTS, precision="float32")
+        data = labelled(clf)
+        with torch.no_grad():
+            logits = clf(data.padded(np.arange(8)), torch.tensor(data.lengths))
+        np.testing.assert_allclose(logits.softmax(dim=1), found, atol=1e-5)
+        for trainable in ("head", "last_block"):
+            freeze(clf, trainable=trainable)
+            np.testing.assert_allclose(evaluate(clf, data, precision="float32").probabilities, found, atol=1e-5)
+        if isinstance(layer, nn.Linear):
+            assert (predict_proba(load_model(save_model(clf, tmp_path)), TEXTS) == predict_proba(clf, TEXTS)).all()
+        else:
+            with pytest.raises(ValueError, match=r"head\.output\.1\.weight.* are missing, new or of another shape"):
+                save_model(clf, tmp_path)
+
     def test_a_module_that_is_not_a_head_is_told_what_to_do(self, tmp_path: Path) -> None:
         clf = add_classifier_head(byte_gpt2(), classes=["ham", "spam"], seed=1)
         clf.head = nn.Linear(64, 2)  # type: ignore[assignment]
