@@ -17,6 +17,7 @@ from gptclf import (
     GPT2,
     ClassifierHead,
     Head,
+    Linear,
     Prediction,
     SingleLabel,
     Task,
@@ -244,6 +245,31 @@ class TestHead:
         clf.head = nn.Linear(64, 2)  # type: ignore[assignment]
         with pytest.raises(TypeError, match=r"model\.head is a Linear; save_model needs a gptclf\.Head"):
             save_model(clf, tmp_path)
+
+
+class Halved(Linear):
+    """A layer of the trunk with a computation of its own, and no parameter that would show."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x) / 2
+
+
+@pytest.mark.parametrize("kind", [Halved, Linear, nn.Linear])
+def test_a_layer_whose_computation_is_not_saved_is_named(
+    kind: type[nn.Linear], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    clf = add_classifier_head(byte_gpt2(), classes=["ham", "spam"], seed=1)
+    layer = kind(64, 256)
+    clf.trunk.blocks[0].mlp.up = layer  # type: ignore[union-attr]
+    with torch.no_grad():
+        for parameter in layer.parameters():
+            parameter.normal_()
+    caplog.clear()
+    again = load_model(save_model(clf, tmp_path))
+    with torch.no_grad():
+        alike = torch.allclose(again(torch.tensor([[1, 2]])), clf(torch.tensor([[1, 2]])), rtol=1e-4, atol=1e-5)
+    said = "trunk.blocks.0.mlp.up is a Halved, but will be loaded as a Linear" in caplog.text
+    assert (alike, said) == (kind is not Halved, kind is Halved)
 
 
 class TestTask:

@@ -246,6 +246,15 @@ def _check_whole(model: GPT2, tensors: Mapping[str, Tensor]) -> None:
             f"{', ...' if len(wrong) > 4 else ''} are missing, new or of another shape. save_model saves complete "
             "GPT-2s: merge wrapped modules, and set model.config to the remaining shape"
         )
+    own = dict(whole.trunk.named_modules())
+    for name, part in model.trunk.named_modules():
+        if name in own and not issubclass(type(own[name]), type(part)):
+            logger.warning(
+                "trunk.%s is a %s, but will be loaded as a %s: only its parameters are saved, not its own computation",
+                name,
+                type(part).__name__,
+                type(own[name]).__name__,
+            )
 
 
 def _digest(tensors: Mapping[str, Tensor], model: GPT2) -> str:
