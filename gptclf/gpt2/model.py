@@ -15,7 +15,7 @@ from gptclf.gpt2.heads import ClassifierHead, Head, LMHead
 from gptclf.gpt2.initialise import initialise
 from gptclf.gpt2.line import hidden_states, outputs_of
 from gptclf.gpt2.sharing import is_borrowed
-from gptclf.gpt2.standard import is_hooked, is_standard, is_standard_alone
+from gptclf.gpt2.standard import is_standard, is_standard_alone
 from gptclf.gpt2.trunk import Trunk
 from gptclf.preparation import Preparation
 from gptclf.tasks import NextToken, Task
@@ -155,14 +155,14 @@ class GPT2(nn.Module):
             A classifier's outputs (B, n_outputs), or a language model's logits of the next token (B, T, V).
         """
         self._refuse_borrowed_gradients()
-        if is_hooked(self.trunk):
+        if not is_standard_alone(self.trunk):
             return self.head(self.trunk(input_ids), lengths)  # type: ignore[no-any-return]
         return outputs_of(self.blocks, self.norm, self.head, self.embed(input_ids), lengths)
 
     def hidden_states(self, input_ids: Tensor) -> Tensor:
         """Compute the final hidden states (B, T, D) of ids (B, T), after the final norm: the head's input."""
         self._refuse_borrowed_gradients()
-        if is_hooked(self.trunk):
+        if not is_standard_alone(self.trunk):
             return self.trunk(input_ids)  # type: ignore[no-any-return]
         return hidden_states(self.blocks, self.norm, self.embed(input_ids))
 
