@@ -12,7 +12,7 @@ from gptclf.gpt2.gradients import KeptGradients
 from gptclf.gpt2.layers import Dropout, Embedding, Linear
 from gptclf.gpt2.line import hidden_states, outputs_of
 from gptclf.gpt2.model import GPT2
-from gptclf.gpt2.sharing import twins
+from gptclf.gpt2.sharing import refuse_borrowed_gradients, twins
 from gptclf.gpt2.trunk import Trunk
 
 
@@ -126,6 +126,7 @@ class Learner(nn.Module):
         """Compute the outputs of ids (B, T), or of features (B, T, D), of rows with `lengths` positions."""
         if self.whole is not None:
             return self.whole(inputs, lengths)  # type: ignore[no-any-return]
+        refuse_borrowed_gradients(self)
         x = inputs if self.embed is None else self.embed(inputs)
         return outputs_of(self.blocks, self.norm, self.head, x, lengths, self._call)
 
@@ -133,6 +134,7 @@ class Learner(nn.Module):
         """Compute the final hidden states (B, T, D) of ids (B, T), or of features (B, T, D)."""
         if self.whole is not None:
             return self.whole.hidden_states(inputs)
+        refuse_borrowed_gradients(self)
         x = inputs if self.embed is None else self.embed(inputs)
         return hidden_states(self.blocks, self.norm, x, self._call)
 
