@@ -91,6 +91,13 @@ class EightBit(Linear):
 class Doubled(Linear):
     """A layer that says nothing of itself, so that it has to be called."""
 
+    @classmethod
+    def of(cls, base: nn.Linear) -> Linear:
+        """Make one with the parameters of another layer."""
+        layer = cls(base.in_features, base.out_features, device="meta")
+        layer.weight, layer.bias = base.weight, base.bias
+        return layer
+
     def forward(self, x: Tensor) -> Tensor:
         return 2 * super().forward(x)
 

@@ -9,6 +9,7 @@ import torch
 from conftest import classifier_of, randomised
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from stand_ins import Doubled, LowRank
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -475,6 +476,27 @@ def test_line_of_packed_rows_computes_nothing_for_padding(odd_config: GPT2Config
         logits = outputs_of(clf.blocks, clf.norm, clf.head, clf.embed(ids), lengths, watched)
         assert torch.equal(logits, clf(ids, lengths))
         assert shapes == [(1, 17, 24)] * blocks
+
+
+def test_block_of_another_class_in_the_line_is_called_on_padded_rows_and_the_others_stay_packed(
+    odd_config: GPT2Config,
+) -> None:
+    shapes: list[tuple[int, ...]] = []
+
+    def watched(block: nn.Module, x: Tensor, *given: Any) -> Tensor:
+        shapes.append(tuple(x.shape))
+        return block(x, *given)  # type: ignore[no-any-return]
+
+    ids, lengths = torch.ones(3, 12, dtype=torch.int64), torch.tensor([4, 12, 1])
+    for layer, middle in ((LowRank, (1, 17, 24)), (Doubled.of, (3, 12, 24))):
+        clf = classifier(odd_config, "mean").double()
+        block = clf.trunk.blocks[1]
+        assert isinstance(block, Block)
+        block.mlp.up = layer(block.mlp.up)
+        shapes.clear()
+        logits = outputs_of(clf.blocks, clf.norm, clf.head, clf.embed(ids), lengths, watched)
+        assert shapes == [(1, 17, 24), middle, (1, 17, 24)]
+        torch.testing.assert_close(logits, clf.head(clf.trunk(ids), lengths), rtol=1e-10, atol=1e-10)
 
 
 @settings(max_examples=15, deadline=None)

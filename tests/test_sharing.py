@@ -15,16 +15,7 @@ from stand_ins import Doubled, EightBit, LowRank
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from gptclf import (
-    GPT2,
-    GPT2Config,
-    TextDataset,
-    add_classifier_head,
-    evaluate,
-    freeze,
-    predict_proba,
-    train,
-)
+from gptclf import GPT2, GPT2Config, TextDataset, add_classifier_head, evaluate, freeze, predict_proba, train
 from gptclf.gpt2.learner import Learner
 from gptclf.gpt2.sharing import (
     borrow,
@@ -83,9 +74,7 @@ def with_foreign_parts(model: GPT2) -> GPT2:
     block = block_of(model, 0)
     block.mlp.up = LowRank(block.mlp.up).requires_grad_(False)
     block.mlp.down = EightBit(block.mlp.down)
-    qkv = block_of(model, 1).attention.qkv
-    block_of(model, 1).attention.qkv = other = Doubled(qkv.in_features, qkv.out_features)
-    other.weight, other.bias = qkv.weight, qkv.bias
+    block_of(model, 1).attention.qkv = Doubled.of(block_of(model, 1).attention.qkv)
     model.trunk.blocks[2] = Scaled(model.trunk.blocks[2])
     model.trunk.norm = nn.Sequential(model.trunk.norm, nn.LayerNorm(64, eps=0.5)).requires_grad_(False)  # type: ignore[assignment]
     block_of(model, 1).mlp.register_forward_hook(lambda module, given, y: y * 1.5)
@@ -503,6 +492,21 @@ def test_a_learner_is_a_tree_of_its_own_over_the_same_parameters() -> None:
     assert [name for name, _ in whole.named_parameters()] == [name for name, _ in clf.named_parameters()]
     with torch.no_grad():
         assert torch.equal(whole(IDS), clf(IDS))
+
+
+@pytest.mark.parametrize("depth", [0, 1])
+def test_a_learner_is_stopped_before_it_changes_another_model(depth: int) -> None:
+    clf = add_classifier_head(byte_gpt2(), num_classes=2, seed=1)
+    block_of(clf, 1).requires_grad_(True)  # by hand, without freeze
+    learner = Learner(clf, depth, training=True)
+    inputs = torch.randn(2, 9, 64) if depth else IDS
+    for compute in (learner, learner.hidden_states):
+        with pytest.raises(ValueError, match=r"blocks\.1.*freeze"):
+            compute(inputs)
+        with torch.no_grad():
+            compute(inputs)
+    freeze(clf, trainable=2)
+    learner(inputs).sum().backward()
 
 
 def test_a_learner_of_a_language_model_keeps_the_tie() -> None:

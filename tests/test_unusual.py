@@ -19,6 +19,8 @@ from gptclf import (
     predict_proba,
     train,
 )
+from gptclf.gpt2.learner import Learner
+from gptclf.gpt2.trunk import Trunk
 
 TEXTS = ["win a prize", "see you at six, or later", "", "ok", "call now to win", "home"] * 2
 
@@ -70,6 +72,44 @@ def test_a_model_of_another_kind_is_called_as_it_is() -> None:
     np.testing.assert_allclose(predict_proba(clf, TEXTS), expected, rtol=0, atol=1e-5)
     np.testing.assert_allclose(evaluate(clf, labelled(clf)).probabilities, expected, rtol=0, atol=1e-5)
     assert first_loss(clf) == pytest.approx(first_loss(clf, reuse_frozen=False), abs=1e-5)
+
+
+class TripledTrunk(Trunk):
+    def forward(self, input_ids: Tensor) -> Tensor:
+        return super().forward(input_ids) * 3
+
+
+def test_a_trunk_of_another_kind_is_called_as_it_is() -> None:
+    clf = classifier()
+    before = asked(clf)
+    clf.trunk.__class__ = TripledTrunk
+    expected = asked(clf)
+    assert np.abs(expected - before).max() > 1e-3
+    np.testing.assert_allclose(predict_proba(clf, TEXTS), expected, rtol=0, atol=1e-5)
+    np.testing.assert_allclose(evaluate(clf, labelled(clf)).probabilities, expected, rtol=0, atol=1e-5)
+    assert first_loss(clf) == pytest.approx(first_loss(clf, reuse_frozen=False), abs=1e-5)
+
+
+class WithPartsOfItsOwn(GPT2):
+    def forward(self, input_ids: Tensor, lengths: Tensor | None = None) -> Tensor:
+        return self.get_submodule("extra")(super().forward(input_ids, lengths))  # type: ignore[no-any-return]
+
+
+def test_parts_that_a_model_of_another_kind_has_of_its_own_train_in_training_mode() -> None:
+    clf = classifier()
+    clf.__class__ = WithPartsOfItsOwn
+    clf.extra = extra = nn.Sequential(nn.Dropout(0.5), nn.Linear(2, 2)).eval()
+    before = {name: tensor.clone() for name, tensor in extra.state_dict().items()}
+    expected = evaluate(clf, labelled(clf)).loss
+    assert abs(first_loss(clf, batch_size=12) - expected) > 1e-4
+    assert first_loss(clf, batch_size=12) == first_loss(clf, batch_size=12)
+    assert evaluate(clf, labelled(clf)).loss == pytest.approx(expected, abs=1e-6)
+    train(clf, labelled(clf), epochs=1, progress=False)
+    assert not any(torch.equal(tensor, before[name]) for name, tensor in extra.state_dict().items())
+    learner = Learner(clf)
+    assert set(learner.parameters()) == set(clf.parameters())
+    assert len(list(learner.parameters())) == len(list(clf.parameters()))
+    assert not any(part.training for part in clf.modules())
 
 
 class Scaled(nn.Module):

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -12,7 +12,7 @@ from gptclf.gpt2.gradients import KeptGradients
 from gptclf.gpt2.layers import Dropout, Embedding, Linear
 from gptclf.gpt2.line import hidden_states, outputs_of
 from gptclf.gpt2.model import GPT2
-from gptclf.gpt2.sharing import twins
+from gptclf.gpt2.sharing import refuse_borrowed_gradients, twins
 from gptclf.gpt2.trunk import Trunk
 
 
@@ -56,11 +56,11 @@ class Learner(nn.Module):
     ) -> None:
         super().__init__()
         self.config, self.task, self.depth, self.recompute = model.config, model.task, depth, recompute
-        self.whole: tuple[GPT2, ...] = ()
+        self.whole: GPT2 | None = None
         if depth == 0:
             whole, self.trunk, self.head = twins([model, model.trunk, model.head])
-            # Called as it is if its own call does more than its parts.
-            self.whole = () if model.is_plain else (whole,)  # type: ignore[assignment]
+            if not model.is_plain:  # its own call does more than its parts
+                self.whole = cast(GPT2, whole)
         else:
             self._take_end(model, depth)
         self.generator: torch.Generator | None = None
@@ -85,11 +85,9 @@ class Learner(nn.Module):
         self.head = head
 
     def _draw_from(self, generator: torch.Generator) -> None:
-        for part in list(self.modules()):
-            for name, child in part.named_children():
-                if type(child) is nn.Dropout:  # of a head or a layer of the user's
-                    setattr(part, name, Dropout(child.p))
         for part in self.modules():
+            if type(part) is nn.Dropout:  # of a head or a layer of the user's; here it is the learner's own
+                part.__class__ = Dropout
             if isinstance(part, Dropout):
                 part.generator = generator
 
@@ -117,24 +115,26 @@ class Learner(nn.Module):
     @property
     def is_plain(self) -> bool:
         """Whether the learner may be computed part by part, without a call of the model as a whole."""
-        return not self.whole
+        return self.whole is None
 
     @property
     def output_matrix(self) -> Tensor | None:
         """A language-model head's matrix (V, D) if it may be multiplied in pieces, else None."""
-        return self.whole[0].output_matrix if self.whole else getattr(self.head, "output_matrix", None)
+        return self.whole.output_matrix if self.whole is not None else getattr(self.head, "output_matrix", None)
 
     def forward(self, inputs: Tensor, lengths: Tensor | None = None) -> Tensor:
         """Compute the outputs of ids (B, T), or of features (B, T, D), of rows with `lengths` positions."""
-        if self.whole:
-            return self.whole[0](inputs, lengths)  # type: ignore[no-any-return]
+        if self.whole is not None:
+            return self.whole(inputs, lengths)  # type: ignore[no-any-return]
+        refuse_borrowed_gradients(self)
         x = inputs if self.embed is None else self.embed(inputs)
         return outputs_of(self.blocks, self.norm, self.head, x, lengths, self._call)
 
     def hidden_states(self, inputs: Tensor) -> Tensor:
         """Compute the final hidden states (B, T, D) of ids (B, T), or of features (B, T, D)."""
-        if self.whole:
-            return self.whole[0].hidden_states(inputs)
+        if self.whole is not None:
+            return self.whole.hidden_states(inputs)
+        refuse_borrowed_gradients(self)
         x = inputs if self.embed is None else self.embed(inputs)
         return hidden_states(self.blocks, self.norm, x, self._call)
 

@@ -14,8 +14,8 @@ from gptclf.gpt2.config import GPT2Config
 from gptclf.gpt2.heads import ClassifierHead, Head, LMHead
 from gptclf.gpt2.initialise import initialise
 from gptclf.gpt2.line import hidden_states, outputs_of
-from gptclf.gpt2.sharing import is_borrowed
-from gptclf.gpt2.standard import is_hooked, is_standard, is_standard_alone
+from gptclf.gpt2.sharing import refuse_borrowed_gradients
+from gptclf.gpt2.standard import is_standard, is_standard_alone
 from gptclf.gpt2.trunk import Trunk
 from gptclf.preparation import Preparation
 from gptclf.tasks import NextToken, Task
@@ -154,31 +154,21 @@ class GPT2(nn.Module):
         Returns:
             A classifier's outputs (B, n_outputs), or a language model's logits of the next token (B, T, V).
         """
-        self._refuse_borrowed_gradients()
-        if is_hooked(self.trunk):
+        refuse_borrowed_gradients(self)
+        if not is_standard_alone(self.trunk):
             return self.head(self.trunk(input_ids), lengths)  # type: ignore[no-any-return]
         return outputs_of(self.blocks, self.norm, self.head, self.embed(input_ids), lengths)
 
     def hidden_states(self, input_ids: Tensor) -> Tensor:
         """Compute the final hidden states (B, T, D) of ids (B, T), after the final norm: the head's input."""
-        self._refuse_borrowed_gradients()
-        if is_hooked(self.trunk):
+        refuse_borrowed_gradients(self)
+        if not is_standard_alone(self.trunk):
             return self.trunk(input_ids)  # type: ignore[no-any-return]
         return hidden_states(self.blocks, self.norm, self.embed(input_ids))
 
     def token_logits(self, input_ids: Tensor) -> Tensor:
         """Apply the head at every token, unpooled: (B, T, n_outputs), as book section 6.5 looks at them."""
         return self.head.project(self.hidden_states(input_ids))
-
-    def _refuse_borrowed_gradients(self) -> None:
-        if not torch.is_grad_enabled():
-            return
-        for name, parameter in self.named_parameters():
-            if parameter.requires_grad and is_borrowed(parameter):
-                raise ValueError(
-                    f"{name} is set to train, but its tensor is also another model's, or a file's; choose "
-                    "what to train with freeze(model, trainable=...), before the optimizer is made"
-                )
 
 
 def check_gpt2(model: object) -> None:

@@ -89,6 +89,18 @@ def own_trainable(module: nn.Module) -> None:
     own_parameters(module, {name for name, parameter in module.named_parameters() if parameter.requires_grad})
 
 
+def refuse_borrowed_gradients(module: nn.Module) -> None:
+    """Raise if a gradient would be computed for a parameter that is also another model's."""
+    if not torch.is_grad_enabled():
+        return
+    for name, parameter in module.named_parameters():
+        if parameter.requires_grad and is_borrowed(parameter):
+            raise ValueError(
+                f"{name} is set to train, but its tensor is also another model's, or a file's; choose "
+                "what to train with freeze(model, trainable=...), before the optimizer is made"
+            )
+
+
 def own_before_loading(module: nn.Module) -> None:
     """Let `load_state_dict`, of the module or of any part of it, write into memory of its own."""
     for part in module.modules():

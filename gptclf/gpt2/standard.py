@@ -69,6 +69,7 @@ def _vouches(kind: type[nn.Module]) -> bool:
     # The code of a forward that was put into a class from outside, as patches do, has another name or home, whatever
     # functools.wraps says.
     owner = next(base for base in kind.__mro__ if "forward" in vars(base))
-    code, home = getattr(owner.forward, "__code__", None), getattr(owner.forward, "__globals__", {})
+    forward = vars(owner)["forward"]
+    code, home = getattr(forward, "__code__", None), getattr(forward, "__globals__", {})
     name = None if code is None else (home.get("__name__"), code.co_qualname)
     return owner is nn.Module or name == (owner.__module__, f"{owner.__qualname__}.forward")
