@@ -8,7 +8,13 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-PAGES = ["README.md", "docs/getting-started.md", "docs/chapter-5.md", "docs/chapter-6.md"]
+PAGES = [
+    "README.md",
+    "docs/getting-started.md",
+    "docs/extending.md",
+    "docs/chapter-5.md",
+    "docs/chapter-6.md",
+]
 
 
 def code_blocks(page: str) -> list[tuple[int, str]]:
@@ -28,7 +34,7 @@ def test_every_python_block_of_the_page_runs(page: str, tmp_path: Path, monkeypa
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         for line, code in blocks:
-            # Pages show the 124M model; nano stands in for it, so that nothing is downloaded.
+            # Pages show the 124M model; nano replaces it here, so nothing is downloaded.
             offline = code.replace('load_gpt2("gpt2")', 'load_gpt2("nano")')
             # Blank lines in front make tracebacks name the page's own lines.
             exec(compile("\n" * line + offline, str(ROOT / page), "exec"), namespace)
