@@ -12,9 +12,9 @@ from numpy.typing import NDArray
 from gptclf import checks
 from gptclf.data.ragged import RaggedIds
 from gptclf.data.read import read_file, read_table
-from gptclf.data.rows import check_column, check_texts, check_weights, row_numbers
+from gptclf.data.rows import check_texts, check_weights, row_numbers
 from gptclf.preparation import Preparation
-from gptclf.tasks import SingleLabel, Task, check_labels, infer_classes
+from gptclf.tasks import SingleLabel, Task, check_column, check_labels, infer_classes
 from gptclf.tokenizer.tokens import check_tokenizer, encode
 
 if TYPE_CHECKING:

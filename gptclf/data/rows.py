@@ -6,7 +6,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from gptclf.checks import number, python_value
+from gptclf.checks import number
+from gptclf.tasks import check_column
 
 # Weights are kept in float32.
 _LARGEST = float(np.finfo(np.float32).max)
@@ -75,18 +76,6 @@ def check_source(texts: object) -> None:
         )
     if not isinstance(texts, Iterable) or isinstance(texts, set | frozenset):
         raise TypeError(f"texts is a {type(texts).__name__}; give a list of strings, whose order the labels follow")
-
-
-def check_column(values: Any, name: str, n_texts: int) -> list[Any]:
-    """Return a column as a list of Python values, one for each text; `name` is "label" or "weight"."""
-    # Iterating over a string gives characters, over a dictionary keys, over a table column names.
-    several = isinstance(values, Iterable) and not isinstance(values, str | bytes | Mapping | set | frozenset)
-    if not several or hasattr(values, "columns"):
-        raise TypeError(f"{name}s is a {type(values).__name__}; it must be a list, or one column")
-    column = [python_value(value) for value in values]
-    if len(column) != n_texts:
-        raise ValueError(f"{n_texts} texts but {len(column)} {name}s; every text needs one {name}")
-    return column
 
 
 def check_weights(weights: Any, n_texts: int) -> NDArray[np.float32]:

@@ -7,10 +7,10 @@ ask it and never look at its type, so a subclass adds a task without a change el
 from collections.abc import Mapping
 from typing import Any
 
-from gptclf.tasks.labels import check_classes, check_labels, index_labels, infer_classes
+from gptclf.tasks.labels import check_column, check_labels, infer_classes
 from gptclf.tasks.next_token import NextToken
 from gptclf.tasks.single_label import SingleLabel
-from gptclf.tasks.task import Predictor, Scored, Task
+from gptclf.tasks.task import Task
 
 _KINDS: dict[str, type[SingleLabel] | type[NextToken]] = {kind.kind: kind for kind in (SingleLabel, NextToken)}
 
@@ -21,15 +21,4 @@ def task_from_record(values: Mapping[str, Any]) -> Task | None:
     return None if kind is None else kind.from_record(values)
 
 
-__all__ = [
-    "NextToken",
-    "Predictor",
-    "Scored",
-    "SingleLabel",
-    "Task",
-    "check_classes",
-    "check_labels",
-    "index_labels",
-    "infer_classes",
-    "task_from_record",
-]
+__all__ = ["NextToken", "SingleLabel", "Task", "check_column", "check_labels", "infer_classes", "task_from_record"]

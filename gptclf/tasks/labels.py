@@ -10,34 +10,28 @@ from numpy.typing import NDArray
 from gptclf.checks import python_value
 
 
-def check_labels(labels: Iterable[Any], n_texts: int) -> list[Any]:
-    """Return the labels as plain Python values, one for each text, none missing and all hashable."""
-    named = _check_each(labels, "label")
-    if len(named) != n_texts:
-        raise ValueError(f"{n_texts} texts but {len(named)} labels; every text needs one label")
-    return named
-
-
-def check_classes(classes: Iterable[Any]) -> list[Any]:
-    """Return the classes as plain Python values in their order, none missing, all hashable."""
-    return _check_each(classes, "class")
-
-
-def _check_each(values: Any, name: str) -> list[Any]:
+def check_column(values: Any, name: str, n_texts: int | None = None) -> list[Any]:
+    """Return a column as a list of Python values, one for each text; `name` is "label", "weight" or "class"."""
     # A text would fall into characters, a dictionary into keys, a set into any order, a table into column names.
     several = isinstance(values, Iterable) and not isinstance(values, str | bytes | Mapping | set | frozenset)
     if not several or hasattr(values, "columns"):
-        plural = "classes" if name == "class" else "labels"
+        plural = "classes" if name == "class" else f"{name}s"
         raise TypeError(f"{plural} is a {type(values).__name__}; it must be a list, or one column")
-    named = [python_value(value) for value in values]
+    column = [python_value(value) for value in values]
+    if n_texts not in (None, len(column)):
+        raise ValueError(f"{n_texts} texts but {len(column)} {name}s; every text needs one {name}")
+    return column
+
+
+def check_labels(labels: Iterable[Any], n_texts: int | None = None, *, name: str = "label") -> list[Any]:
+    """Return labels (or classes) as plain Python values in their order, none missing and all hashable."""
+    named = check_column(labels, name, n_texts)
     for i, value in enumerate(named):
         try:
             hash(value)
         except TypeError as error:
-            raise TypeError(
-                f"{name} {i} is {value!r} ({type(value).__name__}), which is not hashable; "
-                "use strings, numbers or tuples"
-            ) from error
+            what = f"{value!r} ({type(value).__name__})"
+            raise TypeError(f"{name} {i} is {what}, not hashable; use strings, numbers or tuples") from error
         if _is_missing(value):
             raise ValueError(f"{name} {i} is missing ({value!r}); leave it out or give it a name")
     return named
@@ -65,21 +59,17 @@ def index_labels(labels: list[Any], classes: list[Any]) -> NDArray[np.int64]:
     unknown = {label: i for i, label in enumerate(labels) if label not in index}
     if unknown:
         shown = ", ".join(f"{label!r} (row {i})" for label, i in islice(unknown.items(), 5))
-        known = ", ".join(map(repr, classes[:10])) + (", ..." if len(classes) > 10 else "")
-        raise ValueError(
-            f"{len(unknown)} label{'s' * (len(unknown) > 1)} not among the classes: {shown}. The classes are "
-            f"{known}; 1 and '1' are different labels"
-        )
+        known = ", ".join(map(repr, classes[:10])) + ", ..." * (len(classes) > 10)
+        problem = f"{len(unknown)} label{'s' * (len(unknown) > 1)} not among the classes: {shown}"
+        raise ValueError(f"{problem}. The classes are {known}; 1 and '1' are different labels")
     return np.asarray([index[label] for label in labels], dtype=np.int64)
 
 
 def label_to_json(label: Any) -> Any:
     """Return a label with its type: JSON's own kinds as they are, a tuple as {"tuple": [...]}, others as text."""
-    if isinstance(label, str | bool | int | float):
-        return label
     if isinstance(label, tuple):
         return {"tuple": [label_to_json(part) for part in label]}
-    return str(label)
+    return label if isinstance(label, str | bool | int | float) else str(label)
 
 
 def label_from_json(value: Any) -> Any:

@@ -9,8 +9,9 @@ from torch.nn import functional as F
 
 from gptclf.checks import integer
 from gptclf.next_token_loss import hits_and_loss, next_token_loss
-from gptclf.tasks.card import TaskCard
-from gptclf.tasks.task import Predictor, Scored, Task
+from gptclf.tasks.task import Predictor, Scored, Task, TaskCard
+
+_NO_LABELS = "this is a language model; put a classifier head on it first: add_classifier_head(model, ...)"
 
 
 class NextToken(Task):
@@ -28,11 +29,10 @@ class NextToken(Task):
 
     def loss(self, outputs: Tensor, targets: Tensor, weights: Tensor | None = None) -> tuple[Tensor, float]:
         """Return the cross-entropies in nats of logits (B, T, V), summed over all positions, and their number."""
-        if weights is None:
-            total = F.cross_entropy(outputs.flatten(0, -2).float(), targets.flatten(), reduction="sum")
-            return total, self.weight(targets)
-        losses = F.cross_entropy(outputs.flatten(0, -2).float(), targets.flatten(), reduction="none")
-        return (losses.view_as(targets) * weights[:, None]).sum(), self.weight(targets, weights)
+        reduction = "sum" if weights is None else "none"
+        loss = F.cross_entropy(outputs.flatten(0, -2).float(), targets.flatten(), reduction=reduction)
+        total = loss if weights is None else (loss.view_as(targets) * weights[:, None]).sum()
+        return total, self.weight(targets, weights)
 
     def weight(self, targets: Tensor, weights: Tensor | None = None) -> float:
         """Return the number of positions, each with its row's weight."""
@@ -40,17 +40,13 @@ class NextToken(Task):
 
     def targets(self, labels: Sequence[Any]) -> NDArray[Any]:
         """Raise: a language model's targets are its own tokens."""
-        raise TypeError("this is a language model; put a classifier head on it first: add_classifier_head(model, ...)")
+        raise TypeError(_NO_LABELS)
 
     def card(self) -> TaskCard:
         """Describe a language model."""
-        return TaskCard(
-            pipeline="text-generation",
-            summary="A GPT-2 language model with",
-            ours="from gptclf import load_model\n\nmodel = load_model(FOLDER)",
-            theirs='generate = pipeline("text-generation", model=FOLDER)',
-            takes_texts=False,
-        )
+        ours = "from gptclf import load_model\n\nmodel = load_model(FOLDER)"
+        theirs = 'generate = pipeline("text-generation", model=FOLDER)'
+        return TaskCard("A GPT-2 language model with", "text-generation", ours, theirs, takes_texts=False)
 
     def exported(self) -> dict[str, Any]:
         """Return the name of the architecture in `transformers`."""
@@ -68,9 +64,7 @@ class NextToken(Task):
     def check_same(self, other: Task | None) -> None:
         """Raise if the rows are labelled texts."""
         if not isinstance(other, NextToken):
-            raise TypeError(
-                "this is a language model; put a classifier head on it first: add_classifier_head(model, ...)"
-            )
+            raise TypeError(_NO_LABELS)
 
     def batch_loss(
         self, model: Predictor, inputs: Tensor, lengths: Tensor, targets: Tensor, weights: Tensor | None = None
@@ -90,7 +84,6 @@ class NextToken(Task):
                 right, loss = hits_and_loss(rows.model.hidden_states(inputs), matrix, targets)
             else:
                 logits = rows.model(inputs, lengths).float()
-                right = int((logits.argmax(dim=-1) == targets).sum())
-                loss = float(F.cross_entropy(logits.flatten(0, -2), targets.flatten(), reduction="sum"))
+                right, loss = int((logits.argmax(dim=-1) == targets).sum()), float(self.loss(logits, targets)[0])
             hits, total, count = hits + right, total + loss, count + targets.numel()
         return {"loss": total / count, "accuracy": hits / count}

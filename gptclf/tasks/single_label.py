@@ -13,9 +13,8 @@ from torch.nn import functional as F
 
 from gptclf.checks import number, python_value
 from gptclf.metrics import confusion_matrix, per_class_scores
-from gptclf.tasks.card import TaskCard
-from gptclf.tasks.labels import check_classes, check_labels, index_labels, label_from_json, label_to_json
-from gptclf.tasks.task import Task
+from gptclf.tasks.labels import check_labels, index_labels, label_from_json, label_to_json
+from gptclf.tasks.task import Task, TaskCard
 
 logger = logging.getLogger(__name__)
 
@@ -47,40 +46,41 @@ class SingleLabel(Task):
         class_weight: "str | Mapping[Any, float] | None" = None,
         label_smoothing: float = 0.0,
     ) -> None:
-        self.classes: list[Any] = check_classes(classes)
+        self.classes: list[Any] = check_labels(classes, name="class")
         if len(set(self.classes)) < len(self.classes):
             raise ValueError(f"classes holds a label twice: {self.classes[:20]!r}; each class needs its own label")
         self.n_outputs = len(self.classes)
         self.label_smoothing = number("label_smoothing", label_smoothing)
         if self.label_smoothing >= 1:
             raise ValueError(f"label_smoothing is {label_smoothing!r}; it must be at least 0 and less than 1")
-        self.class_weight = _check_class_weight(class_weight, self.classes)
+        self.class_weight = class_weight
         # A weight per class, in the order of the classes; None if all are 1, or not known before training.
-        self.weights = list(self.class_weight.values()) if isinstance(self.class_weight, dict) else None
-
-    @property
-    def summary(self) -> str:
-        """The number of classes."""
-        return f"{self.n_outputs} classes"
+        self.weights: list[float] | None = None
+        if isinstance(class_weight, Mapping):
+            unknown = [label for label in class_weight if label not in self.classes]
+            if unknown:
+                raise ValueError(f"class_weight names {unknown[0]!r}, not among the classes {self.classes[:10]!r}")
+            given = {python_value(key): number(f"class_weight[{key!r}]", value) for key, value in class_weight.items()}
+            self.class_weight = {label: given.get(label, 1.0) for label in self.classes}
+            self.weights = list(self.class_weight.values())
+        elif class_weight not in (None, "balanced"):
+            rule = 'None, "balanced" or a mapping from labels to weights'
+            raise TypeError(f"class_weight is {class_weight!r}; it must be {rule}")
 
     def targets(self, labels: Sequence[Any]) -> NDArray[np.int64]:
         """Return each label's place among the classes (N,); an unknown label is an error that names its row."""
-        return index_labels(check_labels(labels, len(labels)), self.classes)
+        return index_labels(check_labels(labels), self.classes)
 
     def loss(self, outputs: Tensor, targets: Tensor, weights: Tensor | None = None) -> tuple[Tensor, float]:
         """Return the weighted sum of cross-entropies in nats, and the sum of the weights."""
-        outputs, smoothing = outputs.float(), self.label_smoothing
         rows = self._weights_of(targets, weights)
-        if rows is None:
-            total = F.cross_entropy(outputs, targets, reduction="sum", label_smoothing=smoothing)
-            return total, float(len(targets))
-        losses = F.cross_entropy(outputs, targets, reduction="none", label_smoothing=smoothing)
-        return (losses * rows).sum(), float(rows.double().sum())
+        reduction = "sum" if rows is None else "none"
+        loss = F.cross_entropy(outputs.float(), targets, reduction=reduction, label_smoothing=self.label_smoothing)
+        return loss if rows is None else (loss * rows).sum(), super().weight(targets, rows)
 
     def weight(self, targets: Tensor, weights: Tensor | None = None) -> float:
         """Return the sum of the rows' weights."""
-        rows = self._weights_of(targets, weights)
-        return float(len(targets)) if rows is None else float(rows.double().sum())
+        return super().weight(targets, self._weights_of(targets, weights))
 
     def _weights_of(self, targets: Tensor, weights: Tensor | None) -> Tensor | None:
         if self.weights is None:
@@ -107,8 +107,7 @@ class SingleLabel(Task):
 
     def columns(self, outputs: Tensor) -> dict[str, NDArray[Any]]:
         """Return a column of probabilities per class; 1 and "1" look alike, their columns must not."""
-        columns = zip(self._names(), self.probabilities(outputs).T, strict=True)
-        return {f"p({name})": column for name, column in columns}
+        return dict(zip([f"p({name})" for name in self._names()], self.probabilities(outputs).T, strict=True))
 
     def _names(self) -> list[str]:
         """Return the labels as distinct texts: by their repr if two look alike."""
@@ -127,15 +126,12 @@ class SingleLabel(Task):
         """Return the measures, and a line per class if there are at most 20."""
         accuracy, macro = 100 * measures["accuracy"], 100 * details["macro_f1"]
         lines = [f"accuracy {accuracy:.2f} %, macro-F1 {macro:.2f} %, loss {measures['loss']:.4f}"]
-        if self.n_outputs > 20:
-            return lines
-        scores = details["per_class"]
-        width = max(len(str(label)) for label in self.classes)
-        return lines + [
-            f"  {label!s:<{width}}  precision {scores['precision'][i]:.3f}  recall {scores['recall'][i]:.3f}  "
-            f"f1 {scores['f1'][i]:.3f}  n {scores['support'][i]:,}"
-            for i, label in enumerate(self.classes)
-        ]
+        if self.n_outputs <= 20:
+            line = "  {:<{}}  precision {:.3f}  recall {:.3f}  f1 {:.3f}  n {:,}"
+            width = max(len(str(label)) for label in self.classes)
+            rows = zip(self.classes, *details["per_class"].values(), strict=True)
+            lines += [line.format(str(label), width, *scores) for label, *scores in rows]
+        return lines
 
     def fitted(self, targets: NDArray[Any]) -> "SingleLabel":
         """Return the task with the weights that "balanced" means for these targets."""
@@ -150,55 +146,42 @@ class SingleLabel(Task):
     def check_outputs(self) -> None:
         """Raise if there are fewer than two classes."""
         if self.n_outputs < 2:
-            raise ValueError(
-                f"a classifier needs at least 2 classes, but got {self.classes!r}; with one class there is nothing to "
-                "learn"
-            )
+            raise ValueError(f"a classifier needs at least 2 classes; with {self.classes!r} there is nothing to learn")
 
     def check_training(self, targets: NDArray[Any]) -> None:
         """Raise if all rows have the same label."""
         if len(np.unique(targets)) < 2:
-            raise ValueError(
-                "every row of the training set has the same label; a classifier learns nothing from one class"
-            )
+            raise ValueError("every row of the training set has the same label; a classifier needs two to learn from")
 
     def check_same(self, other: Task | None) -> None:
         """Raise if `other` has other classes, or no classes at all."""
         if other is None or other.classes is None:
             raise TypeError("this is a classifier, but the batch is running text; train_lm trains a language model")
         if other.classes != self.classes:
-            raise ValueError(
-                f"the batch's classes are {other.classes[:10]} but the model's are {self.classes[:10]}; its targets "
-                "would mean other classes. Pass task=model.task to Batches, or classes=model.classes to TextDataset"
-            )
+            problem = f"the batch's classes are {other.classes[:10]} but the model's are {self.classes[:10]}"
+            raise ValueError(f"{problem}; pass task=model.task to Batches, or classes=model.classes to TextDataset")
 
     def check_saved(self) -> None:
         """Raise if two labels would be one in a saved folder; log those that will be text."""
         saved: dict[str, Any] = {}
         for label, written in ((label, label_to_json(label)) for label in self.classes):
-            if repr(written) in saved:
-                raise ValueError(
-                    f"the labels {saved[repr(written)]!r} and {label!r} would both be saved as {written!r}; train with "
-                    "labels that are strings, numbers or tuples"
-                )
-            saved[repr(written)] = label
+            other = saved.setdefault(repr(written), label)
+            if other is not label:
+                problem = f"the labels {other!r} and {label!r} would both be saved as {written!r}"
+                raise ValueError(f"{problem}; train with labels that are strings, numbers or tuples")
             if isinstance(written, str) and not isinstance(label, str):
                 logger.warning("label %r (%s) is saved as the text %r", label, type(label).__name__, written)
 
     def card(self) -> TaskCard:
         """Describe a classifier and its labels."""
-        return TaskCard(
-            pipeline="text-classification",
-            summary=f"A GPT-2 that puts a text into one of {self.n_outputs} classes, with",
-            ours="from gptclf import load_model, predict, predict_proba\n\n"
-            'model = load_model(FOLDER)\npredict(model, ["a text"])\npredict_proba(model, ["a text"])',
-            theirs='classify = pipeline("text-classification", model=FOLDER)\nclassify(["a text"])',
-            labels=self.classes,
-            limits=(
-                "It always answers with one of its classes, even for a text that belongs to none of them. Its "
-                "probabilities are not calibrated unless you have checked that they are.",
-            ),
-        )
+        summary = f"A GPT-2 that puts a text into one of {self.n_outputs} classes, with"
+        use = 'model = load_model(FOLDER)\npredict(model, ["a text"])\npredict_proba(model, ["a text"])'
+        ours = f"from gptclf import load_model, predict, predict_proba\n\n{use}"
+        theirs = 'classify = pipeline("text-classification", model=FOLDER)\nclassify(["a text"])'
+        always = "It always answers with one of its classes, even for a text that belongs to none of them."
+        sure = "Its probabilities are not calibrated unless you have checked that they are."
+        limits = (f"{always} {sure}",)
+        return TaskCard(summary, "text-classification", ours, theirs, labels=self.classes, limits=limits)
 
     def exported(self) -> dict[str, Any]:
         """Return the classes under the names of `transformers`; labels of equal text are told apart by their repr."""
@@ -222,10 +205,8 @@ class SingleLabel(Task):
         }
 
     def __eq__(self, other: object) -> bool:
-        def values(task: SingleLabel) -> tuple[Any, ...]:
-            return task.classes, task.class_weight, task.weights, task.label_smoothing
-
-        return type(other) is type(self) and values(self) == values(other)
+        same = isinstance(other, SingleLabel) and type(other) is type(self) and self.classes == other.classes
+        return same and super().__eq__(other)
 
     def __hash__(self) -> int:
         return hash((tuple(self.classes), self.label_smoothing))
@@ -244,15 +225,3 @@ class SingleLabel(Task):
         if kind == "balanced" and weights is not None:
             task.weights = list(given.values())
         return task
-
-
-def _check_class_weight(value: Any, classes: list[Any]) -> str | dict[Any, float] | None:
-    if value is None or value == "balanced":
-        return value  # type: ignore[no-any-return]
-    if not isinstance(value, Mapping):
-        raise TypeError(f'class_weight is {value!r}; it must be None, "balanced" or a mapping from labels to weights')
-    unknown = [label for label in value if label not in classes]
-    if unknown:
-        raise ValueError(f"class_weight names {unknown[0]!r}, which is not among the classes {classes[:10]!r}")
-    given = {python_value(label): number(f"class_weight[{label!r}]", weight) for label, weight in value.items()}
-    return {label: given.get(label, 1.0) for label in classes}

@@ -1,13 +1,35 @@
-"""`Task`, the base of all tasks, and what it asks of a model."""
+"""`Task`, the base of all tasks, what it asks of a model, and what it tells a model card."""
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, ClassVar, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from gptclf.tasks.card import TaskCard
+
+@dataclass(frozen=True)
+class TaskCard:
+    """The parts of a model card that depend on the task. In code, FOLDER stands for the model's folder.
+
+    Attributes:
+        summary: The start of a sentence that ends with the size of the model.
+        pipeline: The name of the task on the Hugging Face hub, or None if it has none.
+        ours: Code that loads and uses the model.
+        theirs: The same with a pipeline of `transformers`; "" if it has no such task.
+        labels: The labels in column order.
+        takes_texts: Whether texts are prepared as in training.
+        limits: Further paragraphs about the model's limits.
+    """
+
+    summary: str
+    pipeline: str | None = None
+    ours: str = 'from gptclf import load_model, predict\n\nmodel = load_model(FOLDER)\npredict(model, ["a text"])'
+    theirs: str = ""
+    labels: Sequence[Any] = ()
+    takes_texts: bool = True
+    limits: tuple[str, ...] = ()
 
 
 class Predictor(Protocol):
@@ -67,8 +89,8 @@ class Task:
 
     @property
     def summary(self) -> str:
-        """A few words about the task."""
-        return f"task {type(self).__name__}"
+        """A few words about the task: the number of its classes, or its name."""
+        return f"task {type(self).__name__}" if self.classes is None else f"{len(self.classes)} classes"
 
     def targets(self, labels: Sequence[Any]) -> NDArray[Any]:
         """Return one target per label, (N,) or (N, k). An error names the row."""

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from gptclf.tasks.card import TaskCard
+from gptclf.tasks.task import TaskCard
 from gptclf.weights.markup import markdown_cell, markdown_code, markdown_text, yaml_value
 
 # A card with this line was written by gptclf and may be overwritten.

@@ -19,7 +19,7 @@ from gptclf.gpt2.heads import ClassifierHead, Head, head_from_record
 from gptclf.gpt2.model import GPT2
 from gptclf.gpt2.sharing import own_parameters
 from gptclf.hub.download import cached_file, hub_file
-from gptclf.tasks import SingleLabel, Task, check_classes
+from gptclf.tasks import SingleLabel, Task, check_labels
 from gptclf.tokenizer.bpe import read_tokenizer
 from gptclf.tokenizer.find import find_tokenizer
 from gptclf.weights.book import is_book, read_book
@@ -124,7 +124,7 @@ def _load_book(path: Path, classes: Iterable[Any] | None, settings: Settings | N
     config, ours, n_classes = read_book(tensors, book_settings(settings), source=str(path))
     if n_classes is None:
         raise ValueError(f"{path} holds a language model; load it with load_gpt2")
-    labels = list(range(n_classes)) if classes is None else check_classes(classes)
+    labels = list(range(n_classes)) if classes is None else check_labels(classes, name="class")
     if len(labels) != n_classes:
         raise ValueError(f"classes has {len(labels)} labels, but the head in {path} has {n_classes} rows")
     head = ClassifierHead(config.emb_dim, n_classes, bias="head.output.bias" in ours)
