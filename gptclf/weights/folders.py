@@ -1,6 +1,5 @@
 """Reading a local folder of weights: `config.json`, and safetensors or PyTorch files, in one piece or sharded."""
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -33,9 +32,9 @@ def shard_names(index: dict[str, Any], source: Path) -> list[str]:
     if not isinstance(weight_map, dict) or not weight_map:
         raise ValueError(f"{source} has no weight_map; it is not the index of a sharded model")
     names = sorted(set(map(str, weight_map.values())))
-    for name in names:
-        if Path(name).name != name:
-            raise ValueError(f"{source} names a shard {name!r}; shards are beside the index")
+    wrong = [name for name in names if Path(name).name != name]
+    if wrong:
+        raise ValueError(f"{source} names a shard {wrong[0]!r}; shards are beside the index")
     return names
 
 
@@ -44,23 +43,15 @@ def read_weights(folder: Path) -> dict[str, Tensor]:
 
     Safetensors are preferred if the folder also holds PyTorch's files.
     """
-    readers: dict[str, Callable[[Path], dict[str, Tensor]]] = {
-        WEIGHTS: lambda path: read_safetensors(path)[0],
-        TORCH_WEIGHTS: read_torch_file,
-    }
-    for (name, read), index in zip(readers.items(), (INDEX, TORCH_INDEX), strict=True):
-        if (folder / name).is_file():
-            return unwrap_names(read(folder / name), source=str(folder / name))
-        if (folder / index).is_file():
-            tensors: dict[str, Tensor] = {}
-            for shard in shard_names(read_json(folder / index), folder / index):
-                tensors |= read(folder / shard)
-            return unwrap_names(tensors, source=str(folder))
-    present = sorted(path.name for path in folder.iterdir())[:12]
+    for whole, index in ((folder / WEIGHTS, folder / INDEX), (folder / TORCH_WEIGHTS, folder / TORCH_INDEX)):
+        if whole.is_file():
+            return read_files(whole)
+        if index.is_file():
+            return read_files(*(folder / shard for shard in shard_names(read_json(index), index)))
+    present = ", ".join(sorted(path.name for path in folder.iterdir())[:12]) or "nothing"
     raise FileNotFoundError(
-        f"{folder} holds neither {WEIGHTS} nor {TORCH_WEIGHTS} nor an index of either; "
-        f"it holds {', '.join(present) if present else 'nothing'}{_guess(folder)}. "
-        "Save the model with save_pretrained (safe_serialization is its default) or gptclf.save_model"
+        f"{folder} holds neither {WEIGHTS} nor {TORCH_WEIGHTS} nor an index of either; it holds {present}"
+        f"{_guess(folder)}. Save the model with save_pretrained or gptclf.save_model"
     )
 
 
@@ -69,8 +60,9 @@ def _guess(folder: Path) -> str:
     return f". {guess}" if guess else ""
 
 
-def read_file(path: Path) -> dict[str, Tensor]:
-    """Return the tensors of one file: safetensors by its suffix, else a file of `torch.save`."""
-    if path.suffix == ".safetensors":
-        return unwrap_names(read_safetensors(path)[0], source=str(path))
-    return read_torch_file(path)
+def read_files(*paths: Path) -> dict[str, Tensor]:
+    """Return the tensors of files that belong together: safetensors by the suffix, else files of `torch.save`."""
+    tensors: dict[str, Tensor] = {}
+    for path in paths:
+        tensors |= read_safetensors(path)[0] if path.suffix == ".safetensors" else read_torch_file(path)
+    return unwrap_names(tensors, source=", ".join(map(str, paths[:3])))

@@ -7,29 +7,20 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor
 
 from gptclf import checks
 from gptclf.gpt2.config import PRESETS, GPT2Config
 from gptclf.gpt2.initialise import initialise
 from gptclf.gpt2.model import GPT2
 from gptclf.tokenizer.find import find_tokenizer
+from gptclf.weights import opened
 from gptclf.weights.book import is_book, read_book
-from gptclf.weights.folders import CONFIG, read_file
+from gptclf.weights.folders import CONFIG, read_files
 from gptclf.weights.hugging_face import from_hugging_face
 from gptclf.weights.locate import NANO, REPOSITORIES, fetch, locate
 from gptclf.weights.openai import load_gpt2_params_from_tf_ckpt, tensors_from_params
 from gptclf.weights.openai_folder import HPARAMS, config_from_settings, find_checkpoint, read_settings
-from gptclf.weights.opened import (
-    Opened,
-    Settings,
-    book_settings,
-    build,
-    config_from,
-    open_hugging_face,
-    read_hugging_face_config,
-    shapes_of,
-)
+from gptclf.weights.opened import Opened, Settings
 from gptclf.weights.record import OURS
 
 if TYPE_CHECKING:
@@ -96,34 +87,35 @@ def load_gpt2(
     if params is not None:
         if settings is None or name != "gpt2" or not pretrained:
             raise ValueError("params= goes with settings=, and with neither a name nor weights='random'")
-        opened = Opened(*tensors_from_params(params, config_from(settings)))
+        found = Opened(*tensors_from_params(params, opened.config_from(settings)))
     elif isinstance(name, GPT2Config):
-        _check_shape_alone(settings, pretrained)
-        opened = Opened(name, {})
+        if settings is not None:
+            raise ValueError("settings= goes with params= or a file; a GPT2Config is complete without it")
+        if pretrained:
+            raise ValueError("a GPT2Config has no pretrained weights; give weights='random', or a name or a folder")
+        found = Opened(name, {})
     else:
         place, repo = _place_of(name, revision, settings)
-        if repo in REPOSITORIES.values() and not pretrained:
-            opened = Opened(PRESETS[next(key for key, known in REPOSITORIES.items() if known == repo)], {})
+        preset = next((key for key, known in REPOSITORIES.items() if known == repo), None)
+        if preset is not None and not pretrained:
+            found = Opened(PRESETS[preset], {})
         else:
             place = place or fetch(str(repo), revision, cache_dir, with_weights=pretrained)
-            opened = _open(place, settings, verify, with_weights=pretrained)
-    config = opened.config if dropout is None else opened.config.replace(drop_rate=dropout)
-    model = build(Opened(config, opened.tensors)) if pretrained else _random(config, name, seed)
-    model.to(target)
+            found = _open(place, settings, verify, with_weights=pretrained)
+    config = found.config if dropout is None else found.config.replace(drop_rate=dropout)
     if pretrained:
+        model = opened.build(Opened(config, found.tensors))
         model.base = "nano" if place == NANO else repo
+    else:
+        model = GPT2(config, device="meta").to_empty(device="cpu").requires_grad_(False)
+        # Drawn here, not in GPT2(), so that the seed can be logged.
+        logger.info("random weights for %s from seed %d", name, initialise(model, config, seed))
+    model.to(target)
     folder = _tokenizer_folder(place)
     model.tokenizer_source = functools.partial(find_tokenizer, folder, repo, revision, cache_dir, config.vocab_size)
     if tokenizer is not None:
         model.tokenizer = tokenizer
     return model
-
-
-def _check_shape_alone(settings: Settings | None, pretrained: bool) -> None:
-    if settings is not None:
-        raise ValueError("settings= goes with params= or a file; a GPT2Config is complete without it")
-    if pretrained:
-        raise ValueError("a GPT2Config has no pretrained weights; give weights='random', or a name or a folder")
 
 
 def _place_of(name: str | Path, revision: str | None, settings: Settings | None) -> tuple[Path | None, str | None]:
@@ -137,20 +129,11 @@ def _place_of(name: str | Path, revision: str | None, settings: Settings | None)
     return place, repo
 
 
-def _random(config: GPT2Config, name: object, seed: int | None) -> GPT2:
-    model = GPT2(config, device="meta").to_empty(device="cpu")
-    # Drawn here, not in GPT2(), so that the seed can be logged.
-    logger.info("random weights for %s from seed %d", name, initialise(model, config, seed))
-    return model.requires_grad_(False)
-
-
 def _tokenizer_folder(place: Path | None) -> Path | None:
     """Return the folder that holds the tokenizer's files if they are beside the weights."""
-    if place is None or (place.is_dir() and (place / CONFIG).is_file()):
+    if place is None or (place / CONFIG).is_file():
         return place
-    if place.is_file():
-        return place.parent
-    prefix = find_checkpoint(place)
+    prefix = place if place.is_file() else find_checkpoint(place)
     return place if prefix is None else prefix.parent
 
 
@@ -158,44 +141,35 @@ def _open(place: Path, settings: Settings | None, verify: bool, *, with_weights:
     """Open a folder or a file; without weights only its configuration is read."""
     if place.is_file():
         return _open_file(place, settings)
-    prefix = None if (place / CONFIG).is_file() else find_checkpoint(place)
+    theirs = (place / CONFIG).is_file()
+    prefix = None if theirs else find_checkpoint(place)
     if prefix is not None:
         if not with_weights:
             return Opened(config_from_settings(read_settings(prefix), source=str(prefix.parent)), {})
         hparams, params = load_gpt2_params_from_tf_ckpt(prefix.parent, verify=verify)
         return Opened(*tensors_from_params(params, hparams))
-    if (place / HPARAMS).is_file() and not (place / CONFIG).is_file():
-        raise FileNotFoundError(
-            f"{place} holds {HPARAMS} but no model.ckpt.index: OpenAI's TensorFlow checkpoint is not whole. "
-            "download_openai_checkpoint fetches the missing files"
-        )
-    if (place / OURS).is_file() and not (place / CONFIG).is_file():
+    if not theirs and (place / HPARAMS).is_file():
+        problem = f"{place} holds {HPARAMS} but no model.ckpt.index: OpenAI's TensorFlow checkpoint is not whole"
+        raise FileNotFoundError(f"{problem}. download_openai_checkpoint fetches the missing files")
+    if not theirs and (place / OURS).is_file():
         raise ValueError(f"{place} holds a model in gptclf's own layout only; load it with load_model")
-    config, _ = read_hugging_face_config(place)
-    return open_hugging_face(place, shapes_of(config), config) if with_weights else Opened(config, {})
+    config, _ = opened.read_hugging_face_config(place)
+    return opened.open_hugging_face(place, opened.shapes_of(config), config) if with_weights else Opened(config, {})
 
 
 def _open_file(path: Path, settings: Settings | None) -> Opened:
-    tensors = read_file(path)
+    tensors, beside = read_files(path), path.with_name(CONFIG)
     if is_book(tensors):
-        config, ours, classes = read_book(tensors, book_settings(settings), source=str(path))
+        config, ours, classes = read_book(tensors, opened.book_settings(settings), source=str(path))
         if classes is not None:
             raise ValueError(f"{path} holds a classifier of {classes} classes; load it with load_model")
         return Opened(config, ours)
-    return Opened(config := _config_of(path, settings), _theirs(tensors, config, path))
-
-
-def _config_of(path: Path, settings: Settings | None) -> GPT2Config:
-    """Return the configuration of a file of tensors under Hugging Face's names."""
-    beside = path.with_name(CONFIG)
-    if settings is not None and not beside.is_file():
-        return config_from(settings)
-    # Only the file was named, but its folder is in Hugging Face's layout.
-    config, _ = read_hugging_face_config(path.parent)
-    if settings is not None and config_from(settings).replace(drop_rate=config.drop_rate) != config:
-        raise ValueError(f"settings= and {beside} say different things; leave settings out, or move the file")
-    return config
-
-
-def _theirs(tensors: Mapping[str, Tensor], config: GPT2Config, path: Path) -> dict[str, Tensor]:
-    return from_hugging_face(tensors, shapes_of(config), config.n_layers, source=str(path))
+    # Tensors under Hugging Face's names. Only the file was named, but its folder may be in Hugging Face's layout.
+    given = None if settings is None else opened.config_from(settings)
+    if given is not None and not beside.is_file():
+        config = given
+    else:
+        config, _ = opened.read_hugging_face_config(path.parent)
+        if given is not None and given.replace(drop_rate=config.drop_rate) != config:
+            raise ValueError(f"settings= and {beside} say different things; leave settings out, or move the file")
+    return Opened(config, from_hugging_face(tensors, opened.shapes_of(config), config.n_layers, source=str(path)))

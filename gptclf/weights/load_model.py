@@ -11,7 +11,6 @@ import torch
 from torch import Tensor
 
 from gptclf import checks
-from gptclf.files.json_file import read_json
 from gptclf.files.safetensors_file import read_safetensors
 from gptclf.gpt2.classifier import HeadSource, build_head
 from gptclf.gpt2.freezing import freeze
@@ -19,22 +18,14 @@ from gptclf.gpt2.heads import ClassifierHead, Head, head_from_record
 from gptclf.gpt2.model import GPT2
 from gptclf.gpt2.sharing import own_parameters
 from gptclf.hub.download import cached_file, hub_file
-from gptclf.tasks import SingleLabel, Task, check_labels
+from gptclf.tasks import SingleLabel, Task, check_labels, task_from_record
 from gptclf.tokenizer.bpe import read_tokenizer
 from gptclf.tokenizer.find import find_tokenizer
+from gptclf.weights import opened
 from gptclf.weights.book import is_book, read_book
-from gptclf.weights.folders import CONFIG, WEIGHTS, read_file, read_weights
+from gptclf.weights.folders import CONFIG, WEIGHTS, read_files, read_weights
 from gptclf.weights.locate import fetch, fetch_optional, hub_name, is_cached
-from gptclf.weights.opened import (
-    Opened,
-    Settings,
-    book_settings,
-    build,
-    open_hugging_face,
-    read_hugging_face_config,
-    shapes_of,
-)
-from gptclf.weights.record import ORIGINALS, OURS, SAVE_MARK, Record, check_tensors_named, known_task, read_record
+from gptclf.weights.record import ORIGINALS, OURS, SAVE_MARK, Record, check_tensors_named, damaged, read_record
 
 
 def load_model(
@@ -42,7 +33,7 @@ def load_model(
     *,
     device: str | torch.device | None = None,
     classes: Iterable[Any] | None = None,
-    settings: Settings | None = None,
+    settings: opened.Settings | None = None,
     revision: str | None = None,
     cache_dir: str | Path | None = None,
     head: HeadSource | None = None,
@@ -78,19 +69,24 @@ def load_model(
     if not source.exists():
         repo = hub_name(folder)
         if repo is None:
-            raise FileNotFoundError(
-                f"{source} is not a folder, a file or a hub repository; give the folder that save_model wrote"
-            )
+            kinds = "a folder, a file or a hub repository"
+            raise FileNotFoundError(f"{source} is not {kinds}; give the folder that save_model wrote")
         source = _fetch_model(repo, revision, cache_dir)
+    ours = (source / OURS).is_file()
     if source.is_dir() and (classes is not None or settings is not None):
         raise ValueError(f"classes= and settings= are for a file of tensors alone; {source} brings its own")
-    if not (source / OURS).is_file() and (head is not None or task is not None):
+    if not ours and (head is not None or task is not None):
         raise ValueError(f"head= and task= are for a folder that save_model wrote; {source} is another")
-    if source.is_file():
-        model = _load_book(source, classes, settings)
+    if ours:
+        model = _load_ours(source, head, task)
     else:
-        model = _load_ours(source, head, task) if (source / OURS).is_file() else _load_theirs(source)
-    _copy_last_block_contiguously(model)
+        model = _load_book(source, classes, settings) if source.is_file() else _load_theirs(source)
+        freeze(model, trainable="last_block")
+    # The last block's matrices are transposed views on the file. It multiplies few rows, those at the position that the
+    # head reads, and such products round differently in another layout than that of fresh weights: without a copy a
+    # reloaded model's answers would differ from the saved one's in the last bits.
+    last = f"trunk.blocks.{model.config.n_layers - 1}."
+    own_parameters(model, {name for name, _ in model.named_parameters() if name.startswith(last)})
     model.to(target)
     beside = source.parent if source.is_file() else source
     find = functools.partial(find_tokenizer, beside, repo, revision, cache_dir, model.config.vocab_size)
@@ -109,57 +105,51 @@ def _fetch_model(repo: str, revision: str | None, cache_dir: str | Path | None) 
         ours = fetch_optional(repo, OURS, revision, cache_dir)
     if ours is None:
         return fetch(repo, revision, cache_dir)
-    record = read_record(read_json(ours), source=ours)
+    record = read_record(ours)
     for name in [CONFIG, WEIGHTS] * record.exported + [ORIGINALS] * bool(record.originals):
         hub_file(repo, name, revision=ours.parent.name, cache_dir=cache_dir)
     return ours.parent
 
 
-def _load_book(path: Path, classes: Iterable[Any] | None, settings: Settings | None) -> GPT2:
-    tensors = read_file(path)
+def _load_book(path: Path, classes: Iterable[Any] | None, settings: opened.Settings | None) -> GPT2:
+    tensors = read_files(path)
     if not is_book(tensors):
-        raise ValueError(
-            f"{path} does not hold a model of the book's; give the folder that holds the file and its {CONFIG}"
-        )
-    config, ours, n_classes = read_book(tensors, book_settings(settings), source=str(path))
+        raise ValueError(f"{path} does not hold a model of the book's; give the folder that holds it and its {CONFIG}")
+    config, ours, n_classes = read_book(tensors, opened.book_settings(settings), source=str(path))
     if n_classes is None:
         raise ValueError(f"{path} holds a language model; load it with load_gpt2")
     labels = list(range(n_classes)) if classes is None else check_labels(classes, name="class")
     if len(labels) != n_classes:
         raise ValueError(f"classes has {len(labels)} labels, but the head in {path} has {n_classes} rows")
     head = ClassifierHead(config.emb_dim, n_classes, bias="head.output.bias" in ours)
-    model = build(Opened(config, ours), task=SingleLabel(labels), head=head)
-    freeze(model, trainable="last_block")
-    return model
+    return opened.build(opened.Opened(config, ours), task=SingleLabel(labels), head=head)
 
 
 def _load_ours(source: Path, given_head: HeadSource | None, given_task: Task | None) -> GPT2:
-    record = read_record(read_json(source / OURS), source=source / OURS)
+    record = read_record(source / OURS)
     task = _task_of(record, given_task, source)
     head = _head_of(record, given_head, task, source)
-    shapes = shapes_of(record.config, task=task, head=head)
+    shapes = opened.shapes_of(record.config, task=task, head=head)
     others = {f"head.{name}" for name in (head.state_dict() if head is not None else ())} - set(shapes)
-    check_tensors_named(record, set(shapes), others, source=source / OURS)
-    files = [WEIGHTS] * record.exported + [ORIGINALS] * bool(record.originals)
-    read = {name: read_safetensors(source / name) for name in files}
-    for name, (_, metadata) in read.items():
+    with damaged(source / OURS):
+        check_tensors_named(record, set(shapes), others)
+    originals: dict[str, Tensor] = {}
+    for name in [WEIGHTS] * record.exported + [ORIGINALS] * bool(record.originals):
+        originals, metadata = read_safetensors(source / name)
         if metadata.get(SAVE_MARK) != record.mark:
-            raise ValueError(
-                f"{source / name} and {OURS} come from different saves; a save was interrupted or a file replaced. "
-                "Save the model again, or take the folder from its backup"
-            )
+            problem = f"{source / name} and {OURS} come from different saves; a save was interrupted or a file replaced"
+            raise ValueError(f"{problem}. Save the model again, or take the folder from its backup")
+    # A head's other tensors, such as running means, may have any shape.
+    fits = {name for name, tensor in originals.items() if name in others or tuple(tensor.shape) == shapes.get(name)}
+    wrong = [name for name in record.originals if name not in fits]
+    if wrong:
+        hint = "" if given_head is None else "; if the file is whole, head= gives another head than was saved"
+        raise ValueError(f"{source / ORIGINALS} does not fit {OURS}: {', '.join(wrong)}{hint}")
     tensors: dict[str, Tensor] = {}
     if record.exported:
-        tensors |= open_hugging_face(source, shapes, record.config, without=record.originals).tensors
-    if record.originals:
-        originals = read[ORIGINALS][0]
-        wrong = [n for n in record.originals if n not in originals or tuple(originals[n].shape) != shapes.get(n, ...)]
-        wrong = [n for n in wrong if n not in others or n not in originals]
-        if wrong:
-            hint = "" if given_head is None else "; if the file is whole, head= gives another head than was saved"
-            raise ValueError(f"{source / ORIGINALS} does not fit {OURS}: {', '.join(wrong)}{hint}")
-        tensors |= {name: originals[name] for name in record.originals}
-    model = build(Opened(record.config, tensors), task=task, head=head)
+        tensors |= opened.open_hugging_face(source, shapes, record.config, without=record.originals).tensors
+    tensors |= {name: originals[name] for name in record.originals}
+    model = opened.build(opened.Opened(record.config, tensors), task=task, head=head)
     model.preparation, model.base = record.preparation, record.base
     own_parameters(model, record.trainable)
     for name, parameter in model.named_parameters():
@@ -168,7 +158,8 @@ def _load_ours(source: Path, given_head: HeadSource | None, given_task: Task | N
 
 
 def _task_of(record: Record, given: Task | None, source: Path) -> Task:
-    task = known_task(record, source / OURS)
+    with damaged(source / OURS):
+        task = task_from_record(record.task)
     if given is None:
         if task is None:
             kind = record.task.get("kind")
@@ -186,10 +177,8 @@ def _head_of(record: Record, given: HeadSource | None, task: Task, source: Path)
         if given is not None:
             raise ValueError(f"{source} holds a language model, which has no head of yours; leave head= out")
         return None
-    try:
+    with damaged(source / OURS):
         own = head_from_record(record.head, record.config.emb_dim, task.n_outputs)
-    except (ValueError, TypeError) as error:
-        raise ValueError(f"{source / OURS}: {error}; the file is damaged") from error
     if own is not None:
         if given is not None:
             raise ValueError(f"{source} was saved with the standard head; leave head= out")
@@ -198,41 +187,27 @@ def _head_of(record: Record, given: HeadSource | None, task: Task, source: Path)
     if given is None:
         raise ValueError(f"{source} was saved with a head of the class {kind!r}; give it: load_model(..., head={kind})")
     head = build_head(given, record.config, task.n_outputs)
-    saved, found = {n for n in record.originals if n.startswith("head.")}, {f"head.{n}" for n in head.state_dict()}
+    saved = sorted(name for name in record.originals if name.startswith("head."))
+    found = sorted(f"head.{name}" for name in head.state_dict())
     if saved != found:
-        raise ValueError(
-            f"{source} was saved with a {kind} whose tensors are {sorted(saved)}, but head= gives a "
-            f"{type(head).__name__} with {sorted(found)}; give the same head"
-        )
+        problem = f"{source} was saved with a {kind} whose tensors are {saved}"
+        raise ValueError(f"{problem}, but head= gives a {type(head).__name__} with {found}; give the same head")
     return head
 
 
 def _load_theirs(source: Path) -> GPT2:
-    config, values = read_hugging_face_config(source)
+    config, values = opened.read_hugging_face_config(source)
     problem = values.get("problem_type")
     if problem not in (None, "single_label_classification"):
         raise ValueError(f"{source} sets problem_type = {problem!r}; gptclf puts each text into exactly one class")
     score = read_weights(source).get("score.weight")
     if score is None:
         raise ValueError(f"{source} does not hold a classifier (no score.weight); load a language model with load_gpt2")
-    labels = values.get("id2label") or {str(i): f"LABEL_{i}" for i in range(len(score))}
-    if not isinstance(labels, dict) or set(labels) != {str(i) for i in range(len(score))}:
-        raise ValueError(
-            f"{source}: id2label is {labels!r}, but score.weight has {len(score)} rows; its keys must be 0 to "
-            f"{len(score) - 1}"
-        )
-    task = SingleLabel([labels[str(i)] for i in range(len(score))])
-    head = ClassifierHead(config.emb_dim, len(score), bias=False)
-    model = build(open_hugging_face(source, shapes_of(config, task=task, head=head), config), task=task, head=head)
-    freeze(model, trainable="last_block")
-    return model
-
-
-def _copy_last_block_contiguously(model: GPT2) -> None:
-    """Copy the last block, whose matrices are transposed views on the file, into the layout of fresh weights.
-
-    That block multiplies few rows, those at the position that the head reads, and such products round differently in
-    another layout: without the copy a reloaded model's answers would differ from the saved one's in the last bits.
-    """
-    last = f"trunk.blocks.{model.config.n_layers - 1}."
-    own_parameters(model, {name for name, _ in model.named_parameters() if name.startswith(last)})
+    n = len(score)
+    labels = values.get("id2label") or {str(i): f"LABEL_{i}" for i in range(n)}
+    if not isinstance(labels, dict) or set(labels) != {str(i) for i in range(n)}:
+        problem = f"{source}: id2label is {labels!r}, but score.weight has {n} rows"
+        raise ValueError(f"{problem}; its keys must be 0 to {n - 1}")
+    task, head = SingleLabel([labels[str(i)] for i in range(n)]), ClassifierHead(config.emb_dim, n, bias=False)
+    found = opened.open_hugging_face(source, opened.shapes_of(config, task=task, head=head), config)
+    return opened.build(found, task=task, head=head)

@@ -37,12 +37,10 @@ def build(opened: Opened, *, task: Task | None = None, head: Head | None = None)
     """
     if task is not None:
         task.check_outputs()
-    model = GPT2(opened.config, task=task, head=head, device="meta")
-    names = {name for name, _ in model.named_parameters()}
-    fill(model, {name: tensor for name, tensor in opened.tensors.items() if name in names})
-    buffers = {name: tensor for name, tensor in opened.tensors.items() if name not in names}
-    if buffers:  # of a user's head
-        model.load_state_dict(buffers, strict=False)
+    model, tensors = GPT2(opened.config, task=task, head=head, device="meta"), dict(opened.tensors)
+    fill(model, {name: tensors.pop(name) for name, _ in model.named_parameters() if name in tensors})
+    if tensors:  # the buffers of a user's head
+        model.load_state_dict(tensors, strict=False)
     return model.requires_grad_(False)
 
 
@@ -62,8 +60,8 @@ def open_hugging_face(
         config: The model's configuration.
         without: Names of parameters that the caller takes from elsewhere, because the layout cannot hold them.
     """
-    tensors = read_weights(folder)
-    return Opened(config, from_hugging_face(tensors, shapes, config.n_layers, source=str(folder), without=without))
+    found = read_weights(folder)
+    return Opened(config, from_hugging_face(found, shapes, config.n_layers, source=str(folder), without=without))
 
 
 def read_hugging_face_config(folder: Path) -> tuple[GPT2Config, dict[str, Any]]:

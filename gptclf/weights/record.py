@@ -1,15 +1,16 @@
 """`gptclf.json`: everything about a saved model but its tensors, checked when it is read."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from gptclf.files.json_file import read_json
 from gptclf.gpt2.config import GPT2Config
 from gptclf.gpt2.model import GPT2
 from gptclf.preparation import Preparation
-from gptclf.tasks import Task, task_from_record
 
 # The key under which every file of one save carries the same mark, so that a mixture of two saves is noticed.
 SAVE_MARK = "gptclf_save"
@@ -57,8 +58,8 @@ def write_record(model: GPT2, *, mark: str, originals: list[str], exported: bool
         made_by = version("gptclf")
     except PackageNotFoundError:  # run from a source tree that is not installed
         made_by = "unknown"
-    task, head = model.task.record(), model.head.record()
     model.task.check_saved()
+    task, head = model.task.record(), model.head.record()
     return {
         "format": _FORMAT,
         "gptclf_version": made_by,
@@ -68,27 +69,33 @@ def write_record(model: GPT2, *, mark: str, originals: list[str], exported: bool
         # The classes are repeated here, where earlier versions read them.
         "head": None if head is None else {key: task[key] for key in ("classes",) if key in task} | head,
         "base": model.base,
-        "max_length": model.preparation.max_length,
-        "truncation": model.preparation.truncation,
-        "pad_to": model.preparation.pad_to,
+        **vars(model.preparation),
         "trainable": [name for name, parameter in model.named_parameters() if parameter.requires_grad],
         "originals": originals,
         "exported": exported,
     }
 
 
-def read_record(values: Mapping[str, Any], *, source: Path) -> Record:
-    """Return the record in a file's JSON object.
+@contextmanager
+def damaged(source: Path) -> Iterator[None]:
+    """Turn errors about values that were read from a file into one that names the file."""
+    try:
+        yield
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"{source}: {error}; the file is damaged") from error
+
+
+def read_record(source: Path) -> Record:
+    """Return the record in a file.
 
     Raises:
         ValueError: A key is missing, or a value is not valid.
     """
+    values = read_json(source)
     if values.get("format") != _FORMAT:
-        raise ValueError(
-            f"{source} has format {values.get('format')!r}; this version of gptclf reads format {_FORMAT}. "
-            "A newer gptclf wrote it (upgrade), or it is damaged"
-        )
-    try:
+        problem = f"{source} has format {values.get('format')!r}; this version of gptclf reads format {_FORMAT}"
+        raise ValueError(f"{problem}. A newer gptclf wrote it (upgrade), or it is damaged")
+    with damaged(source):
         config = GPT2Config.from_dict(_get(values, "config", dict))
         head = _get(values, "head", dict, type(None))
         task = values.get("task")
@@ -97,55 +104,37 @@ def read_record(values: Mapping[str, Any], *, source: Path) -> Record:
             task = task if head is None else {"kind": "single_label", "classes": _get(head, "classes", list)}
         if not isinstance(task, dict):
             raise ValueError(f"task is {task!r}, not dict")
-        keys = ("max_length", int), ("truncation", str), ("pad_to", int)
-        prepared = {key: _get(values, key, kind, *[type(None)] * (kind is int)) for key, kind in keys}
+        kinds = {"max_length": (int, type(None)), "truncation": (str,), "pad_to": (int, type(None))}
         base = values.get("base")
         return Record(
             config=config,
             task=task,
             head=head,
-            preparation=Preparation(**prepared),
+            preparation=Preparation(**{key: _get(values, key, *allowed) for key, allowed in kinds.items()}),
             base=base if isinstance(base, str) else None,
             mark=_get(values, SAVE_MARK, str),
             originals=_names(values, "originals"),
             exported=_get(values, "exported", bool),
             trainable=set(_names(values, "trainable")),
         )
-    except (ValueError, TypeError) as error:
-        raise ValueError(f"{source}: {error}; the file is damaged") from error
 
 
-def known_task(record: Record, source: Path) -> Task | None:
-    """Return the task of a record if it is one of gptclf's own, else None."""
-    try:
-        return task_from_record(record.task)
-    except (ValueError, TypeError) as error:
-        raise ValueError(f"{source}: {error}; the file is damaged") from error
-
-
-def check_tensors_named(record: Record, parameters: set[str], others: set[str], *, source: Path) -> None:
+def check_tensors_named(record: Record, parameters: set[str], others: set[str]) -> None:
     """Raise if a record names tensors that its model does not have, or lacks some that no other file holds.
 
     Args:
         record: The record.
         parameters: Names of the model's parameters.
         others: Names of its other tensors.
-        source: The file, for messages.
     """
-    problem = ""
-    for key, found, known in (
-        ("originals", record.originals, parameters | others),
-        ("trainable", record.trainable, parameters),
-    ):
-        wrong = [name for name in found if name not in known]
+    saved = set(record.originals)
+    for key, wrong in (("originals", saved - parameters - others), ("trainable", record.trainable - parameters)):
         if wrong:
-            problem = f"{key} names {wrong[:3]}, which the model does not have"
-    if not problem and record.exported and not parameters & {"head.output.bias"} <= set(record.originals):
-        problem = "originals lacks head.output.bias, which Hugging Face's file cannot hold"
-    if not problem and not record.exported and set(record.originals) != parameters | others:
-        problem = "the folder holds our own file only, but that does not hold every parameter"
-    if problem:
-        raise ValueError(f"{source}: {problem}; the file is damaged")
+            raise ValueError(f"{key} names {sorted(wrong)[:3]}, which the model does not have")
+    if record.exported and not parameters & {"head.output.bias"} <= saved:
+        raise ValueError("originals lacks head.output.bias, which Hugging Face's file cannot hold")
+    if not record.exported and saved != parameters | others:
+        raise ValueError("the folder holds our own file only, but that does not hold every parameter")
 
 
 def _names(values: Mapping[str, Any], key: str) -> list[str]:

@@ -34,23 +34,13 @@ logger = logging.getLogger(__name__)
 
 CARD = "README.md"
 
+_VOCABULARY = ("vocab.json", "merges.txt", "tokenizer.json")
+_OPENAI = ("vocab.bpe", "encoder.json", "hparams.json", "model.ckpt.index")
 # Files of a foreign model, which a save would replace or mix with its own.
-_MODEL_FILES = (
-    CONFIG,
-    WEIGHTS,
-    INDEX,
-    TORCH_WEIGHTS,
-    TORCH_INDEX,
-    "vocab.json",
-    "merges.txt",
-    "tokenizer.json",
-    "vocab.bpe",
-    "encoder.json",
-    "hparams.json",
-    "model.ckpt.index",
-)
+_MODEL_FILES = (CONFIG, WEIGHTS, INDEX, TORCH_WEIGHTS, TORCH_INDEX, *_VOCABULARY, *_OPENAI)
+# Files that one save may have and the next may lack.
+_OPTIONAL = {CONFIG, WEIGHTS, ORIGINALS, *_VOCABULARY, "tokenizer_config.json"}
 _FOLDED = ("head.output.bias", "trunk.norm.bias")
-_TOKENIZER = ("vocab.json", "merges.txt", "tokenizer.json", "tokenizer_config.json")
 
 
 def save_model(
@@ -97,7 +87,11 @@ def save_model(
     tensors = _tensors_of(model)
     _check_whole(model, tensors)
     mark = _digest(tensors, model)
-    vocabulary = _tokenizer_files(model)
+    vocabulary: dict[str, str] = {}
+    try:
+        vocabulary = tokenizer_files(model.tokenizer, model.config.context_length)
+    except (OSError, ValueError) as error:  # it cannot be found, or is not of GPT-2's kind
+        logger.warning("saved without its tokenizer: %s", error)
     theirs, originals, reason = _divide(model, tensors)
     if reason:
         logger.warning("%s: transformers cannot load this model (%s); gptclf.load_model can", target, reason)
@@ -105,11 +99,14 @@ def save_model(
     writers: dict[str, Writer] = {}
     if theirs is not None:
         writers[WEIGHTS] = tensor_writer(theirs, {"format": "pt", SAVE_MARK: mark})
-        writers[CONFIG] = text_writer(_to_json(_their_config(model, bool(vocabulary))))
+        end = model.tokenizer.eot_token if vocabulary else model.config.vocab_size - 1
+        config = config_to_hugging_face(model.config, end) | (model.task.exported() or {})
+        writers[CONFIG] = text_writer(_to_json(config))
     if originals:
         writers[ORIGINALS] = tensor_writer(originals, {SAVE_MARK: mark})
     writers |= {name: text_writer(text) for name, text in vocabulary.items()}
-    if _may_write_card(target / CARD):
+    card = target / CARD
+    if not card.exists() or (card.is_file() and is_our_card(card.read_text(encoding="utf-8", errors="replace"))):
         said = {"data": data, "datasets": datasets, "metrics": metrics or {}}
         said |= {"measured_on": measured_on, "license": license}
         writers[CARD] = text_writer(model_card(_card(model, exported=theirs is not None, **said)))
@@ -119,7 +116,7 @@ def save_model(
     write_all(target, writers)
     # Files of an earlier save that this one lacks would be read as part of it.
     if was_ours:
-        for name in {CONFIG, WEIGHTS, ORIGINALS, *_TOKENIZER} - set(writers):
+        for name in _OPTIONAL - set(writers):
             (target / name).unlink(missing_ok=True)
     return target
 
@@ -129,9 +126,9 @@ def _check_card(data: object, datasets: object, metrics: Mapping[str, float] | N
         raise TypeError(f"datasets is the string {datasets!r}; give a list of names")
     if data is not None and not isinstance(data, str):
         raise TypeError(f"data is a {type(data).__name__}; describe the training data in a str")
-    for name, value in (metrics or {}).items():
-        if not isinstance(python_value(value), int | float):
-            raise TypeError(f"metrics[{name!r}] is {value!r}; give numbers by name")
+    wrong = {name: value for name, value in (metrics or {}).items() if not isinstance(python_value(value), int | float)}
+    if wrong:
+        raise TypeError(f"metrics holds {wrong!r}; give numbers by name")
 
 
 def _target(folder: str | Path) -> Path:
@@ -141,10 +138,8 @@ def _target(folder: str | Path) -> Path:
         raise FileExistsError(f"{target} is a file; give a folder")
     foreign = [name for name in _MODEL_FILES if (target / name).exists()]
     if foreign and not (target / OURS).exists():
-        raise FileExistsError(
-            f"{target} holds {', '.join(foreign)} that gptclf did not write; "
-            "give another folder, so that no model is lost"
-        )
+        problem = f"{target} holds {', '.join(foreign)} that gptclf did not write"
+        raise FileExistsError(f"{problem}; give another folder, so that no model is lost")
     return target
 
 
@@ -160,10 +155,6 @@ def _tensors_of(model: GPT2) -> dict[str, Tensor]:
     return tensors | {name: tensor for name, tensor in others.items() if name not in tensors}
 
 
-def _may_write_card(path: Path) -> bool:
-    return not path.exists() or (path.is_file() and is_our_card(path.read_text(encoding="utf-8", errors="replace")))
-
-
 def _card(model: GPT2, **said: Any) -> Card:
     config = model.config
     sizes = {"blocks": config.n_layers, "wide": config.emb_dim, "heads": config.n_heads}
@@ -176,11 +167,9 @@ def _card(model: GPT2, **said: Any) -> Card:
         parameters=sum(p.numel() for p in model.parameters()),
         trained={name: p.numel() for name, p in model.named_parameters() if p.requires_grad},
         looks_at=model.head.looks_at,
-        max_length=model.preparation.max_length,
-        truncation=model.preparation.truncation,
-        pad_to=model.preparation.pad_to,
         policy=policy_of(model),
         base_model=model.base,
+        **vars(model.preparation),
         **said,
     )
 
@@ -219,20 +208,6 @@ def _fold(weight: Tensor, bias: Tensor, shift: Tensor) -> Tensor | None:
     return folded if error <= 1e-6 * max(1.0, float(b.abs().max())) else None
 
 
-def _their_config(model: GPT2, has_tokenizer: bool) -> dict[str, Any]:
-    end = model.tokenizer.eot_token if has_tokenizer else model.config.vocab_size - 1
-    return config_to_hugging_face(model.config, end) | (model.task.exported() or {})
-
-
-def _tokenizer_files(model: GPT2) -> dict[str, str]:
-    """Return the tokenizer's files by name; none if it cannot be found or is not of GPT-2's kind."""
-    try:
-        return tokenizer_files(model.tokenizer, model.config.context_length)
-    except (OSError, ValueError) as error:
-        logger.warning("saved without its tokenizer: %s", error)
-        return {}
-
-
 def _check_whole(model: GPT2, tensors: Mapping[str, Tensor]) -> None:
     """Raise if modules were removed, added or wrapped, because the saved model could not be loaded."""
     head = blank_like(model.head, model.config.emb_dim, model.task.n_outputs)
@@ -241,20 +216,16 @@ def _check_whole(model: GPT2, tensors: Mapping[str, Tensor]) -> None:
     found = {name: tuple(tensors[name].shape) for name, _ in model.named_parameters()}
     wrong = [name for name in {**expected, **found} if expected.get(name) != found.get(name)]
     if wrong:
+        shown = ", ".join(wrong[:4]) + ", ..." * (len(wrong) > 4)
         raise ValueError(
-            f"the model is not the one that its configuration describes: {', '.join(wrong[:4])}"
-            f"{', ...' if len(wrong) > 4 else ''} are missing, new or of another shape. save_model saves complete "
-            "GPT-2s: merge wrapped modules, and set model.config to the remaining shape"
+            f"the model is not the one that its configuration describes: {shown} are missing, new or of another shape. "
+            "save_model saves complete GPT-2s: merge wrapped modules, and set model.config to the remaining shape"
         )
-    own = dict(whole.trunk.named_modules())
-    for name, part in model.trunk.named_modules():
-        if name in own and not issubclass(type(own[name]), type(part)):
-            logger.warning(
-                "trunk.%s is a %s, but will be loaded as a %s: only its parameters are saved, not its own computation",
-                name,
-                type(part).__name__,
-                type(own[name]).__name__,
-            )
+    parts = dict(model.trunk.named_modules())
+    message = "trunk.%s is a %s, but will be loaded as a %s: only its parameters are saved, not its own computation"
+    for name, part in whole.trunk.named_modules():
+        if name in parts and not isinstance(part, type(parts[name])):
+            logger.warning(message, name, type(parts[name]).__name__, type(part).__name__)
 
 
 def _digest(tensors: Mapping[str, Tensor], model: GPT2) -> str:
