@@ -56,6 +56,7 @@ class TextDataset(RaggedIds):
         texts: The strings.
         labels: Targets under the data set's own task, or None. If each text has one label, the index of its class,
             int64 (N,).
+        given: The labels as given, one per row, to be matched to another task; empty without labels.
         task: The task of the labels, or None without labels.
         classes: The task's list of classes, or None.
         weights: Each row's weight, float32 (N,), or None.
@@ -96,12 +97,18 @@ class TextDataset(RaggedIds):
         self.task: Task | None = None
         self.labels: NDArray[Any] | None = None
         self.weights = None if weights is None else check_weights(weights, len(self.texts))
-        # The labels as given, to be matched to another task.
-        self._given: list[Any] = []
+        self.given: list[Any] = []
         if labels is not None:
-            self._given = check_column(labels, "label", len(self.texts))
-            self.task = _task_of(self._given, classes, task)
-            self.labels = self._matched(self.task)
+            self.given = check_column(labels, "label", len(self.texts))
+            if task is None:
+                task = SingleLabel(
+                    infer_classes(check_labels(self.given, len(self.given))) if classes is None else classes
+                )
+            elif not isinstance(task, Task):
+                raise TypeError(f"task is a {type(task).__name__}; it must be a gptclf Task, such as model.task")
+            elif classes is not None:
+                raise ValueError("classes= and task= were both given; a task has its own classes: give one of the two")
+            self.task, self.labels = task, self._matched(task)
         else:
             for name, value in (("classes", classes), ("task", task), ("weights", weights)):
                 if value is not None:
@@ -173,11 +180,6 @@ class TextDataset(RaggedIds):
         return None if self.task is None else self.task.classes
 
     @property
-    def given(self) -> list[Any]:
-        """The labels as given, one per row; empty without labels."""
-        return list(self._given)
-
-    @property
     def labelled(self) -> bool:
         """True if the rows have labels."""
         return self.labels is not None
@@ -200,7 +202,7 @@ class TextDataset(RaggedIds):
         part = copy.copy(self)
         part.texts = [self.texts[i] for i in chosen]
         if self.labels is not None:
-            part.labels, part._given = self.labels[chosen], [self._given[i] for i in chosen]
+            part.labels, part.given = self.labels[chosen], [self.given[i] for i in chosen]
         part.weights = None if self.weights is None else self.weights[chosen]
         part.truncated = self.truncated[chosen]
         part.set_rows(self.rows_at(chosen))
@@ -228,9 +230,9 @@ class TextDataset(RaggedIds):
         return self.labels if task is None or task == self.task else self._matched(task)
 
     def _matched(self, task: Task) -> NDArray[Any]:
-        targets = np.asarray(task.targets(self._given))
-        if len(targets) != len(self._given):
-            name, n = type(task).__name__, len(self._given)
+        targets = np.asarray(task.targets(self.given))
+        if len(targets) != len(self.given):
+            name, n = type(task).__name__, len(self.given)
             raise ValueError(f"{name}.targets gave {len(targets)} targets for {n} labels; it must return one for each")
         return targets
 
@@ -242,16 +244,6 @@ class TextDataset(RaggedIds):
             message = "%d of %d texts are longer than %d tokens (longest: %d) and lost their %s"
             logger.warning(message, too_long.sum(), len(self), limit, lengths.max(), part)
             self.set_rows([_cut(row, limit, part) if len(row) > limit else row for row in self.rows()])
-
-
-def _task_of(labels: list[Any], classes: Sequence[Any] | None, task: Task | None) -> Task:
-    if task is None:
-        return SingleLabel(infer_classes(check_labels(labels, len(labels))) if classes is None else classes)
-    if not isinstance(task, Task):
-        raise TypeError(f"task is a {type(task).__name__}; it must be a gptclf Task, such as model.task")
-    if classes is not None:
-        raise ValueError("classes= and task= were both given; a task has its own classes: give one of the two")
-    return task
 
 
 def _cut(row: NDArray[np.int32], limit: int, truncation: str) -> NDArray[np.int32]:
