@@ -698,7 +698,7 @@ class TestFiles:
             self.read(tmp_path / name, **settings)
 
     def test_a_name_and_a_position_do_not_go_together(self, tmp_path: Path) -> None:
-        with pytest.raises(TypeError, match="both be column names or both be positions"):
+        with pytest.raises(TypeError, match="must all be names or all be positions"):
             self.read(tmp_path / "a.csv", text="text", label=0)
 
     def test_a_file_that_is_not_there_is_named(self, tmp_path: Path) -> None:
