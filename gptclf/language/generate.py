@@ -115,8 +115,7 @@ def generate_ids(
         torch.Size([2, 7])
     """
     check_language_model(gpt2)
-    sampler = Sampler(temperature, top_k, top_p, seed)
-    return _continued(gpt2, ids, max_new_tokens, sampler, end_id, n_vocab, use_cache)
+    return _continued(gpt2, ids, max_new_tokens, Sampler(temperature, top_k, top_p, seed), end_id, n_vocab, use_cache)
 
 
 def _continued(

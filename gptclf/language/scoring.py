@@ -70,9 +70,8 @@ def token_log_probs(
     stride = _check_reading(gpt2, stride, precision)
     ids = rows_of_ids(gpt2, encode(text, gpt2.tokenizer) if isinstance(text, str) else text)
     rows = [_started(gpt2, row, start) for row in ids.cpu().numpy()]
-    windows = [list(windows_of(row, gpt2.config.context_length, stride)) for row in rows]
-    found = window_log_probs(gpt2, [window for some in windows for window in some], precision)
-    values = np.concatenate([np.zeros(0, dtype=np.float32), *found])
+    windows = [window for row in rows for window in windows_of(row, gpt2.config.context_length, stride)]
+    values = np.concatenate([np.zeros(0, dtype=np.float32), *window_log_probs(gpt2, windows, precision)])
     one = isinstance(text, str) or np.ndim(text) == 1
     return values if one else values.reshape(len(ids), max(0, ids.shape[1] - (not start)))
 
@@ -104,8 +103,7 @@ def perplexity(
     stride = _check_reading(gpt2, stride, precision)
     texts = [text] if isinstance(text, str) else text
     check_source(texts)
-    ids = (encode(check_text(one, i), gpt2.tokenizer) for i, one in enumerate(texts))
-    rows = (_started(gpt2, np.array(some, dtype=np.int64), start) for some in ids)
+    rows = (_started(gpt2, encode(check_text(one, i), gpt2.tokenizer), start) for i, one in enumerate(texts))
     windows = (window for row in rows for window in windows_of(row, gpt2.config.context_length, stride))
     total, count = 0.0, 0
     for group in _grouped(windows):
@@ -135,17 +133,15 @@ def window_log_probs(gpt2: GPT2, windows: Sequence[Window], precision: str) -> l
     """Return the log-probabilities of the scored tokens of each window."""
     lengths = np.array([len(window.ids) - 1 for window in windows], dtype=np.int64)
     order = np.argsort(lengths, kind="stable")
-    found: list[NDArray[np.float32]] = [np.zeros(0, dtype=np.float32)] * len(windows)
+    found: list[Tensor] = []  # in the order of `order`
     standard = has_standard_parts(gpt2)
     with evaluating(gpt2) as model, torch.autocast(gpt2.device.type, enabled=False):
         for chunk in chunks_of(lengths[order], None if standard else 1):
             chosen = [windows[i] for i in order[chunk]]
             values = (_packed_log_probs if standard else _called_log_probs)(model, chosen, precision)
             check_finite(values, gpt2, "log-probabilities")
-            parts = torch.split(values.cpu(), [window.scored for window in chosen])
-            for i, part in zip(order[chunk], parts, strict=True):
-                found[i] = part.numpy()
-    return found
+            found += torch.split(values.cpu(), [window.scored for window in chosen])
+    return [found[i].numpy() for i in np.argsort(order)]
 
 
 def _packed_log_probs(gpt2: GPT2, windows: list[Window], precision: str) -> Tensor:
@@ -185,8 +181,8 @@ def _grouped(windows: Iterable[Window]) -> Iterator[list[Window]]:
     yield group
 
 
-def _started(gpt2: GPT2, ids: NDArray[np.int64], start: bool) -> NDArray[np.int64]:
-    return np.concatenate([[gpt2.tokenizer.eot_token], ids]) if start else ids
+def _started(gpt2: GPT2, ids: Sequence[int] | NDArray[np.int64], start: bool) -> NDArray[np.int64]:
+    return np.asarray(np.concatenate([[gpt2.tokenizer.eot_token], ids]) if start else ids, dtype=np.int64)
 
 
 def _check_reading(gpt2: GPT2, stride: int | None, precision: str) -> int:

@@ -100,8 +100,7 @@ def zero_shot(
     if len(set(map(tuple, names))) < len(names):
         raise ValueError(f"two labels have the same tokens: {words!r}; use words that differ")
     prompts = _prompts(gpt2, texts, before, after, gpt2.config.context_length - max(map(len, names)) + 1)
-    score = _shared_scores if has_standard_parts(gpt2) else _separate_scores
-    scores = score(gpt2, prompts, names, precision)
+    scores = (_shared_scores if has_standard_parts(gpt2) else _separate_scores)(gpt2, prompts, names, precision)
     if normalize:
         scores /= torch.tensor([len(name) for name in names])
     if calibrate is not None:
@@ -191,18 +190,15 @@ def _scores_together(gpt2: GPT2, prompts: list[list[int]], names: list[list[int]
     device, T = gpt2.device, max(map(len, prompts))
     lengths = torch.tensor([len(prompt) for prompt in prompts], device=device)
     # A name's last token is only predicted.
-    owner = torch.tensor([c for c, name in enumerate(names) for _ in name[1:]], dtype=torch.int64, device=device)
-    read = torch.tensor([i for name in names for i in name[:-1]], dtype=torch.int64, device=device)
-    depth = torch.tensor([j for name in names for j in range(len(name) - 1)], dtype=torch.int64, device=device)
-    predicted = torch.tensor([i for name in names for i in name[1:]], dtype=torch.int64, device=device)
+    steps = [(c, j, name[j], name[j + 1]) for c, name in enumerate(names) for j in range(len(name) - 1)]
+    owner, depth, read, predicted = torch.tensor(steps, dtype=torch.int64, device=device).view(len(steps), 4).T
     B, S = len(prompts), T + len(owner)
     padded = torch.tensor([prompt + [0] * (T - len(prompt)) for prompt in prompts], device=device)
     position = torch.cat([torch.arange(T, device=device).expand(B, T), lengths[:, None] + depth], dim=1)
     sees = torch.ones(S, S, dtype=torch.bool, device=device).tril().repeat(B, 1, 1)
     sees[:, T:, :T] = torch.arange(T, device=device) < lengths[:, None, None]
     sees[:, T:, T:] &= owner == owner[:, None]
-    embed = gpt2.trunk.embed
-    x = embed.token(torch.cat([padded, read.expand(B, -1)], dim=1)) + embed.position(position)
+    x = gpt2.trunk.embed.token(torch.cat([padded, read.expand(B, -1)], dim=1)) + gpt2.trunk.embed.position(position)
     attend = masked(sees)
     with casting(precision, gpt2):
         for block in gpt2.blocks:
