@@ -1,13 +1,13 @@
-"""How fast, how exact and how small: gptclf and its peers on the same rows, weights and machine, in one run.
+"""Measure speed, exactness and memory of gptclf and its peers on the same rows, weights and machine, in one run.
 
     python examples/benchmark.py --data sms                        # everything but xl; about an hour on two cores
     python examples/benchmark.py --data sms --only recipe predict  # some of it
-    python examples/benchmark.py --data messages --tiny --rounds 1 # whether the script runs; the figures mean nothing
+    python examples/benchmark.py --data messages --tiny --rounds 1 # a trial run; the figures mean nothing
 
 Contenders take turns, each figure is the median of `--rounds` runs, and ratios come first. Weights are random: times
-do not depend on them, and accuracies here say nothing about pretrained GPT-2. The book's recipe is timed by the step
-and by the evaluated batch, which all have one shape, and multiplied by how many of each it runs; `--only whole-book`
-runs it in full. Needs `pip install -e ".[benchmark]"` and `pip install --no-deps llms-from-scratch`. Writes
+do not depend on them, and accuracies here say nothing about pretrained GPT-2. All batches of the book's recipe have one
+shape, so one step and one evaluated batch are timed and multiplied by their numbers; `--only whole-book` runs it in
+full. Needs `pip install -e ".[benchmark]"` and `pip install --no-deps llms-from-scratch`. Writes
 results.json and ratios.png.
 """
 
@@ -27,7 +27,7 @@ PARTS = {**CLASSIFIER_PARTS, "generate": bench_generate, "checkpoint": bench_che
 
 
 def ratios(b: Bench) -> dict[str, float]:
-    """How many times faster, by what was measured."""
+    """Return how many times faster gptclf is, by measurement."""
     pairs = {
         "recipe, cold: book / gptclf": ("book: recipe (from steps)", "gptclf: recipe"),
         "recipe, cold: Trainer default / gptclf": ("Trainer default: recipe", "gptclf: recipe"),
@@ -68,7 +68,7 @@ def ratios(b: Bench) -> dict[str, float]:
 
 
 def draw(found: dict[str, float], path: Path) -> None:
-    """A bar for every ratio of speeds, on a logarithmic axis."""
+    """Draw a bar for every ratio of speeds, on a logarithmic axis."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -89,7 +89,7 @@ def draw(found: dict[str, float], path: Path) -> None:
 
 
 def main() -> None:
-    """Measure, print the ratios, write JSON and a picture."""
+    """Measure, print the ratios, and write JSON and a picture."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
         "--data", default="sms", help="'sms' (UCI, downloaded), the SMS file, or 'messages' (generated)"

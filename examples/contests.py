@@ -1,4 +1,4 @@
-"""What `benchmark.py` measures: gptclf and its peers taking turns on the same rows and weights."""
+"""The measurements of `benchmark.py`: gptclf and its peers take turns on the same rows and weights."""
 
 import argparse
 import functools
@@ -43,10 +43,10 @@ Named = tuple[list[str], list[str]]
 
 
 class Bench:
-    """The rows, the weights and what was measured.
+    """The rows, the weights and the measurements.
 
     Attributes:
-        seconds: Name of a measurement to its runs.
+        seconds: The seconds of each run, by name of the measurement.
         notes: Figures that are not seconds.
     """
 
@@ -73,27 +73,27 @@ class Bench:
         self.notes: dict[str, Any] = {}
 
     def classifier(self, trainable: str | int = "last_block") -> GPT2:
-        """A new classifier over the one GPT-2."""
+        """Make a new classifier over the one GPT-2."""
         clf = add_classifier_head(self.gpt2, classes=["ham", "spam"], seed=123)
         freeze(clf, trainable=trainable)
         return clf
 
     def sets(self, clf: GPT2) -> list[TextDataset]:
-        """Training, validation and test set, encoded now."""
+        """Encode the training, validation and test sets."""
         return [self.encoded(clf, texts, labels) for texts, labels in self.parts]
 
     def encoded(self, clf: GPT2, texts: list[str], labels: list[str]) -> TextDataset:
-        """Some rows, encoded now."""
+        """Encode some rows."""
         return TextDataset(texts, labels, tokenizer=clf.tokenizer, classes=clf.classes, max_length=self.width)
 
     def rows(self, part: int) -> peers.Rows:
-        """The same rows as lists of ids, for the peers."""
+        """Return the same rows as lists of ids, for the peers."""
         dataset = self.sets(self.classifier("head"))[part]
         labels = dataset.targets().tolist()
         return [(ids.tolist(), label) for ids, label in zip(dataset.rows(), labels, strict=True)]
 
     def recipe(self, *, trainable: str | int = "last_block", lr: float = 5e-5, precision: str = "auto") -> float:
-        """Seconds of the recipe from a loaded GPT-2 to the test set's accuracy, the book's evaluations included."""
+        """Time the recipe, in seconds, from a loaded GPT-2 to the test accuracy, with the book's evaluations."""
         start = time.perf_counter()
         clf = self.classifier(trainable)
         train_set, val_set, test_set = self.sets(clf)
@@ -107,7 +107,7 @@ class Bench:
         return taken
 
     def take_turns(self, contenders: dict[str, Callable[[], float]], rounds: int | None = None) -> None:
-        """Run each contender once a round and note its seconds."""
+        """Run each contender once per round and record its seconds."""
         for turn in range(self.rounds if rounds is None else rounds):
             for name, run in contenders.items():
                 seconds = run()
@@ -115,12 +115,12 @@ class Bench:
                 print(f"  round {turn + 1}: {name}: {seconds:.3g} s", flush=True)
 
     def median(self, name: str) -> float:
-        """Median seconds of a measurement, or NaN where it was not made."""
+        """Return the median seconds of a measurement, or NaN if it was not made."""
         return statistics.median(self.seconds[name]) if name in self.seconds else float("nan")
 
 
 def cold(run: Callable[[], float]) -> Callable[[], float]:
-    """The same with nothing kept from before."""
+    """Run it without features of earlier runs."""
 
     def from_nothing() -> float:
         clear_features()
@@ -130,7 +130,7 @@ def cold(run: Callable[[], float]) -> Callable[[], float]:
 
 
 def bench_recipe(b: Bench) -> None:
-    """The SMS recipe, last block, cold and again, in both precisions, against the book and Trainer."""
+    """Measure the SMS recipe, last block, cold and again, in both precisions, against the book and Trainer."""
     sizes = (len(b.parts[0][0]), len(b.parts[1][0]), len(b.parts[2][0]))
     book, rows, epochs = peers.Book(b.gpt2, trainable="last_block", width=b.width), b.rows(0), 5
     some = [rows[i * 8 : i * 8 + 8] for i in range(2 if b.tiny else 6)]
@@ -179,7 +179,7 @@ def bench_recipe(b: Bench) -> None:
 
 
 def bench_whole_book(b: Bench) -> None:
-    """The book's recipe run in full, once, to check the one from steps."""
+    """Run the book's recipe in full, once, to check the time computed from steps."""
     book, start = peers.Book(b.gpt2, trainable="last_block", width=b.width), time.perf_counter()
     sets = [b.rows(i) for i in range(3)]
 
@@ -203,7 +203,7 @@ def bench_whole_book(b: Bench) -> None:
 
 
 def bench_deep(b: Bench) -> None:
-    """More than the last block: all layers for an epoch, two and four blocks for a recipe."""
+    """Measure more than the last block: all layers for an epoch, two and four blocks for a recipe."""
     rows = b.rows(0)
     book = peers.Book(b.gpt2, trainable="all", width=b.width)
     n = len(rows) // 8
@@ -231,7 +231,7 @@ def bench_deep(b: Bench) -> None:
 
 
 def bench_folds(b: Bench) -> None:
-    """Five-fold cross-validation over three learning rates: fifteen trainings, one prefix."""
+    """Measure five-fold cross-validation over three learning rates: fifteen trainings, one prefix."""
     clear_features()
     start = time.perf_counter()
     clf = b.classifier()
@@ -255,7 +255,7 @@ def bench_folds(b: Bench) -> None:
 
 
 def bench_predict(b: Bench) -> None:
-    """Answers per second on the test set's texts."""
+    """Measure predictions per second on the test texts."""
     texts = b.parts[2][0]
     clf = b.classifier()
     clf.preparation = Preparation(max_length=b.width)
@@ -285,7 +285,7 @@ def bench_predict(b: Bench) -> None:
 
 
 def bench_prefix(b: Bench) -> None:
-    """The prefix's rate as a share of a plain product's on the same shapes in the same process."""
+    """Measure the prefix's rate as a share of a plain product's on the same shapes in the same process."""
     clf = b.classifier()
     D, dtype = clf.config.emb_dim, torch.bfloat16
     for what, depth, rows in (("the SMS set", None, None), ("a million tokens", 3, 1_000_000)):
@@ -310,7 +310,7 @@ def bench_prefix(b: Bench) -> None:
 
 
 def _product_rate(D: int, dtype: torch.dtype) -> float:
-    """Operations per second of `F.linear` over a block's four shapes, 1,024 tokens each."""
+    """Measure operations per second of `F.linear` over a block's four shapes, 1,024 tokens each."""
     total = 0.0
     for K, N in ((D, 3 * D), (D, D), (D, 4 * D), (4 * D, D)):
         x, weight, bias = torch.randn(1024, K).to(dtype), torch.randn(N, K).to(dtype), torch.randn(N).to(dtype)
@@ -324,7 +324,7 @@ def _product_rate(D: int, dtype: torch.dtype) -> float:
 
 
 def bench_processes(b: Bench) -> None:
-    """What needs a process of its own: memory, start-up, growth."""
+    """Measure what needs its own process: memory, start-up, growth."""
     data = b.folder / "parts.json"
     data.write_text(json.dumps(b.parts))
     for name, repeats in PROBES:
@@ -333,7 +333,7 @@ def bench_processes(b: Bench) -> None:
 
 
 def isolated(b: Bench, name: str, folder: Path) -> None:
-    """Run one measurement of isolated.py in its own process and note what it found."""
+    """Run one measurement of isolated.py in its own process and record its result."""
     command = [sys.executable, str(Path(__file__).parent / "isolated.py"), name, str(folder), str(b.width)]
     result = subprocess.run(command, capture_output=True, text=True, check=False)
     if result.returncode:
@@ -345,7 +345,7 @@ def isolated(b: Bench, name: str, folder: Path) -> None:
 
 
 def bench_exactness(b: Bench) -> None:
-    """What bfloat16 changes, with paired seeds, and what reusing the frozen part changes in float32."""
+    """Measure the effect of bfloat16, with paired seeds, and of reusing the frozen part in float32."""
     tasks: dict[str, tuple[Named, Named, int]] = {"SMS": (b.parts[0], b.parts[2], 5)}
     if b.banking is not None:
         (texts, labels), (new_texts, new_labels) = read_banking77(b.banking)
@@ -389,7 +389,7 @@ def bench_exactness(b: Bench) -> None:
 
 
 def bench_xl(b: Bench) -> None:
-    """GPT-2 XL: full-size random weights in a folder, the recipe in a process whose memory is sampled."""
+    """Measure GPT-2 XL: full-size random weights in a folder, the recipe in a process whose memory is sampled."""
     folder = b.out / "xl"
     config = GPT2Config(emb_dim=48, n_heads=3, n_layers=4, vocab_size=4096) if b.tiny else PRESETS["gpt2-xl"]
     if not folder.exists():

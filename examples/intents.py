@@ -1,9 +1,9 @@
-"""Banking77: which of 77 things does a bank's customer want?
+"""Banking77: which of 77 intents does a bank customer's question have?
 
-    python examples/intents.py                                  # fetches the data; nano, in a few minutes
+    python examples/intents.py                                  # downloads the data; nano, in a few minutes
     python examples/intents.py --data FOLDER --model gpt2       # GPT-2 124M on train.csv and test.csv in FOLDER
 
-The questions are short, and the mean over their tokens says more than the last one alone.
+The questions are short, and the mean over their tokens is more informative than the last token alone.
 """
 
 import argparse
@@ -26,7 +26,7 @@ from gptclf import (
 
 
 def arguments() -> argparse.Namespace:
-    """What the command line says."""
+    """Parse the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, help="folder with train.csv and test.csv; fetched if not given")
     parser.add_argument("--model", default="nano", help="nano, gpt2, ..., owner/name or a folder")
@@ -41,10 +41,10 @@ def arguments() -> argparse.Namespace:
 
 
 def main() -> None:
-    """Train, evaluate on the official test set, and print the intents that are confused most."""
+    """Train, evaluate on the official test set, and print the intents that are confused most often."""
     args = arguments()
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
-    # Found out now, not after the training: the results need a folder.
+    # Fail now, not after the training, if the folder cannot be made.
     args.out.mkdir(parents=True, exist_ok=True)
     (texts, labels), test = read_banking77(find_banking77() if args.data is None else args.data)
     gpt2 = load_gpt2(args.model)

@@ -1,4 +1,4 @@
-"""Measurements that need a process of their own; `benchmark.py` starts them and reads the last line they print.
+"""Measurements that need their own process; `benchmark.py` starts them and reads the last line they print.
 
     python examples/isolated.py NAME FOLDER WIDTH
 
@@ -14,7 +14,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-# Name and how often it is repeated.
+# Number of repetitions by name.
 PROBES = [
     ("start-up", 5),
     ("memory, gptclf", 1),
@@ -26,7 +26,7 @@ PROBES = [
 
 
 class AnonymousMemory(threading.Thread):
-    """Samples the process's anonymous and whole resident memory every 50 ms (Linux).
+    """Sample the process's anonymous and whole resident memory every 50 ms (Linux).
 
     Attributes:
         peak: Largest anonymous resident memory in bytes.
@@ -48,7 +48,7 @@ class AnonymousMemory(threading.Thread):
 
 
 def start_up(folder: Path, width: int) -> dict[str, float]:
-    """Import times, and fresh processes from the start to the first answer."""
+    """Measure import times, and the time from process start to the first prediction."""
 
     def seconds(code: str) -> float:
         start = time.perf_counter()
@@ -74,7 +74,7 @@ def start_up(folder: Path, width: int) -> dict[str, float]:
 
 
 def memory_ours(folder: Path, width: int) -> dict[str, float]:
-    """Peak memory of the recipe, one epoch."""
+    """Measure peak memory of the recipe, one epoch."""
     from gptclf import TextDataset, add_classifier_head, evaluate, load_gpt2, train
 
     watch = AnonymousMemory()
@@ -89,7 +89,7 @@ def memory_ours(folder: Path, width: int) -> dict[str, float]:
 
 
 def xl_recipe(folder: Path, width: int) -> dict[str, float]:
-    """Seconds and peak anonymous memory of the recipe on GPT-2 XL, its weights memory-mapped."""
+    """Measure seconds and peak anonymous memory of the recipe on GPT-2 XL with memory-mapped weights."""
     from gptclf import TextDataset, add_classifier_head, evaluate, load_gpt2, train
 
     start = time.perf_counter()
@@ -114,7 +114,7 @@ def xl_recipe(folder: Path, width: int) -> dict[str, float]:
 
 
 def memory_trainer(folder: Path, width: int) -> dict[str, float]:
-    """Peak memory of tuned Trainer, one epoch."""
+    """Measure peak memory of tuned Trainer, one epoch."""
     import peers
 
     from gptclf import TextDataset, load_gpt2
@@ -128,7 +128,7 @@ def memory_trainer(folder: Path, width: int) -> dict[str, float]:
 
 
 def growth(folder: Path, width: int, texts: int) -> dict[str, float]:
-    """Time and memory of the frozen part on disk for so many texts, four layers deep."""
+    """Measure time and memory of the frozen part, kept on disk, for some number of texts; four layers deep."""
     import tempfile
     from dataclasses import replace
 
@@ -141,7 +141,7 @@ def growth(folder: Path, width: int, texts: int) -> dict[str, float]:
     own = [(text, label) for part in _parts(folder) for text, label in zip(*part, strict=True)]
     if gpt2.config.emb_dim < 100:
         texts //= 100
-    rows = [(f"{i} {own[i % len(own)][0]}", own[i % len(own)][1]) for i in range(texts)]  # no two are equal
+    rows = [(f"{i} {own[i % len(own)][0]}", own[i % len(own)][1]) for i in range(texts)]  # all different
     data = TextDataset([t for t, _ in rows], [n for _, n in rows], tokenizer=clf.tokenizer, max_length=width)
     watch = AnonymousMemory()
     with tempfile.TemporaryDirectory() as cache:
@@ -157,7 +157,7 @@ def _parts(folder: Path) -> Any:
 
 
 def main() -> None:
-    """Run the measurement that is named."""
+    """Run the named measurement."""
     name, folder, width = sys.argv[1], Path(sys.argv[2]), int(sys.argv[3])
     os.environ["HF_HUB_OFFLINE"] = "1"
     run = {

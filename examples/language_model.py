@@ -1,11 +1,12 @@
 """Train GPT-2 as a language model on a text file: the book's chapter 5, the stage before classification.
 
-    python examples/language_model.py book.txt                                    # nano learns on, in a minute or so
-    python examples/language_model.py book.txt --weights random --epochs 10       # nano's shape from nothing
+    python examples/language_model.py book.txt                                    # trains nano further, a minute
+    python examples/language_model.py book.txt --weights random --epochs 10       # nano's shape from scratch
     python examples/language_model.py book.txt --model gpt2 --trainable last_block
 
-The first nine tenths of the text train, the last tenth measures. It prints the validation perplexity before and after,
-losses, and a sample after each epoch, and leaves the model and a picture of the curves in the output folder.
+The first nine tenths of the text are the training set, the last tenth the validation set. Prints the validation
+perplexity before and after, losses, and a sample after each epoch; writes the model and a picture of the curves to the
+output folder.
 """
 
 import argparse

@@ -1,6 +1,6 @@
-"""Makes short "ham" and "spam" messages from templates, so that an example runs without a download.
+"""Short "ham" and "spam" messages made from templates, so that an example runs without a download.
 
-It owns the wording and its noise; real collections and their files are read in sources.py.
+The wording and its noise are here; real collections and their files are read in sources.py.
 """
 
 import random
@@ -47,7 +47,7 @@ SLOTS: dict[str, tuple[str, ...]] = {
     ),
     "sum": ("£##", "$##", "## euro", "£###", "$###", "£#00", "$#000", "#00 euro", "# grand", "#,#00 pounds"),
     "coins": ("£#", "$##", "## quid", "# euro", "##p", "a fiver", "£#.50"),
-    # Numbers kept for fiction and reserved top-level domains: nobody can be called or visited by mistake.
+    # Numbers reserved for fiction and reserved top-level domains, so nobody is called or visited by mistake.
     "phone": ("07700 900###", "07700900###", "555-01##", "(555) 01##", "+44 7700 900###"),
     "link": ("{site}/@@#@", "www.{site}", "http://{site}/@#@@", "{site}"),
     "site": ("{host}.example", "{host}.test"),
@@ -100,7 +100,7 @@ HAM = (
     "[Have|Did] you got your results [yet|back]? {name} passed [everything|the resit]",
 )
 
-# Words that a filter dislikes, used by friends.
+# Words that filters dislike, used by friends.
 HAM_HARD = (
     "[Guess what|You won't believe it], I won {gift} at the {event} raffle!",
     "I'm free [all day|from {time}] {day}, call me [if|when] you want [{food}|to talk]",
@@ -169,7 +169,7 @@ SPAM = (
     "[Replica|Designer] watches and shoes for {coins}, [posted|shipped] free {day}. {link}",
 )
 
-# Quiet and personal: few numbers, no shouting, words that friends use.
+# Quiet and personal: few numbers, no capitals, words that friends use.
 SPAM_HARD = (
     "Hi, [is this|am I talking to] {name}? We [met|spoke] at the {event} and I [kept|saved] your number",
     "I [saw|liked] your profile and [felt|thought] we could be [friends|close]. Where are you from?",
@@ -197,7 +197,7 @@ SPAM_HARD = (
     "Your [landlord|school] changed bank, please send [the rent|the fees] to the new account from {day}",
 )
 
-# The same words from both sides, with the odds that they are spam: no reader can be right about all of them.
+# Templates of both classes, with the probability of spam: no reader can be right about all of them.
 EITHER = (
     ("Hi [mum|dad], my phone [broke|is lost], this is my new number. Text me [here|back] [please|when you can]", 0.7),
     ("Your parcel is [at the depot|with a neighbour|at {place}], [collect|pick it up] before {day}", 0.4),
@@ -241,19 +241,19 @@ EITHER_SHARE = 0.05
 
 
 def make_messages(n: int = 1200, seed: int = 123) -> tuple[list[str], list[str]]:
-    """Makes n short messages, half of them spam, of 40 to 140 characters each.
+    """Make n short messages, half of them spam, of 40 to 140 characters each.
 
     About one message in twenty is worded alike in both classes, so no classifier can reach 100 %.
 
     Args:
-        n: how many messages; with an odd number there is one more ham than spam.
-        seed: the same n and seed give the same messages in the same order.
+        n: Number of messages; an odd number gives one more ham than spam.
+        seed: The same n and seed give the same messages in the same order.
 
     Returns:
         The texts and their labels, "ham" or "spam", in shuffled order.
 
     Raises:
-        ValueError: if n is below 2.
+        ValueError: n is less than 2.
 
     Example:
         >>> texts, labels = make_messages(4)
@@ -270,7 +270,7 @@ def make_messages(n: int = 1200, seed: int = 123) -> tuple[list[str], list[str]]
 
 
 def _pick(options: tuple[str, ...] | list[str], rng: random.Random) -> str:
-    # Python promises to keep the sequence of random() between versions, not that of choice().
+    # Python keeps the sequence of random() between versions, but not that of choice().
     return options[int(rng.random() * len(options))]
 
 
@@ -293,7 +293,7 @@ def _plain_message(label: str, rng: random.Random) -> str:
     text = _fill(template, rng)
     if rng.random() < 0.35:
         text = f"{_fill(_pick(OPENERS, rng), rng)} {text}"
-    # One wish for length in both classes: else the count of characters alone would tell them apart.
+    # Both classes aim at the same lengths, so that the number of characters does not tell them apart.
     wish = 40 + 65 * rng.random()
     while len(text) < wish:
         own = kind >= EITHER_SHARE and rng.random() < 0.2
@@ -323,7 +323,7 @@ def _fill(template: str, rng: random.Random) -> str:
 
 
 def _add_noise(text: str, rng: random.Random) -> str:
-    """Spells like a hurried thumb; the same odds for both classes, so that noise tells nothing."""
+    """Add typing errors, with equal probability in both classes, so that they carry no information."""
     words = text.split(" ")
     haste = rng.random() ** 2
     for i, word in enumerate(words):

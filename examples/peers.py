@@ -1,8 +1,8 @@
-"""The peers that `benchmark.py` measures beside gptclf, each as its users run it, on the same weights and rows.
+"""The peers that `benchmark.py` compares gptclf with, each as its users run it, on the same weights and rows.
 
 The book's code is the `llms-from-scratch` package (`pip install --no-deps llms-from-scratch`): its `ch04` model and
-its `ch06` functions. `transformers` is its Trainer as the defaults have it, and tuned as a good user would; its
-text-classification pipeline; and an inference loop tuned by hand.
+its `ch06` functions. `transformers` is measured with its Trainer, by default and tuned as an experienced user would;
+with its text-classification pipeline; and with an inference loop tuned by hand.
 """
 
 import json
@@ -22,7 +22,7 @@ Rows = Sequence[tuple[list[int], int]]
 
 
 def end_of_text(folder: Path) -> int:
-    """The id that fills rows up, from the configuration of a saved model."""
+    """Return the id of the padding, from the configuration of a saved model."""
     return int(json.loads((folder / "config.json").read_text())["eos_token_id"])
 
 
@@ -57,12 +57,12 @@ class Book:
         self.width, self.batch_size, self.end = width, batch_size, gpt2.tokenizer.eot_token
 
     def batch(self, rows: Rows) -> tuple[Tensor, Tensor]:
-        """Rows as the book's data set makes them."""
+        """Return rows as the book's data set makes them."""
         ids = torch.tensor([row[: self.width] + [self.end] * (self.width - len(row)) for row, _ in rows])
         return ids, torch.tensor([label for _, label in rows])
 
     def step_seconds(self, rows: Rows) -> float:
-        """One training step of `train_classifier_simple`."""
+        """Time one training step of `train_classifier_simple`."""
         from llms_from_scratch.ch06 import calc_loss_batch
 
         ids, labels = self.batch(rows[: self.batch_size])
@@ -75,7 +75,7 @@ class Book:
         return time.perf_counter() - start
 
     def evaluation_seconds(self, rows: Rows) -> float:
-        """One batch of an evaluation."""
+        """Time one batch of an evaluation."""
         from llms_from_scratch.ch06 import calc_loss_batch
 
         ids, labels = self.batch(rows[: self.batch_size])
@@ -87,10 +87,10 @@ class Book:
 
 
 def book_recipe(step: float, evaluation: float, sizes: tuple[int, int, int], epochs: int = 5) -> float:
-    """Seconds of the whole recipe from those of a step and of an evaluated batch, which all have one shape.
+    """Return the seconds of the whole recipe from those of a step and of an evaluated batch, which all have one shape.
 
-    The loader drops the last short batch; every 50 steps, from the first, 5 batches of the training and 5 of the
-    validation set are measured, as many after each epoch for the accuracy, and at the end all three sets.
+    The loader drops the last short batch. Every 50 steps, from the first, 5 batches each of the training and the
+    validation set are measured; as many after each epoch, for the accuracy; and at the end all three sets.
     """
     steps = epochs * (sizes[0] // 8)
     looks = len(range(0, steps, 50)) + epochs
@@ -126,7 +126,7 @@ def _fill_book(model: Any, gpt2: GPT2) -> None:
 
 
 def hugging_face(folder: Path, *, trainable: str) -> Any:
-    """`GPT2ForSequenceClassification` from a folder, with the book's policy."""
+    """Load `GPT2ForSequenceClassification` from a folder, with the book's policy."""
     from transformers import GPT2ForSequenceClassification
 
     torch.manual_seed(123)
@@ -142,11 +142,10 @@ def hugging_face(folder: Path, *, trainable: str) -> Any:
 
 
 def trainer_epoch(folder: Path, rows: Rows, *, trainable: str, tuned: bool, precision: str, steps: int = -1) -> float:
-    """Seconds of one epoch of `transformers.Trainer` (or its first `steps` steps) from weights already loaded.
+    """Time one epoch of `transformers.Trainer`, or its first `steps` steps, in seconds, from weights already loaded.
 
-    Tuned: bf16 where asked, rows grouped by length, no reporting, no saving, no evaluation. Padding to the longest of
-        each
-    batch and fused AdamW are defaults.
+    Tuned: bf16 if asked for, rows grouped by length, no reporting, no saving, no evaluation. Padding to the longest row
+    of each batch and fused AdamW are defaults.
     """
     from transformers import DataCollatorWithPadding, GPT2TokenizerFast, Trainer, TrainingArguments
 
@@ -189,7 +188,7 @@ def trainer_epoch(folder: Path, rows: Rows, *, trainable: str, tuned: bool, prec
 def tuned_inference(
     folder: Path, rows: Rows, *, precision: str = "bfloat16", batch_size: int = 32
 ) -> Callable[[], int]:
-    """A loop over batches sorted by length, in bf16, as a good user writes it; call it to run it."""
+    """Make a loop over batches sorted by length, in bf16, as an experienced user writes it; call it to run it."""
     model = hugging_face(folder, trainable="none").eval()
     end, dtype = end_of_text(folder), torch.bfloat16 if precision == "bfloat16" else torch.float32
     model.to(dtype)
@@ -210,7 +209,7 @@ def tuned_inference(
 
 
 def pipeline_inference(folder: Path, texts: Sequence[str]) -> Callable[[], int]:
-    """The text-classification pipeline with its defaults; call it to run it."""
+    """Make the text-classification pipeline with its defaults; call the result to run it."""
     from transformers import GPT2TokenizerFast, TextClassificationPipeline
 
     model = hugging_face(folder, trainable="none").eval()
@@ -223,7 +222,7 @@ def pipeline_inference(folder: Path, texts: Sequence[str]) -> Callable[[], int]:
 
 
 def tfidf(train: tuple[Sequence[str], Sequence[str]], test: tuple[Sequence[str], Sequence[str]]) -> tuple[float, float]:
-    """Seconds and test accuracy of TF-IDF with logistic regression."""
+    """Measure seconds and test accuracy of TF-IDF with logistic regression."""
     from sklearn.feature_extraction.text import TfidfVectorizer
     from sklearn.linear_model import LogisticRegression
     from sklearn.pipeline import make_pipeline

@@ -1,12 +1,12 @@
 """Pre-train `nano`, the small GPT-2 that ships with gptclf, from a folder of plain text.
 
     python examples/pretrain_nano.py corpus/                 # an hour on one core
-    python examples/pretrain_nano.py corpus/ --share 0.03    # two minutes, to see it run
+    python examples/pretrain_nano.py corpus/ --share 0.03    # two minutes, as a trial
 
-The folder holds .txt files, UTF-8, two blank lines between documents. One document in fifty is held out. A byte-level
-BPE vocabulary is made from the others, then the model reads them once in short windows at a constant learning rate,
-and half of them again in windows of its whole context while the rate falls to nothing. What is written to the output
-folder (configuration, float16 weights, tokenizer) is what `load_gpt2("nano")` reads.
+The folder holds .txt files in UTF-8, with two blank lines between documents. One document in fifty is held out. A
+byte-level BPE vocabulary is made from the others. Then the model reads them once in short windows at a constant
+learning rate, and half of them again in windows of its whole context while the rate falls to 0. The output folder
+(configuration, float16 weights, tokenizer) is the one that `load_gpt2("nano")` reads.
 """
 
 import argparse
@@ -23,10 +23,10 @@ from gptclf import GPT2, GPT2Config, TextWindows, freeze, load_gpt2, save_model,
 from gptclf.inference.evaluate import measured
 from gptclf.tokenizer.bpe import build_tokenizer
 
-# What fits into 6 MB in float16: a third of the weights are the vocabulary's.
+# Fits into 6 MB in float16; a third of the weights belong to the vocabulary.
 NANO = GPT2Config(vocab_size=4096, context_length=512, emb_dim=192, n_heads=6, n_layers=4)
-# Tokens per window, windows per batch, course of the learning rate, and of how many windows one is read. Short ones
-# cost less; the last stage trains the later positions, too.
+# Tokens per window, windows per batch, schedule of the learning rate, and one in how many windows is read. Short
+# windows cost less; the last stage trains the later positions as well.
 STAGES = ((128, 16, "constant", 1), (NANO.context_length, 4, "linear", 2))
 SEPARATOR = "\n\n\n"
 HELD_OUT = 50
@@ -34,7 +34,7 @@ SHIPPED = ("config.json", "model.safetensors", "vocab.json", "merges.txt")
 
 
 def arguments() -> argparse.Namespace:
-    """What the command line says."""
+    """Parse the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("corpus", type=Path, help="folder of .txt files")
     parser.add_argument("--out", type=Path, default=Path("runs/nano"))
@@ -47,7 +47,7 @@ def arguments() -> argparse.Namespace:
 
 
 def read_documents(folder: Path, share: float) -> tuple[list[str], list[str]]:
-    """(documents to train on, documents held out) of all text files in a folder."""
+    """Return the documents to train on and those held out, of all text files in a folder."""
     files = sorted(folder.glob("*.txt"))
     if not files:
         raise SystemExit(f"{folder} holds no .txt files")
@@ -64,14 +64,14 @@ def make_merges(documents: list[str], vocab_size: int, path: Path) -> None:
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     trainer = trainers.BpeTrainer(
-        vocab_size=vocab_size + 100,  # room for merges that are passed over below
+        vocab_size=vocab_size + 100,  # room for merges that are skipped below
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
     tokenizer.train_from_iterator(documents, trainer)
     known, lines = set(pre_tokenizers.ByteLevel.alphabet()), ["#version: 0.2"]
     for first, second in json.loads(tokenizer.to_str())["model"]["merges"]:
-        # In GPT-2's files a token's id follows from the one merge that makes it; a second way to it has no place.
+        # In GPT-2's files a token's id is the place of the one merge that makes it, so a second merge is skipped.
         if first + second not in known and len(known) < vocab_size - 1:
             known.add(first + second)
             lines.append(f"{first} {second}")
@@ -79,7 +79,7 @@ def make_merges(documents: list[str], vocab_size: int, path: Path) -> None:
 
 
 def ship(model: GPT2, folder: Path) -> None:
-    """Write the model as it ships: without our own record, its weights in float16."""
+    """Write the model as it ships: without gptclf's own record, its weights in float16."""
     save_model(model, folder / "whole")
     for name in SHIPPED:
         (folder / name).write_bytes((folder / "whole" / name).read_bytes())
@@ -90,7 +90,7 @@ def ship(model: GPT2, folder: Path) -> None:
 
 
 def main() -> None:
-    """Make the vocabulary, pre-train, measure, write."""
+    """Make the vocabulary, pre-train, measure and write."""
     args = arguments()
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     torch.set_num_threads(args.threads)
@@ -104,7 +104,7 @@ def main() -> None:
         windows = TextWindows(documents, tokenizer=tokenizer, length=length)
         windows = windows.subset(range(0, len(windows), every))
         unseen = TextWindows(held_out, tokenizer=tokenizer, length=length)
-        # In an order of their own, so that the first batches, which are measured on the way, are of all sources.
+        # Shuffled, so that the first batches, which are measured on the way, come from all sources.
         unseen = unseen.subset(np.random.default_rng(args.seed).permutation(len(unseen)))
         print(f"training on {windows}, held out {unseen}", flush=True)
         history = train_lm(

@@ -1,6 +1,6 @@
-"""Finds and reads the public data sets of the examples: the SMS Spam Collection and BANKING77.
+"""The public data sets of the examples: finding and reading the SMS Spam Collection and BANKING77.
 
-It owns their file formats, addresses and checksums; generated messages are in messages.py, training is not here.
+File formats, addresses and checksums are here; generated messages are in messages.py.
 """
 
 import csv
@@ -22,14 +22,14 @@ __all__ = [
     "read_sms",
 ]
 
-Texts = tuple[list[str], list[str]]  # texts and their labels, in one order
+Texts = tuple[list[str], list[str]]  # texts and their labels, in the same order
 
 SMS_URL = "https://archive.ics.uci.edu/static/public/228/sms+spam+collection.zip"
 SMS_MEMBER = "SMSSpamCollection"
 SMS_FILE = "sms_spam.tsv"
 SMS_SHA256 = "7d039a24a6083ed9ef0f806ebad56bbb976e3aeb8de05669173bfdc4996c239d"
 
-# One commit is named because the master branch may change.
+# A fixed commit, because the master branch may change.
 BANKING77_URL = (
     "https://raw.githubusercontent.com/PolyAI-LDN/task-specific-datasets/"
     "57ec275d8078af65b7731c2a98be812d844a6d6b/banking_data"
@@ -52,27 +52,27 @@ class BookSplit(NamedTuple):
 
 
 def cache_folder() -> Path:
-    """Returns the folder for downloads: gptclf/data under $XDG_CACHE_HOME, else under ~/.cache."""
+    """Return the folder for downloads: gptclf/data under $XDG_CACHE_HOME, else under ~/.cache."""
     given = os.environ.get("XDG_CACHE_HOME", "")
-    # The XDG rules have an empty or relative value ignored.
+    # By the XDG rules, an empty or relative value is ignored.
     base = Path(given) if Path(given).is_absolute() else Path.home() / ".cache"
     return base / "gptclf" / "data"
 
 
 def read_sms(path: str | os.PathLike[str]) -> Texts:
-    """Reads the SMS Spam Collection: one `label<TAB>text` a line, with no quoting and no header.
+    """Read the SMS Spam Collection: one `label<TAB>text` a line, with no quoting and no header.
 
     Quotation marks are text here. A reader that takes them as quotes joins lines, and finds two rows
     fewer in the original file; see `book_split`.
 
     Args:
-        path: the file, as `find_sms` returns it.
+        path: The file, as `find_sms` returns it.
 
     Returns:
         The texts and their labels, "ham" or "spam": 5,574 of them in the original file.
 
     Raises:
-        ValueError: if a line is not of that form, with its number.
+        ValueError: A line has another form; the error names it by number.
     """
     texts, labels = [], []
     with Path(path).open(encoding="utf-8", newline="") as file:
@@ -89,21 +89,21 @@ def read_sms(path: str | os.PathLike[str]) -> Texts:
 
 
 def book_split(path: str | os.PathLike[str]) -> BookSplit:
-    """Reads and splits the SMS Spam Collection as "Build a Large Language Model (From Scratch)" does.
+    """Read and split the SMS Spam Collection as "Build a Large Language Model (From Scratch)" does.
 
     As in its chapter 6: pandas' default quoting, as many ham as spam messages by a sample with seed 123,
     ham before spam, a shuffle with seed 123, then 70 %, 10 % and 20 % in that order. The original file
-    gives 1,045, 149 and 300 messages. Some test texts also stand in the training part, as in the book.
+    gives 1,045, 149 and 300 messages. Some test texts also occur in the training part, as in the book.
 
     Args:
-        path: the file, as `find_sms` returns it.
+        path: The file, as `find_sms` returns it.
 
     Returns:
         The three parts.
 
     Raises:
-        ImportError: if pandas is not installed.
-        ValueError: if there are fewer ham than spam messages.
+        ImportError: pandas is not installed.
+        ValueError: There are fewer ham than spam messages.
     """
     try:
         import pandas
@@ -125,18 +125,18 @@ def book_split(path: str | os.PathLike[str]) -> BookSplit:
 
 
 def find_sms(folder: str | os.PathLike[str] | None = None, *, url: str = SMS_URL) -> Path:
-    """Returns the path of the SMS Spam Collection, downloading it first if it is not there.
+    """Return the path of the SMS Spam Collection; download it first if it is missing.
 
     Args:
-        folder: where `sms_spam.tsv` is or shall be; `cache_folder()` by default.
-        url: the zip archive that holds it.
+        folder: Where `sms_spam.tsv` is or should be; `cache_folder()` by default.
+        url: The zip archive that holds it.
 
     Returns:
         The path of a file with the known checksum, for `read_sms` or `book_split`.
 
     Raises:
-        FileNotFoundError: if the file is not there and cannot be downloaded; says what to put where.
-        ValueError: if the file or the download is not the known one.
+        FileNotFoundError: The file is missing and cannot be downloaded; the error says what to put where.
+        ValueError: The file or the download is not the known one.
     """
     path = (cache_folder() if folder is None else Path(folder)) / SMS_FILE
     if path.exists():
@@ -158,36 +158,36 @@ def find_sms(folder: str | os.PathLike[str] | None = None, *, url: str = SMS_URL
 
 
 def read_banking77(folder: str | os.PathLike[str]) -> tuple[Texts, Texts]:
-    """Reads BANKING77, customer questions to a bank with 77 intents, in its own split.
+    """Read BANKING77, customer questions to a bank with 77 intents, in its own split.
 
     Args:
-        folder: holds `banking77_train.csv` and `banking77_test.csv`, or `train.csv` and `test.csv`, each
+        folder: Holds `banking77_train.csv` and `banking77_test.csv`, or `train.csv` and `test.csv`, each
             with the columns `text` and `category`.
 
     Returns:
         The training part and the test part, each as texts and labels: 10,003 and 3,080 originally.
 
     Raises:
-        FileNotFoundError: if a file is missing; says what to put where.
-        ValueError: if a file is not of that form.
+        FileNotFoundError: A file is missing; the error says what to put where.
+        ValueError: A file has another form.
     """
     train, test = (_read_csv(_banking77_file(Path(folder), part)) for part in ("train", "test"))
     return train, test
 
 
 def find_banking77(folder: str | os.PathLike[str] | None = None, *, url: str = BANKING77_URL) -> Path:
-    """Returns the folder that holds BANKING77, downloading its two files first if they are not there.
+    """Return the folder that holds BANKING77; download its two files first if they are missing.
 
     Args:
-        folder: where `banking77_train.csv` and `banking77_test.csv` are or shall be; `cache_folder()` by default.
-        url: the address under which `train.csv` and `test.csv` are found.
+        folder: Where `banking77_train.csv` and `banking77_test.csv` are or should be; `cache_folder()` by default.
+        url: The address under which `train.csv` and `test.csv` are found.
 
     Returns:
         The folder, for `read_banking77`; both files have the known checksums.
 
     Raises:
-        FileNotFoundError: if a file is not there and cannot be downloaded; says what to put where.
-        ValueError: if a file or a download is not the known one.
+        FileNotFoundError: A file is missing and cannot be downloaded; the error says what to put where.
+        ValueError: A file or a download is not the known one.
     """
     base = cache_folder() if folder is None else Path(folder)
     for part, sha256 in BANKING77_SHA256.items():
@@ -253,7 +253,7 @@ def _check(content: bytes, sha256: str, what: str, remedy: str) -> None:
 
 
 def _write(path: Path, content: bytes) -> None:
-    """Writes beside the path and renames, so that a file under its final name is always whole."""
+    """Write to a temporary file beside the path and rename it, so a file under its final name is always whole."""
     path.parent.mkdir(parents=True, exist_ok=True)
     beside = path.with_name(f"{path.name}.{os.getpid()}.part")
     try:

@@ -1,4 +1,4 @@
-"""What `benchmark.py` measures of the language-model side: writing text, and opening OpenAI's checkpoints."""
+"""The language-model measurements of `benchmark.py`: writing text, and opening OpenAI's checkpoints."""
 
 import shutil
 import time
@@ -10,11 +10,11 @@ from gptclf import generate_ids, load_gpt2, load_gpt2_params_from_tf_ckpt, save_
 
 
 def bench_generate(b: Bench) -> None:
-    """Tokens after a prompt of 8, greedy, float32: with the cache, without it, and transformers' generate."""
+    """Time tokens after a prompt of 8, greedy, float32: with the cache, without it, and transformers' generate."""
     from transformers import GPT2LMHeadModel
 
     theirs = GPT2LMHeadModel.from_pretrained(b.folder).eval()
-    # Their loop would stop where the model ends the text; all shall write as much.
+    # Their loop would stop at the end of the text; all should write equally many tokens.
     theirs.generation_config.eos_token_id = None
     steps = 20 if b.tiny else 200
     prompt = torch.randint(b.gpt2.config.vocab_size - 1, (1, 8), generator=torch.Generator().manual_seed(0))
@@ -50,7 +50,7 @@ def bench_generate(b: Bench) -> None:
 
 
 def bench_round_trip(b: Bench) -> None:
-    """Random weights of `--sizes` through a folder into transformers and back: logits and bits."""
+    """Compare logits and bits of random weights of `--sizes` through a folder into transformers and back."""
     from transformers import GPT2LMHeadModel
 
     ids = torch.randint(50257, (2, 24), generator=torch.Generator().manual_seed(0))
@@ -78,10 +78,10 @@ def bench_round_trip(b: Bench) -> None:
 
 
 def bench_checkpoint(b: Bench) -> None:
-    """OpenAI's layout opened with and without its checksums, from the page cache (`--checkpoint FOLDER`)."""
+    """Time opening OpenAI's layout with and without checksums, from the page cache (`--checkpoint FOLDER`)."""
     folder = b.checkpoint
     if folder is None:
-        print("  passed over: give --checkpoint, a folder with OpenAI's files")
+        print("  skipped: give --checkpoint, a folder with OpenAI's files")
         return
 
     def opened(verify: bool) -> float:

@@ -1,12 +1,12 @@
-"""What pre-training is worth: `nano` against the same architecture from random weights, by the same recipe.
+"""Measure the worth of pre-training: `nano` against the same architecture from random weights, by the same recipe.
 
     python examples/transfer.py --data FOLDER                  # both data sets, all policies, 5 seeds: an hour
     python examples/transfer.py --data FOLDER --only sms --policies head --seeds 2
 
-FOLDER holds sms_spam.tsv, banking77_train.csv and banking77_test.csv. For SMS the split is the book's (1,045 / 149 /
-300 balanced messages), for Banking77 a tenth of the training file validates. The learning rate of each policy is the
-one of two that the validation set prefers with the first seed, for each kind of weights; the test set is only
-looked at with the rate chosen.
+FOLDER holds sms_spam.tsv, banking77_train.csv and banking77_test.csv. The SMS split is the book's (1,045 / 149 / 300
+balanced messages); for Banking77 a tenth of the training file is the validation set. For each policy and each kind of
+weights, the learning rate is the better of two on the validation set, with the first seed. The test set is used only
+with the chosen rate.
 """
 
 import argparse
@@ -34,7 +34,7 @@ Parts = tuple[TextDataset, TextDataset, TextDataset]
 
 
 def arguments() -> argparse.Namespace:
-    """What the command line says."""
+    """Parse the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, required=True)
     parser.add_argument("--model", default="nano", help="the pre-trained model")
@@ -49,7 +49,7 @@ def arguments() -> argparse.Namespace:
 
 
 def read(name: str, folder: Path, tokenizer: Any) -> Parts:
-    """Training, validation and test set."""
+    """Return the training, validation and test sets."""
     if name == "sms":
         parts: Sequence[Texts] = book_split(folder / "sms_spam.tsv")
         train_set, val_set, test_set = (TextDataset(*part, tokenizer=tokenizer) for part in parts)
@@ -60,14 +60,14 @@ def read(name: str, folder: Path, tokenizer: Any) -> Parts:
 
 
 def start(pretrained: GPT2, weights: str, seed: int) -> GPT2:
-    """The pre-trained model, or its architecture with random weights."""
+    """Return the pre-trained model, or its architecture with random weights."""
     if weights == "pre-trained":
         return pretrained
     return load_gpt2(pretrained.config, weights="random", seed=seed, tokenizer=pretrained.tokenizer)
 
 
 class Setup(NamedTuple):
-    """Everything that seeds and both kinds of weights share."""
+    """The settings that all seeds and both kinds of weights share."""
 
     data: str
     parts: Parts
@@ -75,7 +75,7 @@ class Setup(NamedTuple):
     pooling: str
 
     def run(self, gpt2: GPT2, lr: float, seed: int) -> GPT2:
-        """A trained classifier."""
+        """Return a trained classifier."""
         clf = add_classifier_head(gpt2, classes=self.parts[0].classes, pooling=self.pooling, seed=seed)
         freeze(clf, trainable=self.policy)
         train(
@@ -96,7 +96,7 @@ class Setup(NamedTuple):
 
 
 def main() -> None:
-    """Train everything, print the table, write every number."""
+    """Train everything, print the table and write all numbers."""
     args = arguments()
     logging.basicConfig(level=logging.ERROR, format="%(message)s")
     torch.set_num_threads(args.threads)
@@ -121,7 +121,7 @@ def main() -> None:
 
 
 def summary(results: list[dict[str, Any]], data: str, policy: str, weights: str) -> str:
-    """Mean and standard deviation over the seeds, as a row of a Markdown table."""
+    """Return mean and standard deviation over the seeds, as a row of a Markdown table."""
     rows = [row for row in results if (row["data"], row["policy"], row["weights"]) == (data, policy, weights)]
     cells = []
     for part in ("validation", "test"):

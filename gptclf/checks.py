@@ -4,12 +4,12 @@ Each function takes the name of the argument and the value given, and returns th
 type is a TypeError and a value out of range a ValueError. Both errors give the value and the allowed values.
 """
 
-import math
 import os
 from collections.abc import Sequence
+from math import inf, isfinite, nan
 from numbers import Integral, Real
 from pathlib import Path
-from typing import Any, Literal, overload
+from typing import Any, overload
 
 import numpy as np
 import torch
@@ -35,7 +35,7 @@ def python_value(value: Any) -> Any:
 
 
 @overload
-def integer(name: str, value: Any, least: int = 0, *, optional: Literal[False] = False) -> int: ...
+def integer(name: str, value: Any, least: int = 0) -> int: ...
 @overload
 def integer(name: str, value: Any, least: int = 0, *, optional: bool) -> int | None: ...
 def integer(name: str, value: Any, least: int = 0, *, optional: bool = False) -> int | None:
@@ -62,36 +62,20 @@ def integer(name: str, value: Any, least: int = 0, *, optional: bool = False) ->
     value = python_value(value)
     if optional and value is None:
         return None
-    rule = f"an integer of at least {least}" + " or None" * optional
-    if not isinstance(value, Integral) or isinstance(value, bool):
-        raise _wrong(TypeError, name, value, rule)
-    if value < least:
-        raise _wrong(ValueError, name, value, rule)
+    whole = isinstance(value, Integral) and not isinstance(value, bool)
+    if not whole or value < least:
+        raise _wrong(name, value, f"an integer of at least {least}" + " or None" * optional, right_type=whole)
     return int(value)
 
 
 @overload
-def number(
-    name: str,
-    value: Any,
-    *,
-    least: float = 0.0,
-    above: float | None = None,
-    most: float = math.inf,
-    optional: Literal[False] = False,
-) -> float: ...
+def number(name: str, value: Any, *, least: float = 0.0, above: float = -inf, most: float = inf) -> float: ...
 @overload
 def number(
-    name: str, value: Any, *, least: float = 0.0, above: float | None = None, most: float = math.inf, optional: bool
+    name: str, value: Any, *, least: float = 0.0, above: float = -inf, most: float = inf, optional: bool
 ) -> float | None: ...
 def number(
-    name: str,
-    value: Any,
-    *,
-    least: float = 0.0,
-    above: float | None = None,
-    most: float = math.inf,
-    optional: bool = False,
+    name: str, value: Any, *, least: float = 0.0, above: float = -inf, most: float = inf, optional: bool = False
 ) -> float | None:
     """Return `value` as a finite float within bounds.
 
@@ -118,25 +102,17 @@ def number(
     value = python_value(value)
     if optional and value is None:
         return None
-    rule = _bounds(least, above, most) + " or None" * optional
-    if not isinstance(value, Real) or isinstance(value, bool):
-        raise _wrong(TypeError, name, value, rule)
+    lower = f"above {above:g}" if above > -inf else f"of at least {least:g}" if least > -inf else ""
+    upper = f"of at most {most:g}" if most < inf else ""
+    rule = f"a finite number {' and '.join(filter(None, (lower, upper)))}".rstrip() + " or None" * optional
+    real = isinstance(value, Real) and not isinstance(value, bool)
     try:
-        found = float(value)
+        found = float(value) if real else nan
     except OverflowError:  # an int beyond the largest float
-        raise _wrong(ValueError, name, value, rule) from None
-    if not math.isfinite(found) or found > most or (found < least if above is None else found <= above):
-        raise _wrong(ValueError, name, value, rule)
+        found = inf
+    if not isfinite(found) or found > most or (found <= above if above > -inf else found < least):
+        raise _wrong(name, value, rule, right_type=real)
     return found
-
-
-def _bounds(least: float, above: float | None, most: float) -> str:
-    lowest = f"above {above:g}" if above is not None else "" if least == -math.inf else f"of at least {least:g}"
-    if most == math.inf:
-        return f"a finite number {lowest}".rstrip()
-    if above is None and lowest:
-        return f"a number from {least:g} to {most:g}"
-    return f"a number {lowest} and at most {most:g}" if lowest else f"a number of at most {most:g}"
 
 
 def choice(name: str, value: Any, allowed: Sequence[str]) -> str:
@@ -153,11 +129,8 @@ def choice(name: str, value: Any, allowed: Sequence[str]) -> str:
         ValueError: truncation is 'end'; it must be one of tail, head, middle
     """
     value = python_value(value)
-    rule = f"one of {', '.join(allowed)}"
-    if not isinstance(value, str):
-        raise _wrong(TypeError, name, value, rule)
-    if value not in allowed:
-        raise _wrong(ValueError, name, value, rule)
+    if not isinstance(value, str) or value not in allowed:
+        raise _wrong(name, value, f"one of {', '.join(allowed)}", right_type=isinstance(value, str))
     return value
 
 
@@ -169,7 +142,7 @@ def boolean(name: str, value: Any) -> bool:
     """
     value = python_value(value)
     if not isinstance(value, bool):
-        raise _wrong(TypeError, name, value, "True or False")
+        raise _wrong(name, value, "True or False", right_type=False)
     return value
 
 
@@ -180,13 +153,9 @@ def path(name: str, value: Any) -> Path:
         TypeError: If `value` is neither a str nor a path object.
         ValueError: If it is empty, or names the home of an unknown user.
     """
-    if not isinstance(value, str | os.PathLike):
-        raise _wrong(TypeError, name, value, "a path, as a str or a Path")
-    text = os.fspath(value)
-    if not isinstance(text, str):
-        raise _wrong(TypeError, name, value, "a path, as a str or a Path")
-    if not text:
-        raise _wrong(ValueError, name, value, "a path that is not empty")
+    text = os.fspath(value) if isinstance(value, os.PathLike) else value
+    if not isinstance(text, str) or not text:
+        raise _wrong(name, value, "a path that is not empty, as a str or a Path", right_type=isinstance(text, str))
     try:
         return Path(text).expanduser()
     except RuntimeError as error:
@@ -205,21 +174,18 @@ def device(value: str | torch.device | None) -> torch.device:
         device(type='cpu')
     """
     if value is not None and not isinstance(value, str | torch.device):
-        raise _wrong(TypeError, "device", value, "a name such as 'cuda:0', a torch.device or None")
+        raise _wrong("device", value, "a name such as 'cuda:0', a torch.device or None", right_type=False)
     try:
         chosen = torch.device("cpu" if value is None else value)
         torch.empty(0, device=chosen)
     except (RuntimeError, AssertionError, NotImplementedError) as error:
-        have = ["cpu"]
-        have += ["cuda"] if torch.cuda.is_available() else []
-        have += ["mps"] if torch.backends.mps.is_available() else []
+        have = "cpu" + ", cuda" * torch.cuda.is_available() + ", mps" * torch.backends.mps.is_available()
         reason = str(error).split("\n")[0]
-        shown = str(value)
-        raise ValueError(f"device {shown!r} cannot be used here ({reason}); there is {', '.join(have)}") from error
+        raise ValueError(f"device {str(value)!r} cannot be used here ({reason}); there is {have}") from error
     return chosen
 
 
-def _wrong(kind: type[Exception], name: str, value: Any, rule: str) -> Exception:
+def _wrong(name: str, value: Any, rule: str, *, right_type: bool) -> Exception:
     shown = repr(value)
     shown = shown if len(shown) <= _LONGEST else f"{shown[: _LONGEST - 3]}..."
-    return kind(f"{name} is {shown}; it must be {rule}")
+    return (ValueError if right_type else TypeError)(f"{name} is {shown}; it must be {rule}")

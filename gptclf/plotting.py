@@ -42,9 +42,7 @@ def plot_training(
             if points:
                 color, style = styles.get(name, (None, "o-"))
                 panel.plot(*zip(*points, strict=True), style, color=color, label=name, markersize=4)
-        panel.set_xlabel("epochs")
-        panel.set_ylabel(quantity)
-        panel.set_title(quantity)
+        panel.set(xlabel="epochs", ylabel=quantity, title=quantity)
         panel.grid(alpha=0.3)
         panel.legend()
     target = Path(path).expanduser()

@@ -34,9 +34,7 @@ class Preparation:
         max_length = integer("max_length", self.max_length, 1, optional=True)
         pad_to = integer("pad_to", self.pad_to, 1, optional=True)
         if pad_to is not None and max_length is not None and max_length > pad_to:
-            raise ValueError(
-                f"max_length {max_length} is more than pad_to {pad_to}; rows padded to one width cannot be longer"
-            )
+            raise ValueError(f"max_length {max_length} is more than pad_to {pad_to}; padded rows cannot be longer")
         # A frozen dataclass sets its own fields this way.
         object.__setattr__(self, "max_length", pad_to if max_length is None else max_length)
         object.__setattr__(self, "truncation", choice("truncation", self.truncation, TRUNCATIONS))
@@ -50,6 +48,5 @@ class Preparation:
             'max_length=8 (the model was trained with 16)'
         """
         pairs = ((field.name, getattr(self, field.name), getattr(other, field.name)) for field in fields(self))
-        return ", ".join(
-            f"{name}={ours!r} (the model was trained with {theirs!r})" for name, ours, theirs in pairs if ours != theirs
-        )
+        changed = [pair for pair in pairs if pair[1] != pair[2]]
+        return ", ".join(f"{name}={ours!r} (the model was trained with {theirs!r})" for name, ours, theirs in changed)

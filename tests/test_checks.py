@@ -91,10 +91,10 @@ class TestNumber:
         ("bounds", "wrong", "rule"),
         [
             ({"above": 0}, 0, "a finite number above 0"),
-            ({"most": 1}, 1.5, "a number from 0 to 1"),
-            ({"above": 0, "most": 1}, 0, "a number above 0 and at most 1"),
+            ({"most": 1}, 1.5, "a finite number of at least 0 and of at most 1"),
+            ({"above": 0, "most": 1}, 0, "a finite number above 0 and of at most 1"),
             ({"least": -math.inf}, math.nan, "a finite number"),
-            ({"least": -math.inf, "most": 2}, 3, "a number of at most 2"),
+            ({"least": -math.inf, "most": 2}, 3, "a finite number of at most 2"),
             ({"least": 0.5, "optional": True}, 0.25, "a finite number of at least 0.5 or None"),
         ],
     )
@@ -154,12 +154,14 @@ class TestPath:
             path("folder", "~no-such-user-here/x")
 
     def test_an_empty_path_is_a_value_error(self) -> None:
-        with pytest.raises(ValueError, match=r"^folder is ''; it must be a path that is not empty$"):
+        with pytest.raises(
+            ValueError, match=r"^folder is ''; it must be a path that is not empty, as a str or a Path$"
+        ):
             path("folder", "")
 
     @pytest.mark.parametrize("value", [None, 3, b"a", ["a"]])
     def test_any_other_type_is_a_type_error(self, value: Any) -> None:
-        with pytest.raises(TypeError, match=r"^folder is .*; it must be a path, as a str or a Path$"):
+        with pytest.raises(TypeError, match=r"^folder is .*; it must be a path that is not empty, as a str or a Path$"):
             path("folder", value)
 
 

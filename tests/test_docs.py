@@ -8,13 +8,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-PAGES = [
-    "README.md",
-    "docs/getting-started.md",
-    "docs/extending.md",
-    "docs/chapter-5.md",
-    "docs/chapter-6.md",
-]
+PAGES = ["README.md", "docs/getting-started.md", "docs/extending.md", "docs/chapter-5.md", "docs/chapter-6.md"]
 
 
 def code_blocks(page: str) -> list[tuple[int, str]]:
@@ -40,11 +34,20 @@ def test_every_python_block_of_the_page_runs(page: str, tmp_path: Path, monkeypa
             exec(compile("\n" * line + offline, str(ROOT / page), "exec"), namespace)
 
 
+def slug(heading: str) -> str:
+    """The anchor that GitHub gives a heading."""
+    return re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-")
+
+
 def test_local_links_of_the_pages_lead_somewhere() -> None:
-    for page in [*PAGES, "docs/design.md", "docs/changelog.md"]:
+    for page in [*PAGES, "docs/benchmarks.md", "docs/design.md", "docs/changelog.md"]:
         path = ROOT / page
-        for target in re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", path.read_text(encoding="utf-8")):
-            assert (path.parent / target).exists(), f"{page} links to {target}, which does not exist"
+        for target, anchor in re.findall(r"\]\(([^)#:]*)(?:#([^)]*))?\)", path.read_text(encoding="utf-8")):
+            found = path.parent / target if target else path
+            assert found.exists(), f"{page} links to {target}, which does not exist"
+            if anchor:
+                headings = re.findall(r"^#+ (.+)$", found.read_text(encoding="utf-8"), flags=re.MULTILINE)
+                assert anchor in map(slug, headings), f"{page} links to {target}#{anchor}, which has no such heading"
 
 
 def test_the_readme_holds_the_commands_that_ci_runs() -> None:
@@ -52,3 +55,12 @@ def test_the_readme_holds_the_commands_that_ci_runs() -> None:
     match = re.search(r"<!-- test -->\n```bash\n(.+)\n```\n", readme)
     assert match is not None
     assert "pytest" in match.group(1)
+
+
+def test_pages_and_examples_are_in_plain_english() -> None:
+    pages = [ROOT / "README.md", *(ROOT / "docs").glob("*.md")]
+    # The templates of messages.py are meant to sound like people.
+    scripts = [path for path in (ROOT / "examples").glob("*.py") if path.name != "messages.py"]
+    for path in [*pages, *scripts]:
+        found = re.search(r"\b(shall|gone on|goes on with|passed over)\b|, too\b", path.read_text(encoding="utf-8"))
+        assert found is None, f"{path.name} says {found.group() if found else ''!r}"

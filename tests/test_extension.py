@@ -68,22 +68,26 @@ class LowRank(Linear):
     def __init__(self, base: Linear, rank: int = 4) -> None:
         super().__init__(base.in_features, base.out_features, base.bias is not None, device="meta")
         self.weight, self.bias = base.weight, base.bias
-        self.down = Linear(base.in_features, rank, bias=False, device="cpu")
-        self.up = Linear(rank, base.out_features, bias=False, device="cpu")
-        nn.init.normal_(self.down.weight, std=0.02)
-        nn.init.zeros_(self.up.weight)
+        self.reduce = Linear(base.in_features, rank, bias=False, device="cpu")
+        self.expand = Linear(rank, base.out_features, bias=False, device="cpu")
+        nn.init.normal_(self.reduce.weight, std=0.02)
+        nn.init.zeros_(self.expand.weight)
 
     def forward(self, x: Tensor) -> Tensor:
-        return super().forward(x) + self.up(self.down(x))  # type: ignore[no-any-return]
+        return super().forward(x) + self.expand(self.reduce(x))  # type: ignore[no-any-return]
 
     def rows(self, x: Tensor, rows: slice = slice(None), heads: int = 1, bias: bool = True) -> Tensor:
-        return super().rows(x, rows, heads, bias) + self.up.rows(self.down(x), rows, heads)
+        return super().rows(x, rows, heads, bias) + self.expand.rows(self.reduce(x), rows, heads)
 
     def onto(self, x: Tensor, rows: slice = slice(None), heads: int = 1) -> Tensor:
-        return super().onto(x, rows, heads) + self.down.onto(self.up.onto(x, rows, heads))
+        return super().onto(x, rows, heads) + self.reduce.onto(self.expand.onto(x, rows, heads))
 
     def prepared(self, arithmetic: Any) -> Any:
-        base, down, up = super().prepared(arithmetic), self.down.prepared(arithmetic), self.up.prepared(arithmetic)
+        base, down, up = (
+            super().prepared(arithmetic),
+            self.reduce.prepared(arithmetic),
+            self.expand.prepared(arithmetic),
+        )
         return lambda x: base(x) + up(down(x))
 
 
@@ -212,7 +216,8 @@ def test_a_low_rank_layer_takes_the_fast_paths_and_learns_what_the_general_path_
     for change in (lambda clf: clf, dense):
         torch.manual_seed(1)
         clf = change(adapted(add_classifier_head(wide(), classes=["ham", "spam"], seed=1), block))
-        freeze(clf, trainable=["*.down.weight", "*.up.weight", "head"])
+        freeze(clf, trainable=["*.reduce.weight", "*.expand.weight", "head"])
+        assert not clf.trunk.blocks[block].mlp.up.weight.requires_grad
         found.append(losses_of(clf))
         assert clf.trunk.blocks[block].can_pool == (change is not dense)
     np.testing.assert_allclose(found[0], found[1], rtol=2e-4)
@@ -258,7 +263,7 @@ def test_a_layer_of_a_model_is_kept_by_a_second_head() -> None:
     clf = adapted(add_classifier_head(wide(), classes=["ham", "spam"], seed=1), 1)
     with torch.no_grad():
         for name, parameter in clf.named_parameters():
-            if name.endswith("up.weight"):
+            if name.endswith("expand.weight"):
                 parameter.normal_()
     other = add_classifier_head(clf, classes=["a", "b", "c"], seed=2)
     ids = torch.tensor([[5, 6, 7, 8]])

@@ -84,13 +84,9 @@ class Batch:
 
     def to(self, device: torch.device | str) -> "Batch":
         """Return the same batch on another device."""
-        return replace(
-            self,
-            inputs=_moved(self.inputs, device),
-            lengths=_moved(self.lengths, device),
-            targets=None if self.targets is None else _moved(self.targets, device),
-            weights=None if self.weights is None else _moved(self.weights, device),
-        )
+        parts = {name: getattr(self, name) for name in ("inputs", "lengths", "targets", "weights")}
+        moved: dict[str, Any] = {name: _moved(part, device) for name, part in parts.items() if part is not None}
+        return replace(self, **moved)
 
 
 def _moved(tensor: Tensor, device: torch.device | str) -> Tensor:
@@ -184,5 +180,4 @@ class Batches:
 
 
 def _as_tensor(targets: NDArray[Any]) -> Tensor:
-    whole = np.issubdtype(targets.dtype, np.integer)
-    return torch.from_numpy(targets.astype(np.int64) if whole else targets)
+    return torch.from_numpy(targets.astype(np.int64) if np.issubdtype(targets.dtype, np.integer) else targets)

@@ -4,7 +4,7 @@ import copy
 import logging
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Required, TypedDict, Unpack
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,9 +18,20 @@ from gptclf.tasks import SingleLabel, Task, check_column, check_labels, infer_cl
 from gptclf.tokenizer.tokens import check_tokenizer, encode
 
 if TYPE_CHECKING:
-    import tiktoken
+    from tiktoken import Encoding
 
 logger = logging.getLogger(__name__)
+
+
+class Options(TypedDict, total=False):
+    """What `TextDataset` takes beside the columns themselves."""
+
+    tokenizer: Required["Encoding"]
+    classes: Sequence[Any] | None
+    task: Task | None
+    max_length: int | None
+    truncation: str
+    pad_to: int | None
 
 
 class TextDataset(RaggedIds):
@@ -45,6 +56,7 @@ class TextDataset(RaggedIds):
         texts: The strings.
         labels: Targets under the data set's own task, or None. If each text has one label, the index of its class,
             int64 (N,).
+        given: The labels as given, one per row, to be matched to another task; empty without labels.
         task: The task of the labels, or None without labels.
         classes: The task's list of classes, or None.
         weights: Each row's weight, float32 (N,), or None.
@@ -70,7 +82,7 @@ class TextDataset(RaggedIds):
         texts: Iterable[str],
         labels: Iterable[Any] | None = None,
         *,
-        tokenizer: "tiktoken.Encoding",
+        tokenizer: "Encoding",
         classes: Sequence[Any] | None = None,
         task: Task | None = None,
         weights: Iterable[float] | None = None,
@@ -85,22 +97,30 @@ class TextDataset(RaggedIds):
         self.task: Task | None = None
         self.labels: NDArray[Any] | None = None
         self.weights = None if weights is None else check_weights(weights, len(self.texts))
-        # The labels as given, to be matched to another task.
-        self._given: list[Any] = []
+        self.given: list[Any] = []
         if labels is not None:
-            self._given = check_column(labels, "label", len(self.texts))
-            self.task = _task_of(self._given, classes, task)
-            self.labels = self._matched(self.task)
+            self.given = check_column(labels, "label", len(self.texts))
+            if task is None:
+                task = SingleLabel(
+                    infer_classes(check_labels(self.given, len(self.given))) if classes is None else classes
+                )
+            elif not isinstance(task, Task):
+                raise TypeError(f"task is a {type(task).__name__}; it must be a gptclf Task, such as model.task")
+            elif classes is not None:
+                raise ValueError("classes= and task= were both given; a task has its own classes: give one of the two")
+            self.task, self.labels = task, self._matched(task)
         else:
             for name, value in (("classes", classes), ("task", task), ("weights", weights)):
                 if value is not None:
                     raise ValueError(f"{name}= was given without labels=; texts to predict need only a tokenizer")
-        self.set_rows([self._prepare(text) for text in self.texts])
+        end = tokenizer.eot_token
+        self.set_rows([np.asarray(encode(text, tokenizer) or [end], dtype=np.int32) for text in self.texts])
         self.truncated = np.zeros(len(self.texts), dtype=bool)
         if self.preparation.max_length is not None:
             self._truncate(self.preparation.max_length)
-            if self.preparation.pad_to is not None:
-                self._pad(self.preparation.pad_to)
+        if self.preparation.pad_to is not None:
+            filler = np.full(self.preparation.pad_to, end, dtype=np.int32)
+            self.set_rows([np.concatenate([row, filler[len(row) :]]) for row in self.rows()])
 
     @classmethod
     def from_file(
@@ -110,14 +130,9 @@ class TextDataset(RaggedIds):
         text: str | int = "text",
         label: str | int | None = "label",
         weights: str | int | None = None,
-        tokenizer: "tiktoken.Encoding",
         encoding: str = "utf-8-sig",
         quoted: bool | None = None,
-        classes: Sequence[Any] | None = None,
-        task: Task | None = None,
-        max_length: int | None = None,
-        truncation: str = "tail",
-        pad_to: int | None = None,
+        **options: Unpack[Options],
     ) -> "TextDataset":
         """Read a .csv, .tsv or .jsonl file.
 
@@ -126,27 +141,13 @@ class TextDataset(RaggedIds):
             text: Column of the texts: a name (the first row is a header) or a position (there is no header).
             label: Column of the labels, likewise; None for texts to predict.
             weights: Column of the weights, likewise; None if all are 1.
-            tokenizer: As in the constructor.
             encoding: The file's text encoding.
             quoted: True if `"` quotes a field; None means True for .csv and False for .tsv.
-            classes: As in the constructor.
-            task: As in the constructor.
-            max_length: As in the constructor.
-            truncation: As in the constructor.
-            pad_to: As in the constructor.
+            **options: `tokenizer`, and optionally `classes`, `task`, `max_length`, `truncation` and `pad_to`, as in the
+                constructor.
         """
         columns = read_file(checks.path("path", path), text, label, weights, encoding=encoding, quoted=quoted)
-        return cls(
-            columns.texts,
-            columns.labels,
-            tokenizer=tokenizer,
-            classes=classes,
-            task=task,
-            weights=columns.weights,
-            max_length=max_length,
-            truncation=truncation,
-            pad_to=pad_to,
-        )
+        return cls(columns.texts, columns.labels, weights=columns.weights, **options)
 
     @classmethod
     def from_table(
@@ -156,30 +157,18 @@ class TextDataset(RaggedIds):
         text: str = "text",
         label: str | None = "label",
         weights: str | None = None,
-        tokenizer: "tiktoken.Encoding",
-        classes: Sequence[Any] | None = None,
-        task: Task | None = None,
-        max_length: int | None = None,
-        truncation: str = "tail",
-        pad_to: int | None = None,
+        **options: Unpack[Options],
     ) -> "TextDataset":
         """Take columns of a DataFrame, a Hugging Face `datasets.Dataset` or a dictionary of columns.
 
-        `text`, `label` and `weights` name the columns; the rest is as in the constructor. A `datasets` column of type
-        ClassLabel gives the names of its classes, in its order.
+        `text`, `label` and `weights` name the columns. The options are `tokenizer`, and optionally `classes`, `task`,
+        `max_length`, `truncation` and `pad_to`, as in the constructor. A `datasets` column of type ClassLabel gives the
+        names of its classes, in its order.
         """
         columns = read_table(table, text, label, weights)
-        return cls(
-            columns.texts,
-            columns.labels,
-            tokenizer=tokenizer,
-            classes=columns.classes if classes is None and task is None else classes,
-            task=task,
-            weights=columns.weights,
-            max_length=max_length,
-            truncation=truncation,
-            pad_to=pad_to,
-        )
+        if options.get("classes") is None and options.get("task") is None:
+            options["classes"] = columns.classes
+        return cls(columns.texts, columns.labels, weights=columns.weights, **options)
 
     def __repr__(self) -> str:
         kinds = "no labels" if self.task is None else self.task.summary
@@ -189,11 +178,6 @@ class TextDataset(RaggedIds):
     def classes(self) -> list[Any] | None:
         """The classes of the data set's own task, in order, or None."""
         return None if self.task is None else self.task.classes
-
-    @property
-    def given(self) -> list[Any]:
-        """The labels as given, one per row; empty without labels."""
-        return list(self._given)
 
     @property
     def labelled(self) -> bool:
@@ -218,7 +202,7 @@ class TextDataset(RaggedIds):
         part = copy.copy(self)
         part.texts = [self.texts[i] for i in chosen]
         if self.labels is not None:
-            part.labels, part._given = self.labels[chosen], [self._given[i] for i in chosen]
+            part.labels, part.given = self.labels[chosen], [self.given[i] for i in chosen]
         part.weights = None if self.weights is None else self.weights[chosen]
         part.truncated = self.truncated[chosen]
         part.set_rows(self.rows_at(chosen))
@@ -246,55 +230,22 @@ class TextDataset(RaggedIds):
         return self.labels if task is None or task == self.task else self._matched(task)
 
     def _matched(self, task: Task) -> NDArray[Any]:
-        targets = np.asarray(task.targets(self._given))
-        if len(targets) != len(self._given):
-            raise ValueError(
-                f"{type(task).__name__}.targets gave {len(targets)} targets for {len(self._given)} labels; it must "
-                "return one for each label"
-            )
+        targets = np.asarray(task.targets(self.given))
+        if len(targets) != len(self.given):
+            name, n = type(task).__name__, len(self.given)
+            raise ValueError(f"{name}.targets gave {len(targets)} targets for {n} labels; it must return one for each")
         return targets
 
-    def _prepare(self, text: str) -> NDArray[np.int32]:
-        return np.asarray(encode(text, self.tokenizer) or [self.tokenizer.eot_token], dtype=np.int32)
-
     def _truncate(self, limit: int) -> None:
-        lengths = self.lengths
+        lengths, part = self.lengths, self.preparation.truncation
         too_long = lengths > limit
         self.truncated = self.truncated | too_long
         if too_long.any():
-            logger.warning(
-                "%d of %d texts are longer than %d tokens (longest: %d) and lost their %s",
-                too_long.sum(),
-                len(self),
-                limit,
-                lengths.max(),
-                self.preparation.truncation,
-            )
-            self.set_rows([_cut(row, limit, self.preparation.truncation) for row in self.rows()])
-
-    def _pad(self, width: int) -> None:
-        rows = np.full((len(self), width), self.tokenizer.eot_token, dtype=np.int32)
-        for padded, row in zip(rows, self.rows(), strict=True):
-            padded[: len(row)] = row
-        self.set_rows(list(rows))
-
-
-def _task_of(labels: list[Any], classes: Sequence[Any] | None, task: Task | None) -> Task:
-    if task is None:
-        return SingleLabel(infer_classes(check_labels(labels, len(labels))) if classes is None else classes)
-    if not isinstance(task, Task):
-        raise TypeError(f"task is a {type(task).__name__}; it must be a gptclf Task, such as model.task")
-    if classes is not None:
-        raise ValueError("classes= and task= were both given; a task has its own classes: give one of the two")
-    return task
+            message = "%d of %d texts are longer than %d tokens (longest: %d) and lost their %s"
+            logger.warning(message, too_long.sum(), len(self), limit, lengths.max(), part)
+            self.set_rows([_cut(row, limit, part) if len(row) > limit else row for row in self.rows()])
 
 
 def _cut(row: NDArray[np.int32], limit: int, truncation: str) -> NDArray[np.int32]:
-    if len(row) <= limit:
-        return row
-    if truncation == "tail":
-        return row[:limit]
-    if truncation == "head":
-        return row[-limit:]
-    back = limit // 2
+    back = {"tail": 0, "head": limit, "middle": limit // 2}[truncation]  # tokens kept at the end
     return np.concatenate([row[: limit - back], row[len(row) - back :]])

@@ -3,8 +3,12 @@
 import csv
 import json
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
+
+# A column of a file: its name in the header, or its position.
+Place = str | int
 
 _SEPARATORS = {".csv": ",", ".tsv": "\t"}
 
@@ -19,40 +23,24 @@ class Columns(NamedTuple):
 
 
 def read_file(
-    path: Path,
-    text: str | int,
-    label: str | int | None,
-    weights: str | int | None,
-    *,
-    encoding: str,
-    quoted: bool | None,
+    path: Path, text: Place, label: Place | None, weights: Place | None, *, encoding: str, quoted: bool | None
 ) -> Columns:
     """Read the columns of a .csv, .tsv or .jsonl file; see `TextDataset.from_file`."""
     suffix = path.suffix.lower()
     if suffix not in (*_SEPARATORS, ".jsonl"):
         raise ValueError(f"{path}: the suffix names the format; it must be .csv, .tsv or .jsonl")
     named = {"text": text, "label": label, "weights": weights}
-    wanted = [column for column in named.values() if column is not None]
-    if len({type(column) for column in wanted}) > 1:
-        given = " and ".join(f"{name}={column!r}" for name, column in named.items() if column is not None)
-        each = "both" if len(wanted) == 2 else "all"
-        raise TypeError(f"{given} must {each} be column names or {each} be positions")
+    wanted = {name: column for name, column in named.items() if column is not None}
+    if len(set(map(type, wanted.values()))) > 1:
+        raise TypeError(f"the columns are {wanted}; they must all be names or all be positions")
+    read = _json_rows if suffix == ".jsonl" else partial(_separated_rows, quoted=quoted)
     try:
-        if suffix == ".jsonl":
-            rows = list(_json_rows(path, wanted, encoding))
-        else:
-            quoted = suffix == ".csv" if quoted is None else quoted
-            rows = list(_separated_rows(path, wanted, encoding, _SEPARATORS[suffix], quoted))
+        rows = list(read(path, list(wanted.values()), encoding))
     except UnicodeDecodeError as error:
-        raise ValueError(
-            f"{path} is not {error.encoding} ({error.reason} at byte {error.start}); give its encoding="
-        ) from error
-    columns = iter([row[place] for row in rows] for place in range(len(wanted)))
-    return Columns(
-        next(columns),
-        None if label is None else next(columns),
-        None if weights is None else [_number(value, row, path) for row, value in enumerate(next(columns))],
-    )
+        raise ValueError(f"{path} is not {encoding} text ({error}); give its encoding=") from error
+    columns = {name: [row[place] for row in rows] for place, name in enumerate(wanted)}
+    numbers = [_number(value, row, path) for row, value in enumerate(columns.get("weights", ()))]
+    return Columns(columns["text"], columns.get("label"), None if weights is None else numbers)
 
 
 def _number(value: Any, row: int, path: Path) -> Any:
@@ -79,10 +67,11 @@ def _json_rows(path: Path, columns: list[Any], encoding: str) -> Iterator[list[A
             yield [record[key] for key in columns]
 
 
-def _separated_rows(path: Path, columns: list[Any], encoding: str, separator: str, quoted: bool) -> Iterator[list[str]]:
-    limit = csv.field_size_limit()
+def _separated_rows(path: Path, columns: list[Any], encoding: str, quoted: bool | None) -> Iterator[list[str]]:
+    separator = _SEPARATORS[path.suffix.lower()]
+    quoted = separator == "," if quoted is None else quoted
     # The csv module's limit of 131,072 characters per field holds for the whole process; it is restored below.
-    csv.field_size_limit(2**31 - 1)
+    limit = csv.field_size_limit(2**31 - 1)
     try:
         with path.open(encoding=encoding, newline="") as file:
             reader = csv.reader(
@@ -93,18 +82,13 @@ def _separated_rows(path: Path, columns: list[Any], encoding: str, separator: st
                 header = next(reader, [])
                 missing = [name for name in columns if name not in header]
                 if missing:
-                    raise ValueError(
-                        f"{path} has no column {missing[0]!r}; its first row is {header}. Name the columns with "
-                        "text= and label=, or give their positions (0, 1, ...) if there is no header"
-                    )
+                    remedy = "name the columns with text= and label=, or give their positions if there is no header"
+                    raise ValueError(f"{path} has no column {missing[0]!r}; its first row is {header}: {remedy}")
                 places = [header.index(name) for name in columns]
-            for row in reader:
-                if not row:
-                    continue
-                if len(row) <= max(places):
-                    raise ValueError(
-                        f"{path}, line {reader.line_num}: {len(row)} columns, but column {max(places)} is needed"
-                    )
+            last = max(places)
+            for row in filter(None, reader):
+                if len(row) <= last:
+                    raise ValueError(f"{path}, line {reader.line_num}: {len(row)} columns, but column {last} is needed")
                 yield [row[place] for place in places]
     except csv.Error as error:
         raise ValueError(f'{path}: {error}; if " is ordinary text there, give quoted=False') from error

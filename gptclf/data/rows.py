@@ -30,16 +30,13 @@ def row_numbers(indices: Sequence[int] | NDArray[Any], n: int) -> NDArray[np.int
             raise IndexError(f"the mask has shape {chosen.shape}; the data set has {n} rows")
         return np.flatnonzero(chosen)
     if chosen.ndim != 1 or (chosen.size and not np.issubdtype(chosen.dtype, np.integer)):
-        raise TypeError(
-            f"rows are chosen by {chosen.dtype} values of shape {chosen.shape}; give a list of integers or a mask"
-        )
+        given = f"{chosen.dtype} values of shape {chosen.shape}"
+        raise TypeError(f"rows are chosen by {given}; give a list of integers or a mask")
     outside = (chosen < -n) | (chosen >= n)
     if outside.any():
-        raise IndexError(
-            f"there is no row {chosen[outside][0]}; the data set has {n} rows, numbered from 0, or from -1 backwards"
-        )
-    numbers = chosen.astype(np.int64)
-    return np.where(numbers < 0, numbers + n, numbers)
+        row = chosen[outside][0]
+        raise IndexError(f"there is no row {row}; the data set has {n} rows, numbered from 0, or from -1 backwards")
+    return chosen.astype(np.int64) % max(1, n)  # -1 becomes n - 1
 
 
 def check_texts(texts: Iterable[str]) -> list[str]:
@@ -55,27 +52,22 @@ def check_texts(texts: Iterable[str]) -> list[str]:
 def check_text(text: object, row: int) -> str:
     """Return the text of a row; raise a TypeError that names the row if it is not a string."""
     if not isinstance(text, str):
-        raise TypeError(
-            f"text {row} is {text!r} ({type(text).__name__}); every text must be a str. "
-            "Drop missing rows or replace them by ''"
-        )
+        problem = f"text {row} is {text!r} ({type(text).__name__}); every text must be a str"
+        raise TypeError(f"{problem}. Drop missing rows or replace them by ''")
     return text
 
 
 def check_source(texts: object) -> None:
     """Raise a TypeError if `texts` is not an ordered series of texts, such as a list or a generator."""
+    kind = type(texts).__name__
     if isinstance(texts, str | bytes):
-        raise TypeError(
-            f"texts is a single {type(texts).__name__}; give a list of strings: [{texts[:20]!r}]. "
-            "Iterating over it would make every character a text"
-        )
+        remedy = f"give a list of strings: [{texts[:20]!r}]"
+        raise TypeError(f"texts is a single {kind}; {remedy}. Iterating over it would make every character a text")
     if hasattr(texts, "column_names") or hasattr(texts, "columns") or isinstance(texts, Mapping):
-        raise TypeError(
-            f"texts is a whole table ({type(texts).__name__}); give its columns, or use "
-            "TextDataset.from_table(table, text=..., label=...)"
-        )
+        remedy = "give its columns, or use TextDataset.from_table(table, text=..., label=...)"
+        raise TypeError(f"texts is a whole table ({kind}); {remedy}")
     if not isinstance(texts, Iterable) or isinstance(texts, set | frozenset):
-        raise TypeError(f"texts is a {type(texts).__name__}; give a list of strings, whose order the labels follow")
+        raise TypeError(f"texts is a {kind}; give a list of strings, whose order the labels follow")
 
 
 def check_weights(weights: Any, n_texts: int) -> NDArray[np.float32]:

@@ -3,6 +3,7 @@
 import logging
 import math
 from collections.abc import Sequence
+from itertools import combinations
 
 import numpy as np
 from numpy.typing import NDArray
@@ -37,7 +38,11 @@ def split(
         >>> [len(part) for part in split(data, (0.5, 0.5), seed=1)]
         [10, 10]
     """
-    shares = _check_fractions(fractions)
+    if not isinstance(fractions, Sequence) or isinstance(fractions, str | bytes):
+        raise TypeError(f"fractions is {fractions!r}; give one share for each part, such as (0.7, 0.1, 0.2)")
+    shares = [checks.number(f"fractions[{i}]", share, least=-math.inf) for i, share in enumerate(fractions)]
+    if not shares or min(shares) <= 0 or abs(sum(shares) - 1) > 1e-6:
+        raise ValueError(f"fractions are {shares!r}; they must be positive and sum to 1")
     rng = np.random.default_rng(checks.integer("seed", seed))
     labels = np.zeros(len(dataset), dtype=np.int64)
     if checks.boolean("stratify", stratify):
@@ -48,24 +53,16 @@ def split(
         labels = dataset.labels
     order = rng.permutation(len(dataset))
     sizes = np.diff(np.rint(np.cumsum([0.0, *shares]) * len(dataset)).astype(int))
-    parts = _deal(order, labels, sizes)
-    for i, part in enumerate(parts):
-        if not len(part):
-            raise ValueError(f"{len(dataset)} rows are too few for fractions {shares!r}: part {i} would be empty")
+    if not sizes.all():
+        empty = sizes.argmin()
+        raise ValueError(f"{len(dataset)} rows are too few for fractions {shares!r}: part {empty} would be empty")
     # The rows of a part keep the data set's order; training shuffles them by its own seed.
-    divided = tuple(dataset.subset(part) for part in parts)
-    for i, later in enumerate(divided):
-        for j, earlier in enumerate(divided[:i]):
-            shared = len(shared_texts(earlier, later))
-            if shared:
-                logger.warning(
-                    "%d of the %d texts in part %d of the split also occur in part %d; drop them before you trust "
-                    "a score (gptclf.shared_texts finds them)",
-                    shared,
-                    len(later),
-                    i,
-                    j,
-                )
+    divided = tuple(dataset.subset(part) for part in _deal(order, labels, sizes))
+    message = "%d of the %d texts in part %d also occur in part %d; drop them (shared_texts) before you trust a score"
+    for (i, earlier), (j, later) in combinations(enumerate(divided), 2):
+        shared = len(shared_texts(earlier, later))
+        if shared:
+            logger.warning(message, shared, len(later), j, i)
     return divided
 
 
@@ -80,17 +77,7 @@ def shared_texts(first: TextDataset, second: TextDataset) -> NDArray[np.int64]:
         [1]
     """
     seen = set(first.texts)
-    found = [i for i, text in enumerate(second.texts) if text in seen]
-    return np.asarray(found, dtype=np.int64)
-
-
-def _check_fractions(fractions: Sequence[float]) -> list[float]:
-    if not isinstance(fractions, Sequence) or isinstance(fractions, str | bytes):
-        raise TypeError(f"fractions is {fractions!r}; give one share for each part, such as (0.7, 0.1, 0.2)")
-    shares = [checks.number(f"fractions[{i}]", share, least=-math.inf) for i, share in enumerate(fractions)]
-    if not shares or min(shares) <= 0 or abs(sum(shares) - 1) > 1e-6:
-        raise ValueError(f"fractions are {shares!r}; they must be positive and sum to 1")
-    return shares
+    return np.asarray([i for i, text in enumerate(second.texts) if text in seen], dtype=np.int64)
 
 
 def _deal(order: NDArray[np.int64], labels: NDArray[np.int64], sizes: NDArray[np.int64]) -> list[NDArray[np.int64]]:
@@ -99,10 +86,10 @@ def _deal(order: NDArray[np.int64], labels: NDArray[np.int64], sizes: NDArray[np
     parts = []
     for size in sizes:
         left = np.asarray([len(pile) for pile in piles])
-        ideal = left * size / max(1, left.sum())
+        ideal = left * size / left.sum()
         take = np.floor(ideal).astype(int)
         # The rows lost to rounding down go to the classes that lost most.
         take[np.argsort(take - ideal, kind="stable")[: size - take.sum()]] += 1
-        parts.append(np.sort(np.concatenate([pile[:n] for pile, n in zip(piles, take, strict=True)] or [order])))
+        parts.append(np.sort(np.concatenate([pile[:n] for pile, n in zip(piles, take, strict=True)])))
         piles = [pile[n:] for pile, n in zip(piles, take, strict=True)]
     return parts

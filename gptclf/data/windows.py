@@ -12,13 +12,13 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from gptclf import checks
-from gptclf.data.rows import check_text, check_texts, row_numbers
+from gptclf.data.rows import check_texts, row_numbers
 from gptclf.preparation import Preparation
 from gptclf.tasks import NextToken, Task
 from gptclf.tokenizer.tokens import check_tokenizer, encode
 
 if TYPE_CHECKING:
-    import tiktoken
+    from tiktoken import Encoding
 
 
 class TextWindows:
@@ -59,24 +59,17 @@ class TextWindows:
     preparation = Preparation()
 
     def __init__(
-        self,
-        texts: str | Iterable[str],
-        *,
-        tokenizer: "tiktoken.Encoding",
-        length: int = 256,
-        stride: int | None = None,
+        self, texts: str | Iterable[str], *, tokenizer: "Encoding", length: int = 256, stride: int | None = None
     ) -> None:
         self.length = checks.integer("length", length, 1)
-        step = self.length if stride is None else checks.integer("stride", stride, 1)
+        step = checks.integer("stride", self.length if stride is None else stride, 1)
         check_tokenizer(tokenizer)
         self.tokenizer = tokenizer
         self.task: Task | None = NextToken(tokenizer.n_vocab)
-        self.ids = _joined([check_text(texts, 0)] if isinstance(texts, str) else check_texts(texts), tokenizer)
+        self.ids = _joined(check_texts([texts] if isinstance(texts, str) else texts), tokenizer)
         if len(self.ids) <= self.length:
-            raise ValueError(
-                f"the text has {len(self.ids)} tokens; a window of length={length} needs one more than that. "
-                "Give more text, or a smaller length"
-            )
+            problem = f"the text has {len(self.ids)} tokens; a window of length={length} needs one more than that"
+            raise ValueError(f"{problem}: give more text, or a smaller length")
         self.offsets = np.arange(0, len(self.ids) - self.length, step, dtype=np.int64)
 
     @classmethod
@@ -84,7 +77,7 @@ class TextWindows:
         cls,
         path: str | Path,
         *,
-        tokenizer: "tiktoken.Encoding",
+        tokenizer: "Encoding",
         separator: str | None = None,
         encoding: str = "utf-8-sig",
         length: int = 256,
@@ -107,9 +100,8 @@ class TextWindows:
             raise ValueError(f"{file} is not {encoding} text ({error}); give its encoding=") from error
         if separator == "":
             raise ValueError("separator is ''; give the characters between two documents, or None")
-        return cls(
-            text if separator is None else text.split(separator), tokenizer=tokenizer, length=length, stride=stride
-        )
+        texts = text if separator is None else text.split(separator)
+        return cls(texts, tokenizer=tokenizer, length=length, stride=stride)
 
     def __len__(self) -> int:
         return len(self.offsets)
@@ -159,9 +151,6 @@ class TextWindows:
         return part
 
 
-def _joined(texts: list[str], tokenizer: "tiktoken.Encoding") -> NDArray[np.int32]:
-    end = np.array([tokenizer.eot_token], dtype=np.int32)
-    parts: list[NDArray[np.int32]] = []
-    for text in texts:
-        parts += [np.asarray(encode(text, tokenizer), dtype=np.int32), end]
-    return np.concatenate(parts[:-1]) if parts else np.zeros(0, dtype=np.int32)
+def _joined(texts: list[str], tokenizer: "Encoding") -> NDArray[np.int32]:
+    parts = [np.array([*encode(text, tokenizer), tokenizer.eot_token], dtype=np.int32) for text in texts]
+    return np.concatenate(parts)[:-1] if parts else np.zeros(0, dtype=np.int32)

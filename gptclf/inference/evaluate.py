@@ -126,7 +126,7 @@ def evaluate(
         measures=model.task.scores(outputs, targets),
         details=model.task.details(outputs, targets),
         outputs=outputs.numpy(),
-        targets=rows.given,
+        targets=list(rows.given),
         predictions=model.task.answers(outputs),
         texts=dataset.texts,
     )

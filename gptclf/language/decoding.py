@@ -42,8 +42,7 @@ class Decoder:
         *self._blocks, _, head = _laid_out(parts) if lay_out else parts
         self._head = cast(Head, head)
         heads, width = gpt2.config.n_heads, gpt2.config.emb_dim // gpt2.config.n_heads
-        like = self._embed.position.weight
-        self._caches = [Cache(like, rows, heads, capacity, width) for _ in self._blocks]
+        self._caches = [Cache(self._embed.position.weight, rows, heads, capacity, width) for _ in self._blocks]
         self.length = 0
 
     def advance(self, ids: Tensor) -> Tensor:

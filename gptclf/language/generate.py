@@ -69,18 +69,8 @@ def generate(
     tokenizer = gpt2.tokenizer
     end: int = tokenizer.eot_token
     ids = encode(prompt, tokenizer, special_tokens=special_tokens) or [end]
-    longer = generate_ids(
-        gpt2,
-        ids,
-        max_new_tokens,
-        temperature=temperature,
-        top_k=top_k,
-        top_p=top_p,
-        seed=seed,
-        end_id=end if stop_at_end_of_text else None,
-        n_vocab=tokenizer.n_vocab,
-        use_cache=use_cache,
-    )
+    sampler, end_id = Sampler(temperature, top_k, top_p, seed), end if stop_at_end_of_text else None
+    longer = _continued(gpt2, ids, max_new_tokens, sampler, end_id, tokenizer.n_vocab, use_cache)
     added: list[int] = longer[0, len(ids) :].tolist()
     if stop_at_end_of_text and added and added[-1] == end:
         added.pop()
@@ -125,52 +115,47 @@ def generate_ids(
         torch.Size([2, 7])
     """
     check_language_model(gpt2)
-    max_new_tokens = integer("max_new_tokens", max_new_tokens)
-    sampler = Sampler(temperature, top_k, top_p, seed)
+    return _continued(gpt2, ids, max_new_tokens, Sampler(temperature, top_k, top_p, seed), end_id, n_vocab, use_cache)
+
+
+def _continued(
+    gpt2: GPT2, ids: Ids, n: int, sampler: Sampler, end_id: int | None, n_vocab: int | None, use_cache: bool
+) -> Tensor:
+    """Check all but the sampler, and return rows and their continuations of up to `n` tokens."""
+    n = integer("max_new_tokens", n)
     size = gpt2.config.vocab_size
     allowed = size if n_vocab is None else min(size, integer("n_vocab", n_vocab, 1))
     end_id = integer("end_id", end_id, optional=True)
     if end_id is not None and end_id >= allowed:
         raise ValueError(f"end_id is {end_id}, but only ids below {allowed} are added; no row could ever end")
     rows = rows_of_ids(gpt2, ids)
-    if not rows.shape[1]:
+    B, end = rows.shape
+    if not end:
         raise ValueError("ids holds no tokens; begin with at least one, such as the end of text")
-    with evaluating(gpt2) as model, torch.autocast(gpt2.device.type, enabled=False):
-        longer = _continued(model, rows, max_new_tokens, sampler, allowed, end_id, use_cache)
-    return longer.clone()  # outside inference mode
-
-
-def _continued(
-    gpt2: GPT2, rows: Tensor, max_new_tokens: int, sampler: Sampler, allowed: int, end_id: int | None, use_cache: bool
-) -> Tensor:
-    """Return rows (B, T) and their continuations, of ids below `allowed`."""
-    B, T = rows.shape
-    next_logits = _next_logits(gpt2, B, T, max_new_tokens, use_cache)
     # Grown as needed: whoever asks for a million tokens mostly means "until the text ends".
-    grown = rows.new_empty(B, T + min(max_new_tokens, _ROOM))
-    grown[:, :T] = rows
+    grown = torch.cat([rows, rows.new_empty(B, min(n, _ROOM))], dim=1)
     done = torch.zeros(B, dtype=torch.bool, device=rows.device)
-    end = T
-    while B and end < T + max_new_tokens and not bool(done.all()):
-        logits = next_logits(grown[:, :end])
-        check_finite(logits, gpt2)
-        if end == grown.shape[1]:
-            grown = torch.cat([grown, torch.empty_like(grown)], dim=1)
-        grown[:, end] = chosen = sampler.choose(logits[:, :allowed])
-        if end_id is not None:
-            grown[done, end] = end_id
-            done |= chosen == end_id
-        end += 1
-    return grown[:, :end]
+    last = end + n
+    with evaluating(gpt2) as model, torch.autocast(gpt2.device.type, enabled=False):
+        next_logits = _next_logits(model, B, end, n, use_cache)
+        while B and end < last and not bool(done.all()):
+            logits = next_logits(grown[:, :end])
+            check_finite(logits, model)
+            if end == grown.shape[1]:
+                grown = torch.cat([grown, torch.empty_like(grown)], dim=1)
+            grown[:, end] = chosen = sampler.choose(logits[:, :allowed])
+            if end_id is not None:
+                grown[done, end] = end_id
+                done |= chosen == end_id
+            end += 1
+    return grown[:, :end].clone()  # outside inference mode
 
 
-def _next_logits(gpt2: GPT2, B: int, T: int, max_new_tokens: int, use_cache: bool) -> Callable[[Tensor], Tensor]:
-    """Return a function from all ids so far (B, n) to the logits (B, V) of the next token."""
-    context = gpt2.config.context_length
-    standard = has_standard_parts(gpt2)
-    decoder = None
+def _next_logits(gpt2: GPT2, B: int, T: int, n: int, use_cache: bool) -> Callable[[Tensor], Tensor]:
+    """Return a function from all ids so far (B, T or more) to the logits (B, V) of the next of `n` tokens."""
+    context, standard, decoder = gpt2.config.context_length, has_standard_parts(gpt2), None
     if use_cache and standard and context > T:
-        capacity = min(T + max_new_tokens, context)
+        capacity = min(T + n, context)
         decoder = Decoder(gpt2, B, capacity, capacity - T)
 
     def compute(ids: Tensor) -> Tensor:

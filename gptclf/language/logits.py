@@ -3,12 +3,20 @@
 import torch
 from torch import Tensor
 
-from gptclf.gpt2.model import GPT2
+from gptclf.gpt2.arithmetic import resolve_precision
+from gptclf.gpt2.model import GPT2, check_float32, check_language_model
 from gptclf.gpt2.standard import is_standard
 from gptclf.tokenizer.tokens import Ids, ids_as_tensor
 
 # Hidden states whose logits are computed at once: V numbers for each.
 _LOGIT_ROWS = 256
+
+
+def check_scoring(gpt2: GPT2, precision: str) -> None:
+    """Raise an error unless `gpt2` is a language model in float32, and `precision` one that it can be computed in."""
+    check_language_model(gpt2)
+    resolve_precision(precision, gpt2)
+    check_float32(gpt2, "scores are computed with")
 
 
 def has_standard_parts(gpt2: GPT2) -> bool:
@@ -27,19 +35,15 @@ def rows_of_ids(gpt2: GPT2, ids: Ids) -> Tensor:
     if rows.numel():
         low, high = int(rows.min()), int(rows.max())
         if low < 0 or high >= gpt2.config.vocab_size:
-            raise ValueError(
-                f"ids run from {low} to {high}, but the model's vocabulary has ids 0 to {gpt2.config.vocab_size - 1}; "
-                "encode the text with model.tokenizer"
-            )
+            problem = f"ids run from {low} to {high}, but the model has ids 0 to {gpt2.config.vocab_size - 1}"
+            raise ValueError(f"{problem}; encode the text with model.tokenizer")
     return rows.to(gpt2.device)
 
 
 def candidate_log_probs(gpt2: GPT2, hidden: Tensor, candidates: Tensor) -> Tensor:
     """Compute log-probabilities (N, K) of candidates (N, K) as the token after each hidden state (N, D), in float32."""
-    found = []
-    for some, ids in zip(torch.split(hidden, _LOGIT_ROWS), torch.split(candidates, _LOGIT_ROWS), strict=True):
-        found.append(picked_log_probs(gpt2.head.project(some), ids))
-    return torch.cat(found)
+    parts = zip(torch.split(hidden, _LOGIT_ROWS), torch.split(candidates, _LOGIT_ROWS), strict=True)
+    return torch.cat([picked_log_probs(gpt2.head.project(some), ids) for some, ids in parts])
 
 
 def picked_log_probs(logits: Tensor, ids: Tensor) -> Tensor:

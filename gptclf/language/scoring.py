@@ -6,7 +6,7 @@ holds it, and so has at least `context_length - stride` tokens before it.
 
 import math
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -15,16 +15,15 @@ from torch import Tensor
 
 from gptclf.checks import integer
 from gptclf.data.rows import check_source, check_text
-from gptclf.gpt2.arithmetic import arithmetic_for, casting, evaluating, resolve_precision
-from gptclf.gpt2.model import GPT2, check_float32, check_language_model
+from gptclf.gpt2.arithmetic import arithmetic_for, casting, evaluating
+from gptclf.gpt2.model import GPT2
 from gptclf.gpt2.packed import CHUNK_TOKENS, advance, chunks_of, embed, row_groups
-from gptclf.language.logits import candidate_log_probs, has_standard_parts, picked_log_probs, rows_of_ids
+from gptclf.language.logits import candidate_log_probs, check_scoring, has_standard_parts, picked_log_probs, rows_of_ids
 from gptclf.metrics import check_finite
 from gptclf.tokenizer.tokens import Ids, encode
 
 
-@dataclass(frozen=True)
-class Window:
+class Window(NamedTuple):
     """Neighbouring tokens of a text, the last of which are scored.
 
     Attributes:
@@ -68,13 +67,11 @@ def token_log_probs(
         >>> log_probs.shape, bool((log_probs < 0).all())
         ((6,), True)
     """
-    check_language_model(gpt2)
     stride = _check_reading(gpt2, stride, precision)
     ids = rows_of_ids(gpt2, encode(text, gpt2.tokenizer) if isinstance(text, str) else text)
     rows = [_started(gpt2, row, start) for row in ids.cpu().numpy()]
-    windows = [list(windows_of(row, gpt2.config.context_length, stride)) for row in rows]
-    found = window_log_probs(gpt2, [window for some in windows for window in some], precision)
-    values = np.concatenate([np.zeros(0, dtype=np.float32), *found])
+    windows = [window for row in rows for window in windows_of(row, gpt2.config.context_length, stride)]
+    values = np.concatenate([np.zeros(0, dtype=np.float32), *window_log_probs(gpt2, windows, precision)])
     one = isinstance(text, str) or np.ndim(text) == 1
     return values if one else values.reshape(len(ids), max(0, ids.shape[1] - (not start)))
 
@@ -103,12 +100,10 @@ def perplexity(
         >>> perplexity(gpt2, ["Every effort", "moves you"]) > 1
         True
     """
-    check_language_model(gpt2)
     stride = _check_reading(gpt2, stride, precision)
-    if not isinstance(text, str):
-        check_source(text)
-    texts = [text] if isinstance(text, str) else (check_text(one, i) for i, one in enumerate(text))
-    rows = (_started(gpt2, np.array(encode(one, gpt2.tokenizer), dtype=np.int64), start) for one in texts)
+    texts = [text] if isinstance(text, str) else text
+    check_source(texts)
+    rows = (_started(gpt2, encode(check_text(one, i), gpt2.tokenizer), start) for i, one in enumerate(texts))
     windows = (window for row in rows for window in windows_of(row, gpt2.config.context_length, stride))
     total, count = 0.0, 0
     for group in _grouped(windows):
@@ -138,18 +133,15 @@ def window_log_probs(gpt2: GPT2, windows: Sequence[Window], precision: str) -> l
     """Return the log-probabilities of the scored tokens of each window."""
     lengths = np.array([len(window.ids) - 1 for window in windows], dtype=np.int64)
     order = np.argsort(lengths, kind="stable")
-    found: list[NDArray[np.float32]] = [np.zeros(0, dtype=np.float32)] * len(windows)
+    found: list[Tensor] = []  # in the order of `order`
     standard = has_standard_parts(gpt2)
     with evaluating(gpt2) as model, torch.autocast(gpt2.device.type, enabled=False):
         for chunk in chunks_of(lengths[order], None if standard else 1):
             chosen = [windows[i] for i in order[chunk]]
-            compute = _packed_log_probs if standard else _called_log_probs
-            values = compute(model, chosen, precision)
+            values = (_packed_log_probs if standard else _called_log_probs)(model, chosen, precision)
             check_finite(values, gpt2, "log-probabilities")
-            parts = torch.split(values.cpu(), [window.scored for window in chosen])
-            for i, part in zip(order[chunk], parts, strict=True):
-                found[i] = part.numpy()
-    return found
+            found += torch.split(values.cpu(), [window.scored for window in chosen])
+    return [found[i].numpy() for i in np.argsort(order)]
 
 
 def _packed_log_probs(gpt2: GPT2, windows: list[Window], precision: str) -> Tensor:
@@ -189,21 +181,15 @@ def _grouped(windows: Iterable[Window]) -> Iterator[list[Window]]:
     yield group
 
 
-def _started(gpt2: GPT2, ids: NDArray[np.int64], start: bool) -> NDArray[np.int64]:
-    return np.concatenate([[gpt2.tokenizer.eot_token], ids]) if start else ids
+def _started(gpt2: GPT2, ids: Sequence[int] | NDArray[np.int64], start: bool) -> NDArray[np.int64]:
+    return np.asarray(np.concatenate([[gpt2.tokenizer.eot_token], ids]) if start else ids, dtype=np.int64)
 
 
 def _check_reading(gpt2: GPT2, stride: int | None, precision: str) -> int:
     """Check a model, a stride and a precision, and return the stride that is meant."""
-    resolve_precision(precision, gpt2)
-    check_float32(gpt2, "scores are computed with")
+    check_scoring(gpt2, precision)
     context = gpt2.config.context_length
-    if stride is None:
-        return max(1, context // 2)
-    stride = integer("stride", stride, 1)
+    stride = integer("stride", max(1, context // 2) if stride is None else stride, 1)
     if stride > context:
-        raise ValueError(
-            f"stride is {stride}, but the context length is {context}; tokens between windows would be lost. Choose at "
-            f"most {context}"
-        )
+        raise ValueError(f"stride is {stride}; beyond the context length, {context}, tokens between windows are lost")
     return stride

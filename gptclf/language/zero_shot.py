@@ -11,10 +11,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from gptclf.data.rows import check_texts
-from gptclf.gpt2.arithmetic import casting, evaluating, resolve_precision
+from gptclf.gpt2.arithmetic import casting, evaluating
 from gptclf.gpt2.attend import masked
-from gptclf.gpt2.model import GPT2, check_float32, check_language_model
-from gptclf.language.logits import candidate_log_probs, has_standard_parts
+from gptclf.gpt2.model import GPT2
+from gptclf.language.logits import candidate_log_probs, check_scoring, has_standard_parts
 from gptclf.language.scoring import Window, window_log_probs
 from gptclf.metrics import check_finite
 from gptclf.tokenizer.tokens import encode
@@ -88,9 +88,7 @@ def zero_shot(
         >>> answers.probabilities.shape, len(answers.labels)
         ((2, 2), 2)
     """
-    check_language_model(gpt2)
-    resolve_precision(precision, gpt2)
-    check_float32(gpt2, "scores are computed with")
+    check_scoring(gpt2, precision)
     classes, words = _words_of(labels)
     before, after, blank = _split_template(template)
     texts = check_texts(texts)
@@ -102,8 +100,7 @@ def zero_shot(
     if len(set(map(tuple, names))) < len(names):
         raise ValueError(f"two labels have the same tokens: {words!r}; use words that differ")
     prompts = _prompts(gpt2, texts, before, after, gpt2.config.context_length - max(map(len, names)) + 1)
-    score = _shared_scores if has_standard_parts(gpt2) else _separate_scores
-    scores = score(gpt2, prompts, names, precision)
+    scores = (_shared_scores if has_standard_parts(gpt2) else _separate_scores)(gpt2, prompts, names, precision)
     if normalize:
         scores /= torch.tensor([len(name) for name in names])
     if calibrate is not None:
@@ -118,14 +115,11 @@ def _words_of(labels: Sequence[str] | Mapping[Any, str]) -> tuple[list[Any], lis
     classes = list(labels)
     words = list(labels.values()) if isinstance(labels, Mapping) else classes
     for label, word in zip(classes, words, strict=True):
+        problem = f"the words of label {label!r} are {word!r}"
         if not isinstance(word, str):
-            raise TypeError(
-                f"the words of label {label!r} are {word!r}; they must be a str. Give a mapping from labels to words"
-            )
+            raise TypeError(f"{problem}; they must be a str. Give a mapping from labels to words")
         if not word.strip():
-            raise ValueError(f"the words of label {label!r} are {word!r}; give at least one")
-    if len(set(words)) < len(words):
-        raise ValueError(f"two labels have the same words: {words!r}; use words that differ")
+            raise ValueError(f"{problem}; give at least one")
     if len(classes) < 2:
         raise ValueError(f"labels is {classes!r}; give at least 2 labels")
     return classes, words
@@ -137,22 +131,18 @@ def _split_template(template: str) -> tuple[str, str, str]:
         raise TypeError(f"template is a {type(template).__name__}; it must be a str that contains {{text}}")
     template = template if "{label}" in template else template + " {label}"
     if template.count("{text}") != 1 or template.count("{label}") != 1 or not template.endswith("{label}"):
-        raise ValueError(
-            f"template is {template!r}; it must contain {{text}} once, and {{label}} at the very end or not at all"
-        )
+        rule = "it must contain {text} once, and {label} at the very end or not at all"
+        raise ValueError(f"template is {template!r}; {rule}")
     before, after = template.removesuffix("{label}").split("{text}")
-    if not after.endswith(" "):
-        return before, after, ""
-    return before, after.removesuffix(" "), " "
+    return before, after.removesuffix(" "), " " if after.endswith(" ") else ""
 
 
 def _prompts(gpt2: GPT2, texts: Sequence[str], before: str, after: str, limit: int) -> list[list[int]]:
     """Return the token ids of each prompt, at most `limit`."""
-    tokenizer = gpt2.tokenizer
+    tokenizer, context = gpt2.tokenizer, gpt2.config.context_length
     if limit < max(1, len(encode(before + after, tokenizer))):
         raise ValueError(
-            f"template and labels alone are longer than the model's context of {gpt2.config.context_length} tokens; "
-            "shorten them"
+            f"template and labels alone are longer than the model's {context} tokens of context; shorten them"
         )
     prompts, shortened = [], 0
     for text in texts:
@@ -166,12 +156,8 @@ def _prompts(gpt2: GPT2, texts: Sequence[str], before: str, after: str, limit: i
             ids = encode(before + tokenizer.decode(kept, errors="ignore") + after, tokenizer)
         prompts.append(ids)
     if shortened:
-        logger.warning(
-            "%d of %d texts do not fit into %d tokens with template and labels, and were cut at the end",
-            shortened,
-            len(texts),
-            gpt2.config.context_length,
-        )
+        message = "%d of %d texts do not fit into %d tokens with template and labels, and were cut at the end"
+        logger.warning(message, shortened, len(texts), context)
     return prompts
 
 
@@ -186,18 +172,16 @@ def _shared_scores(gpt2: GPT2, prompts: list[list[int]], names: list[list[int]],
     """Compute the scores (N, C), each prompt once: all labels follow it side by side and do not see each other."""
     scores = torch.zeros(len(prompts), len(names))
     extra = sum(len(name) - 1 for name in names)
-    order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
-    start = 0
+    groups: list[list[int]] = []
+    for i in sorted(range(len(prompts)), key=lambda i: len(prompts[i])):
+        if not groups or (len(groups[-1]) + 1) * (len(prompts[i]) + extra) > _TOGETHER:
+            groups.append([])
+        groups[-1].append(i)
     with evaluating(gpt2) as model, torch.autocast(gpt2.device.type, enabled=False):
-        while start < len(order):
-            end = start + 1
-            while end < len(order) and (end + 1 - start) * (len(prompts[order[end]]) + extra) <= _TOGETHER:
-                end += 1
-            chosen = order[start:end]
+        for chosen in groups:
             found = _scores_together(model, [prompts[i] for i in chosen], names, precision)
             check_finite(found, gpt2, "scores")
             scores[chosen] = found.cpu()
-            start = end
     return scores
 
 
@@ -206,18 +190,15 @@ def _scores_together(gpt2: GPT2, prompts: list[list[int]], names: list[list[int]
     device, T = gpt2.device, max(map(len, prompts))
     lengths = torch.tensor([len(prompt) for prompt in prompts], device=device)
     # A name's last token is only predicted.
-    owner = torch.tensor([c for c, name in enumerate(names) for _ in name[1:]], dtype=torch.int64, device=device)
-    read = torch.tensor([i for name in names for i in name[:-1]], dtype=torch.int64, device=device)
-    depth = torch.tensor([j for name in names for j in range(len(name) - 1)], dtype=torch.int64, device=device)
-    predicted = torch.tensor([i for name in names for i in name[1:]], dtype=torch.int64, device=device)
+    steps = [(c, j, name[j], name[j + 1]) for c, name in enumerate(names) for j in range(len(name) - 1)]
+    owner, depth, read, predicted = torch.tensor(steps, dtype=torch.int64, device=device).view(len(steps), 4).T
     B, S = len(prompts), T + len(owner)
     padded = torch.tensor([prompt + [0] * (T - len(prompt)) for prompt in prompts], device=device)
     position = torch.cat([torch.arange(T, device=device).expand(B, T), lengths[:, None] + depth], dim=1)
     sees = torch.ones(S, S, dtype=torch.bool, device=device).tril().repeat(B, 1, 1)
     sees[:, T:, :T] = torch.arange(T, device=device) < lengths[:, None, None]
     sees[:, T:, T:] &= owner == owner[:, None]
-    embed = gpt2.trunk.embed
-    x = embed.token(torch.cat([padded, read.expand(B, -1)], dim=1)) + embed.position(position)
+    x = gpt2.trunk.embed.token(torch.cat([padded, read.expand(B, -1)], dim=1)) + gpt2.trunk.embed.position(position)
     attend = masked(sees)
     with casting(precision, gpt2):
         for block in gpt2.blocks:

@@ -54,19 +54,16 @@ def token_ids_to_text(ids: Ids, tokenizer: "tiktoken.Encoding") -> str:
     """
     check_tokenizer(tokenizer)
     tokens = ids_as_tensor(ids)
-    if tokens.dim() == 2 and len(tokens) == 1:
-        tokens = tokens[0]
-    if tokens.dim() != 1:
+    if tokens.dim() == 2 and len(tokens) != 1:
         raise ValueError(f"ids has shape {tuple(tokens.shape)}; give one text's tokens, (T,) or (1, T)")
-    known: list[int] = tokens.tolist()
+    known: list[int] = tokens.flatten().tolist()
     try:
         return tokenizer.decode(known, errors="replace")
     except (KeyError, OverflowError) as error:
         wrong = next((i for i in known if not 0 <= i < tokenizer.n_vocab), error.args[0])
-        raise ValueError(
-            f"the tokenizer has no token {wrong}; its ids run from 0 to {tokenizer.n_vocab - 1}. The ids are from "
-            "another tokenizer, or from a model whose vocabulary is larger than its tokenizer's"
-        ) from error
+        problem = f"the tokenizer has no token {wrong}; its ids run from 0 to {tokenizer.n_vocab - 1}"
+        reason = "from another tokenizer, or from a model whose vocabulary is larger than its tokenizer's"
+        raise ValueError(f"{problem}. The ids are {reason}") from error
 
 
 def encode(text: str, tokenizer: "tiktoken.Encoding", *, special_tokens: bool = False) -> list[int]:
@@ -74,18 +71,16 @@ def encode(text: str, tokenizer: "tiktoken.Encoding", *, special_tokens: bool = 
     check_tokenizer(tokenizer)
     if not isinstance(text, str):
         raise TypeError(f"text is a {type(text).__name__}; it must be a str")
+    # Split here first, so that no special token is cut in two by `pieces`.
+    special = sorted(tokenizer.special_tokens_set, key=len, reverse=True) if special_tokens else []
+    parts = re.split(f"({'|'.join(map(re.escape, special))})", text) if special else [text]
     ids: list[int] = []
-    if special_tokens and tokenizer.special_tokens_set:
-        # Split here first, so that no special token is cut in two by `pieces`.
-        names = sorted(tokenizer.special_tokens_set, key=len, reverse=True)
-        for part in re.split(f"({'|'.join(map(re.escape, names))})", text):
-            if part in tokenizer.special_tokens_set:
-                ids.append(tokenizer.encode_single_token(part))
-            else:
-                ids += encode(part, tokenizer)
-        return ids
-    for piece in pieces(text):
-        ids += tokenizer.encode_ordinary(piece)
+    for part in parts:
+        if part in special:
+            ids.append(tokenizer.encode_single_token(part))
+        else:
+            for piece in pieces(part):
+                ids += tokenizer.encode_ordinary(piece)
     return ids
 
 
@@ -112,17 +107,15 @@ def ids_as_tensor(ids: Ids) -> Tensor:
         TypeError: If `ids` does not hold integers.
         ValueError: If the rows differ in length, or there are more dimensions.
     """
-    if isinstance(ids, str | bytes):
-        raise TypeError(f"ids is a {type(ids).__name__}; give token ids, such as text_to_token_ids(text, tokenizer)")
-    if not isinstance(ids, Tensor | np.ndarray | Sequence):
-        raise TypeError(f"ids is a {type(ids).__name__}; give token ids as a tensor, an array or a list")
+    if isinstance(ids, str | bytes) or not isinstance(ids, Tensor | np.ndarray | Sequence):
+        kinds = "a tensor, an array or a list, such as text_to_token_ids(text, tokenizer)"
+        raise TypeError(f"ids is a {type(ids).__name__}; give token ids as {kinds}")
     try:
         tokens = torch.as_tensor(ids)
     except (TypeError, ValueError, RuntimeError, OverflowError) as error:
         raise ValueError(f"ids cannot be made a tensor of token ids ({error}); rows must be of one length") from error
-    if not tokens.numel():
-        tokens = tokens.to(torch.int64)  # an empty list has no type
-    if tokens.dtype == torch.bool or tokens.is_floating_point() or tokens.is_complex():
+    integers = tokens.dtype != torch.bool and not tokens.is_floating_point() and not tokens.is_complex()
+    if tokens.numel() and not integers:  # an empty list has no type
         raise TypeError(f"ids holds {tokens.dtype}; token ids are integers")
     if tokens.dim() not in (1, 2):
         raise ValueError(f"ids has shape {tuple(tokens.shape)}; token ids are (T,) or (B, T)")
@@ -134,9 +127,7 @@ def check_tokenizer(tokenizer: object) -> None:
     import tiktoken
 
     if not isinstance(tokenizer, tiktoken.Encoding):
-        raise TypeError(
-            f"tokenizer is a {type(tokenizer).__name__}; it must be a tiktoken.Encoding, such as model.tokenizer"
-        )
+        raise TypeError(f"tokenizer is a {type(tokenizer).__name__}; give a tiktoken.Encoding, such as model.tokenizer")
 
 
 def check_same_tokenizer(ours: "tiktoken.Encoding", theirs: "tiktoken.Encoding") -> None:
@@ -146,7 +137,5 @@ def check_same_tokenizer(ours: "tiktoken.Encoding", theirs: "tiktoken.Encoding")
     tokens = ours.token_byte_values()
     same = ours.n_vocab == theirs.n_vocab and tokens == theirs.token_byte_values()
     if not same or any(ours.encode_single_token(t) != theirs.encode_single_token(t) for t in tokens):
-        raise ValueError(
-            f"the texts were encoded with another tokenizer ({theirs.n_vocab} tokens) than the model's "
-            f"({ours.n_vocab}); build the data set with tokenizer=model.tokenizer"
-        )
+        problem = f"another tokenizer ({theirs.n_vocab} tokens) than the model's ({ours.n_vocab})"
+        raise ValueError(f"the texts were encoded with {problem}; build the data set with tokenizer=model.tokenizer")
