@@ -3,7 +3,7 @@
 import logging
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import cached_property
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -116,7 +116,10 @@ def evaluate(
     """
     rows = labelled_rows(model, dataset)
     warn_of_fresh_head(model, stacklevel=2)
-    _warn_of_other_preparation(model, dataset)
+    difference = dataset.preparation.difference(model.preparation)
+    # Nothing noted means nothing known: a model that another library trained, or one trained without a limit.
+    if difference and model.preparation != Preparation():
+        logger.warning("the data set was prepared with %s; predict would prepare it differently", difference)
     depth, (given,) = kept_features(model, rows, precision=precision, cache_dir=check_cache(cache_dir))
     scored = Learner(model, depth) if depth else model
     outputs = compute_outputs(scored, given, batch_size=batch_size, precision=precision)
@@ -136,20 +139,16 @@ def dataset_loss(
     model: GPT2, dataset: TextDataset, *, num_batches: int | None = None, batch_size: int = 8, precision: str = "auto"
 ) -> float:
     """Return the mean loss over a data set, or over its first `num_batches` batches, in its own order."""
-    rows = labelled_rows(model, dataset)
-    return measured(model, rows, model.task, num_batches=num_batches, batch_size=batch_size, precision=precision)[
-        "loss"
-    ]
+    measure = partial(measured, model, labelled_rows(model, dataset), model.task)
+    return measure(num_batches=num_batches, batch_size=batch_size, precision=precision)["loss"]
 
 
 def dataset_accuracy(
     model: GPT2, dataset: TextDataset, *, num_batches: int | None = None, batch_size: int = 8, precision: str = "auto"
 ) -> float:
     """Return the share of correct answers on a data set, or on its first `num_batches` batches, in its own order."""
-    rows = labelled_rows(model, dataset)
-    return measured(model, rows, model.task, num_batches=num_batches, batch_size=batch_size, precision=precision)[
-        "accuracy"
-    ]
+    measure = partial(measured, model, labelled_rows(model, dataset), model.task)
+    return measure(num_batches=num_batches, batch_size=batch_size, precision=precision)["accuracy"]
 
 
 def measured(
@@ -177,7 +176,7 @@ class _Scored:
         self.model, self._rows, self._task = model, rows, task
         self._batch_size, self._precision = batch_size, precision
 
-    @cached_property
+    @property
     def targets(self) -> Tensor:
         return torch.from_numpy(self._rows.targets(self._task))
 
@@ -207,14 +206,5 @@ def labelled_rows(model: GPT2, dataset: TextDataset, name: str = "the data set")
 def check_ids(model: GPT2, ids: NDArray[np.int32], name: str) -> None:
     """Raise if token ids are outside the model's vocabulary."""
     if int(ids.max()) >= model.config.vocab_size:
-        raise ValueError(
-            f"{name} has token id {int(ids.max())}, but the model's vocabulary ends at "
-            f"{model.config.vocab_size - 1}; build it with tokenizer=model.tokenizer"
-        )
-
-
-def _warn_of_other_preparation(model: GPT2, dataset: TextDataset) -> None:
-    difference = dataset.preparation.difference(model.preparation)
-    # Nothing noted means nothing known: a model that another library trained, or one trained without a limit.
-    if difference and model.preparation != Preparation():
-        logger.warning("the data set was prepared with %s; predict would prepare it differently", difference)
+        problem = f"{name} has token id {ids.max()}, but the model's vocabulary ends at {model.config.vocab_size - 1}"
+        raise ValueError(f"{problem}; build it with tokenizer=model.tokenizer")

@@ -40,8 +40,7 @@ class Prediction:
     @property
     def probabilities(self) -> NDArray[np.float32]:
         """One number per class (C,), in the order of `model.classes`."""
-        probabilities: NDArray[np.float32] = self._task.probabilities(torch.from_numpy(self.outputs)[None])[0]
-        return probabilities
+        return np.asarray(self._task.probabilities(torch.from_numpy(self.outputs)[None])[0])
 
 
 def predict(
@@ -126,14 +125,8 @@ def _stream(model: GPT2, texts: Iterator[str], window: int, precision: str) -> I
 
 def _text_outputs(model: GPT2, texts: Iterable[str], batch_size: int | None, precision: str, progress: bool) -> Tensor:
     check_classifier(model)
-    prepared = model.preparation
-    dataset = TextDataset(
-        texts,
-        tokenizer=model.tokenizer,
-        max_length=prepared.max_length,
-        truncation=prepared.truncation,
-        pad_to=prepared.pad_to,
-    ).within(model.config.context_length)
+    dataset = TextDataset(texts, tokenizer=model.tokenizer, **vars(model.preparation))
+    dataset = dataset.within(model.config.context_length)
     warn_of_fresh_head(model, stacklevel=3)
     # A text that comes more than once is computed once.
     number: dict[bytes, int] = {}
@@ -162,10 +155,8 @@ def compute_outputs(
             chosen = order[chunk]
             found = _chunk_outputs(still, rows, chosen, precision).cpu()
             if found.shape != (len(chosen), outputs.shape[1]):
-                raise ValueError(
-                    f"the head gives outputs of shape {tuple(found.shape)} for {len(chosen)} texts, but the model's "
-                    f"task {model.task} has {outputs.shape[1]} outputs per text"
-                )
+                problem = f"the head gives outputs of shape {tuple(found.shape)} for {len(chosen)} texts"
+                raise ValueError(f"{problem}, but the task {model.task} has {outputs.shape[1]} outputs per text")
             outputs[chosen] = found
             report(int(rows.lengths[chosen].sum()))
     check_finite(outputs, model)
