@@ -5,7 +5,7 @@ import os
 import re
 import shutil
 from collections import OrderedDict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
@@ -37,7 +37,7 @@ def in_memory(identity: str, missing: Callable[[FeatureStore], int], *, renew: b
         renew: Also drop this prefix's features of other texts if both do not fit.
     """
     store = _memory.get(identity) or FeatureStore(identity)
-    allowed = memory_allowed()
+    allowed = MEMORY_SHARE * physical_memory()
     if store.nbytes + missing(store) > allowed:
         if not renew or missing(FeatureStore(identity)) > allowed:
             return None
@@ -53,11 +53,6 @@ def in_memory(identity: str, missing: Callable[[FeatureStore], int], *, renew: b
 def peek(identity: str) -> FeatureStore | None:
     """Return what memory holds of a prefix, without making room or a claim."""
     return _memory.get(identity)
-
-
-def memory_allowed() -> float:
-    """Return the bytes that features may take in memory."""
-    return MEMORY_SHARE * physical_memory()
 
 
 def physical_memory() -> float:
@@ -93,13 +88,8 @@ def on_disk(identity: str, folder: Path, missing: Callable[[FeatureStore], int],
     others = sorted((path for path in _prefixes(folder) if path != store.folder), key=modified)
     sizes = {path: sum(file_size(file) for file in path.iterdir()) for path in others}
     if store.nbytes + needed > limit or needed > 0.95 * (free + sum(sizes.values())):
-        logger.warning(
-            "%.1f GB of features do not fit in %s: %.1f GB are allowed (cache_limit) and %.1f GB free",
-            (store.nbytes + needed) / 1e9,
-            folder,
-            limit / 1e9,
-            free / 1e9,
-        )
+        message = "%.1f GB of features do not fit in %s: %.1f GB are allowed (cache_limit) and %.1f GB free"
+        logger.warning(message, (store.nbytes + needed) / 1e9, folder, limit / 1e9, free / 1e9)
         return None
     while others and (store.nbytes + needed + sum(sizes.values()) > limit or needed > 0.95 * free):
         oldest = others.pop(0)
@@ -111,8 +101,7 @@ def on_disk(identity: str, folder: Path, missing: Callable[[FeatureStore], int],
 
 def check_cache(cache_dir: str | Path | None, cache_limit: float = DISK_LIMIT) -> Path | None:
     """Return the folder for features, or None; raise if the folder or the limit cannot be used."""
-    if not checks.number("cache_limit", cache_limit) > 0:
-        raise ValueError(f"cache_limit is {cache_limit!r}; it must be a positive number of bytes, such as 50e9")
+    checks.number("cache_limit", cache_limit, above=0)
     if cache_dir is None:
         return None
     folder = checks.path("cache_dir", cache_dir)
@@ -146,13 +135,12 @@ def clear_features(cache_dir: str | Path | None = None) -> int:
     folder = checks.path("cache_dir", cache_dir)
     if not folder.is_dir():
         raise NotADirectoryError(f"cache_dir is {str(cache_dir)!r}, not a folder; give the one named in train()")
-    return sum(_delete(path) for path in list(_prefixes(folder)))
+    return sum(map(_delete, _prefixes(folder)))
 
 
-def _prefixes(folder: Path) -> Iterator[Path]:
-    for path in folder.iterdir():
-        if _FOLDER.fullmatch(path.name) and path.is_dir() and not path.is_symlink():
-            yield path
+def _prefixes(folder: Path) -> list[Path]:
+    found = [path for path in folder.iterdir() if _FOLDER.fullmatch(path.name)]
+    return [path for path in found if path.is_dir() and not path.is_symlink()]
 
 
 def _delete(prefix: Path) -> int:

@@ -25,11 +25,7 @@ def prefix_seconds(prefix: FrozenPrefix, tokens: int) -> float:
         for _ in range(2):
             start = time.perf_counter()
             advance(model.blocks[0], x, groups, prefix.arithmetic)
-            _wait_for(model.device)
+            if model.device.type == "cuda":
+                torch.cuda.synchronize(model.device)
             taken = time.perf_counter() - start
     return taken * prefix.n_blocks * tokens / piece
-
-
-def _wait_for(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from gptclf.features.store import FeatureStore, distinct, text_key
+from gptclf.features.store import FeatureStore, text_key
 from gptclf.gpt2.arithmetic import Arithmetic, evaluating, piece_size
 from gptclf.gpt2.heads import reads_of
 from gptclf.gpt2.model import GPT2
@@ -83,16 +83,15 @@ class FrozenPrefix:
         and a probe of the arithmetic, which differs between processors and their settings.
         """
         line = stages(self.model)[: self.depth]
-        tensors = [
-            (f"{name}.{key}", tensor.detach())
-            for name, stage in line
-            for key, tensor in (*stage.named_parameters(), *stage.named_buffers())
-        ]
+        tensors: dict[str, Tensor] = {}
+        for name, stage in line:
+            named = (*stage.named_parameters(), *stage.named_buffers())
+            tensors |= {f"{name}.{key}": tensor.detach() for key, tensor in named}
         with ThreadPoolExecutor(4) as pool:  # hashing releases the interpreter's lock
-            digests = list(pool.map(lambda named: _digest_of(named[1]), tensors))
+            digests = pool.map(_digest_of, tensors.values())
         values = {
             "version": _VERSION,
-            "weights": [[name, digest] for (name, _), digest in zip(tensors, digests, strict=True)],
+            "weights": [list(pair) for pair in zip(tensors, digests, strict=True)],
             "modules": [part for _, stage in line for part in described(stage)],
             "config": self.model.config.to_dict(),
             "depth": self.depth,
@@ -115,22 +114,19 @@ def frozen_prefix(model: GPT2, arithmetic: Arithmetic) -> FrozenPrefix | NoPrefi
         return NoPrefix("nothing is trainable", notable=False)
     # A layer's own dropout, such as that of a head of the user's, is drawn after the prefix.
     rates = [part.p for stage in frozen for part in stage.modules() if isinstance(part, nn.Dropout)]
+    remedy = "it is recomputed at every step"
     if max(rates, default=0.0) > 0:
-        return NoPrefix(
-            f"dropout is {max(rates):g}, so the frozen part is random; it is recomputed at every step", notable=True
-        )
+        return NoPrefix(f"dropout is {max(rates):g}, so the frozen part is random; {remedy}", notable=True)
     if not model.is_plain or not all(map(is_standard, frozen)):
-        return NoPrefix(
-            "frozen features cannot be reused because the model contains custom modules or hooks; the frozen part is "
-            "recomputed at every step",
-            notable=True,
-        )
+        return NoPrefix(f"the frozen part cannot be reused: it has custom modules or hooks; {remedy}", notable=True)
     return FrozenPrefix(model, depth, arithmetic)
 
 
 def missing_rows(rows: Sequence[NDArray[np.int32]], store: FeatureStore | None) -> list[int]:
     """Return the numbers of rows whose features have to be computed: each text once, and none that the store has."""
-    first = distinct(text_key(ids) for ids in rows)
+    first: dict[bytes, int] = {}
+    for row, ids in enumerate(rows):
+        first.setdefault(text_key(ids), row)
     return [row for key, row in first.items() if store is None or key not in store]
 
 

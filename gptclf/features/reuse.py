@@ -88,25 +88,19 @@ def features_of(
 
 def kept_features(model: GPT2, dataset: TokenRows, *, precision: str, cache_dir: Path | None = None) -> Features:
     """Return a data set's features, computing missing ones, or the data set itself if there is no room for them."""
-    if isinstance(prefix_of(model, precision), NoPrefix):
-        return Features(0, [dataset])
     try:
-        with features_of(model, [dataset], precision=precision, cache_dir=cache_dir, spill=False) as features:
-            return features
+        if isinstance(prefix_of(model, precision), FrozenPrefix):
+            with features_of(model, [dataset], precision=precision, cache_dir=cache_dir, spill=False) as features:
+                return features
     except OSError as error:
         logger.warning("features are computed without being kept: %s", error)
-        return Features(0, [dataset])
+    return Features(0, [dataset])
 
 
 def prefix_of(model: GPT2, precision: str) -> FrozenPrefix | NoPrefix:
     """Return the frozen prefix of a model in the arithmetic that `precision` means for it, or why there is none."""
     # A property of the run, not of how many texts happen to be missing.
     return frozen_prefix(model, arithmetic_for(precision, model, sys.maxsize))
-
-
-def store_in_use(prefix: FrozenPrefix) -> FeatureStore | None:
-    """Return what this process's memory holds of a prefix."""
-    return cache.peek(prefix.identity())
 
 
 def _store_with_room(
@@ -120,8 +114,7 @@ def _store_with_room(
     identity = prefix.identity()
 
     def needed(store: FeatureStore | None) -> int:
-        lengths = np.array([len(rows[i]) for i in missing_rows(rows, store)], dtype=np.int64)
-        return prefix.nbytes(lengths)
+        return prefix.nbytes(np.array([len(rows[i]) for i in missing_rows(rows, store)], dtype=np.int64))
 
     if cache_dir is not None:
         return cache.on_disk(identity, cache_dir, needed, cache_limit)
@@ -131,14 +124,9 @@ def _store_with_room(
     folder = Path(ending.enter_context(tempfile.TemporaryDirectory(prefix="gptclf-")))
     store = cache.on_disk(identity, folder, needed, float("inf"))
     if store is not None:
-        logger.warning(
-            "features of %d texts take %s, more than the %s of memory that they may take; they are written to %s "
-            "until this run ends. Name cache_dir= to keep them",
-            len(rows),
-            format_bytes(needed(None)),
-            format_bytes(cache.memory_allowed()),
-            folder,
-        )
+        sizes = format_bytes(needed(None)), format_bytes(cache.MEMORY_SHARE * cache.physical_memory())
+        message = "features of %d texts take %s, more than the %s of memory that they may take; they are written to %s"
+        logger.warning(f"{message} until this run ends. Name cache_dir= to keep them", len(rows), *sizes, folder)
     else:
         logger.warning("there is no room for features; the frozen part is recomputed at every step")
     return store

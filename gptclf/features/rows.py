@@ -1,6 +1,5 @@
 """`FeatureSet`: the features of a data set's rows, batched like the data set itself."""
 
-import copy
 from collections.abc import Sequence
 from typing import Any
 
@@ -25,28 +24,13 @@ class FeatureSet:
     """
 
     def __init__(self, source: TokenRows, stored: Sequence[StoredRow], width: int) -> None:
-        self.source = source
-        self.stored = list(stored)
-        self.width = width
+        self.source, self.stored, self.width = source, list(stored), width
+        # As of any rows, for which see `gptclf.data.batches.Rows`.
+        self.labelled, self.task, self.weights = source.labelled, source.task, source.weights
         self.lengths: NDArray[np.int64] = np.array([row.length for row in stored], dtype=np.int64)
 
     def __len__(self) -> int:
         return len(self.stored)
-
-    @property
-    def labelled(self) -> bool:
-        """True if the source has targets."""
-        return self.source.labelled
-
-    @property
-    def task(self) -> Task | None:
-        """The source's task."""
-        return self.source.task
-
-    @property
-    def weights(self) -> NDArray[np.float32] | None:
-        """The source's weights (N,), or None."""
-        return self.source.weights
 
     def targets(self, task: Task | None = None) -> NDArray[Any]:
         """Return the targets of the source's rows."""
@@ -55,11 +39,7 @@ class FeatureSet:
     def subset(self, indices: Sequence[int] | NDArray[np.int64]) -> "FeatureSet":
         """Return the rows at `indices`; the features themselves are not copied."""
         chosen = row_numbers(indices, len(self))
-        part = copy.copy(self)
-        part.source = self.source.subset(chosen)
-        part.stored = [self.stored[i] for i in chosen]
-        part.lengths = self.lengths[chosen]
-        return part
+        return FeatureSet(self.source.subset(chosen), [self.stored[i] for i in chosen], self.width)
 
     def padded(self, indices: NDArray[np.int64]) -> Tensor:
         """Return the rows at `indices` as one tensor (B, T, D), zeros to the right of each row's length."""

@@ -12,7 +12,7 @@ import os
 import re
 import time
 import uuid
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -102,12 +102,10 @@ class FeatureStore:
             self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)  # features of private texts
             write_all(self.folder, {path.name: tensor_writer(tensors, metadata)})
         except OSError as error:
-            raise OSError(
-                error.errno or errno.EIO,
-                f"could not keep {values.nbytes / 1e6:.0f} MB of features in {self.folder} ({error}). Features "
-                "kept before are intact, and the next run continues from them. Free some space there, give another "
-                "cache_dir, or give reuse_frozen=False",
-            ) from error
+            problem = f"could not keep {values.nbytes / 1e6:.0f} MB of features in {self.folder} ({error})"
+            kept = "Features kept before are intact, and the next run continues from them"
+            remedy = "Free some space there, give another cache_dir, or give reuse_frozen=False"
+            raise OSError(error.errno or errno.EIO, f"{problem}. {kept}. {remedy}") from error
         self._open(path)
         if any(key not in self for key in keys):  # another process made room by deleting it already
             self._register(keys, lengths, values)
@@ -131,14 +129,6 @@ class FeatureStore:
             self._rows.setdefault(key, StoredRow(values, start, length))
             start += length
         self.nbytes += values.nbytes
-
-
-def distinct(keys: Iterable[bytes]) -> dict[bytes, int]:
-    """Return each distinct key with the number of its first row, in that order."""
-    first: dict[bytes, int] = {}
-    for row, key in enumerate(keys):
-        first.setdefault(key, row)
-    return first
 
 
 def _digest(tensors: Mapping[str, Tensor]) -> str:

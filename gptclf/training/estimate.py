@@ -12,9 +12,10 @@ from torch import Tensor
 
 from gptclf.data.batches import Batch, Batches, Rows
 from gptclf.data.dataset import TextDataset
+from gptclf.features.cache import peek
 from gptclf.features.estimate import prefix_seconds
 from gptclf.features.frozen_prefix import FrozenPrefix, missing_rows
-from gptclf.features.reuse import prefix_of, store_in_use
+from gptclf.features.reuse import prefix_of
 from gptclf.features.rows import FeatureSet
 from gptclf.gpt2.model import GPT2, check_classifier
 from gptclf.gpt2.sharing import own_trainable
@@ -117,7 +118,7 @@ def estimate(
 def _frozen_part(prefix: FrozenPrefix, sets: Sequence[TextDataset]) -> tuple[float, int]:
     """Return the seconds to compute the features that are not kept yet, and the bytes of all of them."""
     rows = [ids for dataset in sets for ids in dataset.rows()]
-    missing = missing_rows(rows, store_in_use(prefix))
+    missing = missing_rows(rows, peek(prefix.identity()))
     distinct = missing_rows(rows, None)
     seconds = prefix_seconds(prefix, sum(len(rows[i]) for i in missing))
     return seconds, prefix.nbytes(np.array([len(rows[i]) for i in distinct], dtype=np.int64))
