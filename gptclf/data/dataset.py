@@ -101,9 +101,7 @@ class TextDataset(RaggedIds):
         if labels is not None:
             self.given = check_column(labels, "label", len(self.texts))
             if task is None:
-                task = SingleLabel(
-                    infer_classes(check_labels(self.given, len(self.given))) if classes is None else classes
-                )
+                task = SingleLabel(infer_classes(check_labels(self.given)) if classes is None else classes)
             elif not isinstance(task, Task):
                 raise TypeError(f"task is a {type(task).__name__}; it must be a gptclf Task, such as model.task")
             elif classes is not None:

@@ -23,9 +23,9 @@ def check_column(values: Any, name: str, n_texts: int | None = None) -> list[Any
     return column
 
 
-def check_labels(labels: Iterable[Any], n_texts: int | None = None, *, name: str = "label") -> list[Any]:
+def check_labels(labels: Iterable[Any], name: str = "label") -> list[Any]:
     """Return labels (or classes) as plain Python values in their order, none missing and all hashable."""
-    named = check_column(labels, name, n_texts)
+    named = check_column(labels, name)
     for i, value in enumerate(named):
         try:
             hash(value)

@@ -46,7 +46,7 @@ class SingleLabel(Task):
         class_weight: "str | Mapping[Any, float] | None" = None,
         label_smoothing: float = 0.0,
     ) -> None:
-        self.classes: list[Any] = check_labels(classes, name="class")
+        self.classes: list[Any] = check_labels(classes, "class")
         if len(set(self.classes)) < len(self.classes):
             raise ValueError(f"classes holds a label twice: {self.classes[:20]!r}; each class needs its own label")
         self.n_outputs = len(self.classes)

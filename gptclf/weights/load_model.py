@@ -118,7 +118,7 @@ def _load_book(path: Path, classes: Iterable[Any] | None, settings: opened.Setti
     config, ours, n_classes = read_book(tensors, opened.book_settings(settings), source=str(path))
     if n_classes is None:
         raise ValueError(f"{path} holds a language model; load it with load_gpt2")
-    labels = list(range(n_classes)) if classes is None else check_labels(classes, name="class")
+    labels = list(range(n_classes)) if classes is None else check_labels(classes, "class")
     if len(labels) != n_classes:
         raise ValueError(f"classes has {len(labels)} labels, but the head in {path} has {n_classes} rows")
     head = ClassifierHead(config.emb_dim, n_classes, bias="head.output.bias" in ours)

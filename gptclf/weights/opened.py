@@ -1,9 +1,8 @@
 """`Opened`: a configuration and tensors, as every source of weights gives them, and building a model from them."""
 
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from torch import Tensor
 
@@ -19,8 +18,7 @@ from gptclf.weights.openai_folder import config_from_settings
 Settings = GPT2Config | Mapping[str, Any]
 
 
-@dataclass(frozen=True)
-class Opened:
+class Opened(NamedTuple):
     """A model's configuration, and its tensors under gptclf's names, memory-mapped if possible."""
 
     config: GPT2Config

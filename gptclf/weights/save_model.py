@@ -200,7 +200,7 @@ def _fold(weight: Tensor, bias: Tensor, shift: Tensor) -> Tensor | None:
     logits = W (x + shift) + b = W (x + shift + d) requires W d = b; pinv(W) b is the smallest solution if there is one.
     """
     W, b, s = (tensor.detach().double().cpu() for tensor in (weight, bias, shift))
-    if not all(bool(tensor.isfinite().all()) for tensor in (W, b, s)):
+    if not all(tensor.isfinite().all() for tensor in (W, b, s)):
         return None
     folded = (s + torch.linalg.pinv(W) @ b).float()
     # Checked as it will be used, after rounding to float32.
