@@ -187,7 +187,7 @@ def _head_of(record: Record, given: HeadSource | None, task: Task, source: Path)
     if given is None:
         raise ValueError(f"{source} was saved with a head of the class {kind!r}; give it: load_model(..., head={kind})")
     head = build_head(given, record.config, task.n_outputs)
-    saved = sorted(name for name in record.originals if name.startswith("head."))
+    saved = sorted({name for name in record.originals if name.startswith("head.")})
     found = sorted(f"head.{name}" for name in head.state_dict())
     if saved != found:
         problem = f"{source} was saved with a {kind} whose tensors are {saved}"
