@@ -44,10 +44,8 @@ def find_tokenizer(
         FileNotFoundError: No place has a tokenizer for this vocabulary.
         ValueError: The files of the tokenizer are damaged.
     """
-    if folder is not None:
-        beside = read_tokenizer(folder)
-        if beside is not None:
-            return beside
+    if folder is not None and (beside := read_tokenizer(folder)) is not None:
+        return beside
     if repo is not None and repo not in _PUBLISHED:
         try:
             return _from_hub(repo, revision, cache_dir)
@@ -79,12 +77,8 @@ def _from_hub(repo: str, revision: str | None, cache_dir: str | Path | None) -> 
 
 
 def _from_tiktoken_cache() -> "tiktoken.Encoding | None":
-    for variable in ("TIKTOKEN_CACHE_DIR", "DATA_GYM_CACHE_DIR"):
-        if variable in os.environ:
-            cache = os.environ[variable]
-            break
-    else:
-        cache = str(Path(tempfile.gettempdir()) / "data-gym-cache")
+    default = os.environ.get("DATA_GYM_CACHE_DIR", str(Path(tempfile.gettempdir()) / "data-gym-cache"))
+    cache = os.environ.get("TIKTOKEN_CACHE_DIR", default)
     if not cache:  # to tiktoken, an empty value means no cache
         return None
     paths = []
