@@ -37,11 +37,9 @@ def write_all(folder: Path, writers: Mapping[str, Writer]) -> None:
         for name, path in beside.items():
             path.replace(folder / name)
     except OSError as error:
-        raise OSError(
-            error.errno or errno.EIO,
-            f"could not save to {folder} ({error}); the files that were there are unchanged unless renaming had begun. "
-            "Free some space or choose another folder, and save again: the model in memory is intact",
-        ) from error
+        problem = f"could not save to {folder} ({error}); the old files are unchanged unless renaming had begun"
+        remedy = "Free some space or choose another folder, and save again: the model in memory is intact"
+        raise OSError(error.errno or errno.EIO, f"{problem}. {remedy}") from error
     finally:
         for path in beside.values():
             path.unlink(missing_ok=True)

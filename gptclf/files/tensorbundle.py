@@ -114,10 +114,9 @@ def open_bundle(prefix: Path, *, verify: bool = True) -> Bundle:
             raise ValueError(f"it has {index.stat().st_size:,} bytes; an index has at most {_LARGEST_INDEX:,}")
         n_shards, entries = _read_index(index.read_bytes())
     except ValueError as error:
-        raise ValueError(
-            f"{index} cannot be read as the index of a TensorFlow checkpoint: {error}. "
-            "It may be damaged, truncated or a git-lfs pointer to the real file; download it again"
-        ) from error
+        problem = f"{index} cannot be read as the index of a TensorFlow checkpoint: {error}"
+        remedy = "It may be damaged, truncated or a git-lfs pointer to the real file; download it again"
+        raise ValueError(f"{problem}. {remedy}") from error
     bundle = Bundle(entries, _data_files(prefix, n_shards, {entry.shard for entry in entries.values()}))
     if verify:
         bundle.verify()

@@ -60,7 +60,6 @@ def read_torch_file(path: Path) -> dict[str, Tensor]:
         >>> read_torch_file(Path("model.pth"))
         {'a': tensor([1., 1.])}
     """
-    path = Path(path)
     content = _load(path)
     if isinstance(content, Tensor) or not isinstance(content, Mapping):
         raise ValueError(f"{path} holds a {type(content).__name__}, not tensors by name; save model.state_dict()")
@@ -86,10 +85,9 @@ def read_torch_file(path: Path) -> dict[str, Tensor]:
         if not _is_plain(name, value)
     ]
     if wrong:
-        raise ValueError(
-            f"{path} holds, in addition to {len(content) - len(wrong)} tensors, {', '.join(wrong[:6])}"
-            f"{', ...' if len(wrong) > 6 else ''}; it is not the state dict of a model. Save model.state_dict()"
-        )
+        shown = ", ".join(wrong[:6] + ["..."] * (len(wrong) > 6))
+        problem = f"{path} holds, in addition to {len(content) - len(wrong)} tensors, {shown}"
+        raise ValueError(f"{problem}; it is not the state dict of a model. Save model.state_dict()")
     return unwrap_names({name: value.detach() for name, value in content.items()}, source=str(path))
 
 

@@ -10,8 +10,8 @@ import re
 import shutil
 import uuid
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path, PureWindowsPath
+from typing import NamedTuple
 from urllib.parse import quote
 
 from gptclf.hub.partial import replace
@@ -26,8 +26,7 @@ def endpoint() -> str:
     return (os.environ.get("HF_ENDPOINT") or "https://huggingface.co").rstrip("/")
 
 
-@dataclass(frozen=True)
-class Wanted:
+class Wanted(NamedTuple):
     """A file of a repository at a revision, and its paths in the cache."""
 
     repo: str

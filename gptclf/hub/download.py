@@ -61,10 +61,9 @@ def hub_file(repo: str, filename: str, *, revision: str | None = None, cache_dir
     if commit is not None and (mark := wanted.missing_mark(commit)).is_file():
         raise EntryNotFoundError(f"There is no {wanted} at commit {commit}; delete {mark} to ask the hub again.")
     if is_on("HF_HUB_OFFLINE") or is_on("TRANSFORMERS_OFFLINE"):
-        raise FileNotFoundError(
-            f"{wanted} is not in the cache {wanted.cache}, and HF_HUB_OFFLINE or TRANSFORMERS_OFFLINE "
-            f"forbids the network. Unset it to download, or point HF_HOME at the cache that has the file. {BY_HAND}"
-        )
+        problem = f"{wanted} is not in the cache {wanted.cache}, and HF_HUB_OFFLINE or TRANSFORMERS_OFFLINE is set"
+        remedy = f"Unset it to allow the network, or point HF_HOME at the cache that has the file. {BY_HAND}"
+        raise FileNotFoundError(f"{problem}. {remedy}")
     remote = retry(lambda: _look_up(wanted, commit), on=CutError)
     pointer = wanted.snapshot(remote.commit)
     if pointer.is_file():
@@ -128,10 +127,9 @@ def _raise_for_hub_code(response: requests.Response, wanted: Wanted) -> None:
     said = f"{response.url} answered {status} ({response.headers.get('X-Error-Message') or response.reason})"
     if status in (401, 403):
         sent = "The token sent" if "Authorization" in response.request.headers else "No token was sent, which"
-        raise PermissionError(
-            f"No access to {wanted}: {said}. {sent} does not open a private or gated repository; the hub gives "
-            "the same answer for a name that does not exist. Check the name, and set HF_TOKEN to a token with access."
-        )
+        why = "does not open a private or gated repository; a name that does not exist gets the same answer"
+        remedy = "Check the name, and set HF_TOKEN to a token with access."
+        raise PermissionError(f"No access to {wanted}: {said}. {sent} {why}. {remedy}")
     if status == 404 and code == "EntryNotFound":
         raise EntryNotFoundError(f"The repository has no such file: {wanted}; {said}. Check the file's name.")
     if status == 404:

@@ -82,10 +82,9 @@ def build_from_json(path: Path) -> "tiktoken.Encoding":
     plain = {"type": "ByteLevel", "add_prefix_space": False, "use_regex": True}
     usual = isinstance(splitter, dict) and all(splitter.get(key, value) == value for key, value in plain.items())
     if not usual or normalizer is not None:
-        raise ValueError(
-            f"{path} has the pre-tokenizer {splitter!r} and the normalizer {normalizer!r}; gptclf supports only "
-            "GPT-2's: plain ByteLevel without a prefix space, and no normalizer. Pass tokenizer= to load_gpt2"
-        )
+        problem = f"{path} has the pre-tokenizer {splitter!r} and the normalizer {normalizer!r}"
+        allowed = "GPT-2's: plain ByteLevel without a prefix space, and no normalizer"
+        raise ValueError(f"{problem}; gptclf supports only {allowed}. Pass tokenizer= to load_gpt2")
     model = whole.get("model")
     if not isinstance(model, dict) or not isinstance(model.get("merges"), list):
         raise ValueError(f"{path} holds no merges; GPT-2's tokenizer is byte-level BPE")
@@ -132,10 +131,9 @@ def _check_ids(ranks: dict[bytes, int], table: Any, source: Path) -> dict[bytes,
     expected = _id_table(ranks)
     for token, index in expected.items():
         if table.get(token) != index:
-            raise ValueError(
-                f"{source} gives {token!r} the id {table.get(token)}, but the order of the merges gives {index}; "
-                "the tokenizer is not laid out like GPT-2's, or its files do not belong together"
-            )
+            problem = f"{source} gives {token!r} the id {table.get(token)}, but the order of the merges gives {index}"
+            reason = "the tokenizer is not laid out like GPT-2's, or its files do not belong together"
+            raise ValueError(f"{problem}; {reason}")
     # Other tokens were added after training; this tokenizer could never produce them from text.
     if len(table) > len(expected):
         extra = sorted(set(table) - set(expected))
@@ -174,10 +172,10 @@ def tokenizer_files(tokenizer: "tiktoken.Encoding", context_length: int) -> dict
     """
     count = tokenizer.n_vocab - 1
     if tokenizer.eot_token != count:
-        raise ValueError(
-            f"tokenizer {tokenizer.name!r} is not laid out like GPT-2's: its end-of-text token has id "
-            f"{tokenizer.eot_token} instead of the last id, {count}; GPT-2's files cannot represent it"
+        problem = (
+            f"its end-of-text token has id {tokenizer.eot_token} instead of {count}, the last, which GPT-2's files need"
         )
+        raise ValueError(f"tokenizer {tokenizer.name!r} is not laid out like GPT-2's: {problem}")
     ranks = {tokenizer.decode_single_token_bytes(i): i for i in range(count)}
     char, table = byte_characters(), _id_table(ranks)
     merges = [["".join(char[byte] for byte in part) for part in pair] for pair in merges_of(ranks)]

@@ -53,12 +53,9 @@ def find_tokenizer(
             if vocab_size != _GPT2_VOCAB_SIZE:
                 raise
     if vocab_size < _GPT2_VOCAB_SIZE:
-        where = "the weights' folder" if folder is None else str(folder)
-        raise FileNotFoundError(
-            f"no tokenizer for a vocabulary of {vocab_size} tokens: {where} has no merges.txt, vocab.bpe or "
-            f"tokenizer.json, and it is not GPT-2's vocabulary ({_GPT2_VOCAB_SIZE}). Put the files there, or pass "
-            "tokenizer= to load_gpt2"
-        )
+        lacking = f"{folder or 'the folder of the weights'} has no merges.txt, vocab.bpe or tokenizer.json"
+        problem = f"no tokenizer for a vocabulary of {vocab_size} tokens ({_GPT2_VOCAB_SIZE} are GPT-2's): {lacking}"
+        raise FileNotFoundError(f"{problem}. Put the files there, or pass tokenizer= to load_gpt2")
     merges = cached_file(_GPT2, "merges.txt", cache_dir=cache_dir)
     if merges is not None:
         return build_tokenizer(merges, cached_file(_GPT2, "vocab.json", cache_dir=cache_dir))

@@ -46,9 +46,9 @@ def locate(name: str | Path) -> Path | str:
         # The book's folder `gpt2` holds one subfolder per size; only the requested size counts.
         for folder in (place, place / size, place / size / size):
             if any((folder / name).is_file() for name in (CONFIG, OURS, "model.ckpt.index")):
-                logger.warning("%r is a local folder; loading it, not the published model of that name", str(folder))
+                logger.warning("%r is a local folder; loading it instead of the published model", str(folder))
                 return folder
-        logger.warning("the folder %r holds no weights of %s; loading the published model", str(name), preset)
+        logger.warning("ignoring %r, which holds no weights of %s; loading the published model", str(name), preset)
     found = NANO if preset == "nano" else REPOSITORIES.get(preset) or hub_name(name)
     if found is not None:
         return found
