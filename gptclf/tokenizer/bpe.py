@@ -172,10 +172,8 @@ def tokenizer_files(tokenizer: "tiktoken.Encoding", context_length: int) -> dict
     """
     count = tokenizer.n_vocab - 1
     if tokenizer.eot_token != count:
-        problem = (
-            f"its end-of-text token has id {tokenizer.eot_token} instead of {count}, the last, which GPT-2's files need"
-        )
-        raise ValueError(f"tokenizer {tokenizer.name!r} is not laid out like GPT-2's: {problem}")
+        problem = f"its end-of-text token has id {tokenizer.eot_token} instead of the last, {count}"
+        raise ValueError(f"tokenizer {tokenizer.name!r} is not laid out like GPT-2's, as its files must be: {problem}")
     ranks = {tokenizer.decode_single_token_bytes(i): i for i in range(count)}
     char, table = byte_characters(), _id_table(ranks)
     merges = [["".join(char[byte] for byte in part) for part in pair] for pair in merges_of(ranks)]

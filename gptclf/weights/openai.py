@@ -165,7 +165,9 @@ def _matching(
         raise ValueError(f"{source} holds {len(present)} arrays, too few for the {config.n_layers} blocks in settings")
     wanted = {name_of(parameter.place): parameter for parameter in _parameters(config).values()}
     misshapen, arrays = [], {}
-    for name, parameter in ((name, wanted[name]) for name in wanted if name in present):
+    for name, parameter in wanted.items():
+        if name not in present:
+            continue
         array = get(name)
         if not isinstance(array, np.ndarray):
             misshapen.append(f"{name} is a {type(array).__name__}, not a numpy array")
