@@ -23,7 +23,7 @@ from gptclf.hub.transfer import fetch, is_intact
 if TYPE_CHECKING:
     import requests
 
-BY_HAND = "Without a network, pass load_gpt2 a folder with config.json, model.safetensors, vocab.json and merges.txt."
+BY_HAND = "Offline, put config.json, model.safetensors, vocab.json, merges.txt in a folder; pass its path to load_gpt2."
 
 _ETAG = re.compile(r"\w[\w.-]*", re.ASCII)
 

@@ -108,13 +108,14 @@ def from_hugging_face(
     Raises:
         ValueError: Tensors are missing, unexpected or misshapen; the message lists them.
     """
-    found: dict[str, Tensor] = {}
+    in_file: dict[str, str] = {}
     twice = []
-    for name, tensor in tensors.items():
+    for name in tensors:
         if not _MASKS.fullmatch(name):
             plain = name.removeprefix("transformer.")
-            twice += [name] if plain in found else []
-            found[plain] = tensor
+            twice += [name] if plain in in_file else []
+            in_file[plain] = name
+    found = {plain: tensors[name] for plain, name in in_file.items()}
     heads = [name for name in ("score.weight", "lm_head.weight") if name in found]
     fitting = [name for name in heads if tuple(found[name].shape) == shapes.get("head.output.weight")]
     names = {**trunk_names(n_layers), "head.output.weight": ([*fitting, *heads, "lm_head.weight"][0], False)}
@@ -124,7 +125,7 @@ def from_hugging_face(
     spare |= {theirs for ours, (theirs, _) in names.items() if ours.endswith("qkv.bias") or ours in without}
     needed = {ours: names[ours] for ours in shapes if ours not in without}
     wanted = {theirs: shapes[ours][::-1] if flip else shapes[ours] for ours, (theirs, flip) in needed.items()}
-    check_shapes(source, found, wanted, spare, twice=twice)
+    check_shapes(source, found, wanted, spare, in_file, twice=twice)
     # Loaded under both names, the output matrix would be the one that came last.
     tied = "head.output.weight" not in needed and "lm_head.weight" in found
     if tied and not torch.equal(found["lm_head.weight"], found["wte.weight"]):
@@ -152,6 +153,7 @@ def check_shapes(
     found: Mapping[str, Tensor],
     wanted: Mapping[str, tuple[int, ...]],
     spare: Collection[str] = (),
+    in_file: Mapping[str, str] | None = None,
     **problems: list[str],
 ) -> None:
     """Raise a ValueError unless tensors have the wanted names and shapes, and are of a floating-point type.
@@ -161,15 +163,17 @@ def check_shapes(
         found: The tensors.
         wanted: The shapes.
         spare: Names that may be present although they are not wanted.
+        in_file: The names of the tensors in the file, if they differ.
         **problems: More problems, as in `check_tensors`.
     """
+    names = {name: name for name in found} if in_file is None else in_file
     misshapen = [
-        f"{name} is {found[name].dtype} {tuple(found[name].shape)} instead of floats {shape}"
+        f"{names[name]} is {found[name].dtype} {tuple(found[name].shape)} instead of floats {shape}"
         for name, shape in wanted.items()
         if name in found and (tuple(found[name].shape) != shape or not found[name].is_floating_point())
     ]
     missing = [name for name in wanted if name not in found]
-    unexpected = [name for name in found if name not in wanted and name not in spare]
+    unexpected = [names[name] for name in found if name not in wanted and name not in spare]
     check_tensors(source, found, missing=missing, unexpected=unexpected, misshapen=misshapen, **problems)
 
 
