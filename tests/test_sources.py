@@ -359,7 +359,7 @@ class TestContradictions:
     @pytest.mark.parametrize(
         ("arguments", "message"),
         [
-            ({"name": GPT2Config(n_heads=2), "weights": "random", "settings": BOOK}, "a GPT2Config says everything"),
+            ({"name": GPT2Config(n_heads=2), "weights": "random", "settings": BOOK}, "a GPT2Config is complete without it"),
             ({"name": "nano", "revision": "main"}, "revision='main' belongs to a hub repository"),
         ],
     )
@@ -399,7 +399,7 @@ class TestContradictions:
 
     def test_a_model_of_ours_alone_is_pointed_to_load_model(self, tmp_path: Path) -> None:
         save_model(add_classifier_head(byte_gpt2(), num_classes=2, pooling="mean", seed=1), tmp_path)
-        with pytest.raises(ValueError, match="in gptclf's own layout alone; load it with load_model"):
+        with pytest.raises(ValueError, match="in gptclf's own layout only; load it with load_model"):
             load_gpt2(tmp_path)
 
     @pytest.mark.parametrize("name", ["models/missing.pth", "124M/model.ckpt"])
