@@ -471,7 +471,7 @@ class TestEveryVariantOfTransformers:
         torch.save(tensors, tmp_path / "pytorch_model.bin")
         message = (
             r"1 missing: h\.1\.ln_1\.bias; 1 unexpected: h\.7\.extra; "
-            r"1 misshapen: wpe\.weight is torch\.float32 \(41, 24\), the configuration needs \(40, 24\)"
+            r"1 misshapen: wpe\.weight is torch\.float32 \(41, 24\) instead of floats \(40, 24\)"
         )
         with pytest.raises(ValueError, match=message):
             open_hugging_face(tmp_path, shapes_of(GPT2(odd_config, device="meta")), odd_config)

@@ -11,16 +11,12 @@ from pathlib import Path
 _ABANDONED_SECONDS = 3600
 
 # Writes one file at the given path.
-Writer = Callable[[Path], None]
+Writer = Callable[[Path], object]
 
 
 def text_writer(text: str) -> Writer:
     """Return a writer of UTF-8 text, with Unix line endings on every platform."""
-
-    def write(path: Path) -> None:
-        path.write_text(text, encoding="utf-8", newline="\n")
-
-    return write
+    return lambda path: path.write_text(text, encoding="utf-8", newline="\n")
 
 
 def write_all(folder: Path, writers: Mapping[str, Writer]) -> None:
@@ -30,26 +26,20 @@ def write_all(folder: Path, writers: Mapping[str, Writer]) -> None:
         OSError: A file could not be written; the previous files are unchanged unless renaming had begun.
     """
     beside = {name: folder / f".{name}.{os.getpid()}.tmp" for name in writers}
-    _sweep(folder, writers)
+    for name in writers:
+        # Left by a save that was killed at least an hour ago.
+        for path in folder.glob(f".{glob.escape(name)}.*.tmp"):
+            if time.time() - path.stat().st_mtime > _ABANDONED_SECONDS:
+                path.unlink(missing_ok=True)
     try:
         for name, write in writers.items():
             write(beside[name])
         for name, path in beside.items():
             path.replace(folder / name)
     except OSError as error:
-        raise OSError(
-            error.errno or errno.EIO,
-            f"could not save to {folder} ({error}); the files that were there are unchanged unless renaming had begun. "
-            "Free some space or choose another folder, and save again: the model in memory is intact",
-        ) from error
+        problem = f"could not save to {folder} ({error}); the old files are unchanged unless renaming had begun"
+        remedy = "Free some space or choose another folder, and save again: the model in memory is intact"
+        raise OSError(error.errno or errno.EIO, f"{problem}. {remedy}") from error
     finally:
         for path in beside.values():
             path.unlink(missing_ok=True)
-
-
-def _sweep(folder: Path, writers: Mapping[str, Writer]) -> None:
-    """Remove temporary files that a killed save left here at least an hour ago."""
-    for name in writers:
-        for path in folder.glob(f".{glob.escape(name)}.*.tmp"):
-            if time.time() - path.stat().st_mtime > _ABANDONED_SECONDS:
-                path.unlink(missing_ok=True)

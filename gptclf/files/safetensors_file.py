@@ -54,7 +54,6 @@ def read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     except FileNotFoundError:
         raise FileNotFoundError(f"{path} does not exist; the folder is incomplete") from None
     except (safetensors.SafetensorError, ValueError) as error:
-        raise ValueError(
-            f"{path} ({path.stat().st_size:,} bytes) is not a complete safetensors file: {error}. "
-            "It may be truncated, or a git-lfs pointer to the real file; download it again"
-        ) from error
+        problem = f"{path} ({path.stat().st_size:,} bytes) is not a complete safetensors file: {error}"
+        remedy = "It may be truncated, or a git-lfs pointer to the real file; download it again"
+        raise ValueError(f"{problem}. {remedy}") from error

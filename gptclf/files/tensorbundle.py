@@ -7,9 +7,8 @@ empty key, then one entry per tensor under its name.
 
 import math
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -25,27 +24,17 @@ _MOST_DIMENSIONS = 32
 _LARGEST_TENSOR = 1 << 48
 
 # DataType in tensorflow/core/framework/types.proto: the supported types, then the names of the others for messages.
-_DTYPES = {
-    1: "<f4",
-    2: "<f8",
-    3: "<i4",
-    4: "|u1",
-    5: "<i2",
-    6: "|i1",
-    9: "<i8",
-    17: "<u2",
-    19: "<f2",
-    22: "<u4",
-    23: "<u8",
-}
+_DTYPES = {1: "f4", 2: "f8", 3: "i4", 4: "u1", 5: "i2", 6: "i1", 9: "i8", 17: "u2", 19: "f2", 22: "u4", 23: "u8"}
 _STRING, _VARIANT = 7, 21
 _UNREAD = {_STRING: "strings", 8: "complex64", 10: "booleans", 14: "bfloat16", 18: "complex128", _VARIANT: "variants"}
+
+# Wire types of a protocol buffer; the fixed sizes are in bytes.
+_VARINT, _MESSAGE, _FIXED_SIZES = 0, 2, {1: 8, 5: 4}
 
 _PARTITIONED = "it is partitioned (saved in slices); save the variable whole"
 
 
-@dataclass(frozen=True)
-class Entry:
+class Entry(NamedTuple):
     """The location of a tensor: DataType number, shape, data file, offset and size in bytes, and CRC-32C checksum."""
 
     dtype: int
@@ -68,21 +57,21 @@ class Bundle(Mapping[str, NDArray[Any]]):
     def __init__(self, entries: dict[str, Entry], files: Mapping[int, Path]) -> None:
         self.entries = entries
         self._files = files
-        self._data = {shard: _map(path) for shard, path in files.items()}
+        self._data: dict[int, NDArray[np.uint8]] = {}
         for shard, path in files.items():
-            inside = {name: entry for name, entry in entries.items() if entry.shard == shard}
-            _check_extent(inside, self._data[shard].size, path)
+            size = path.stat().st_size
+            _check_extent({name: entry for name, entry in entries.items() if entry.shard == shard}, size, path)
+            # An empty file cannot be mapped.
+            self._data[shard] = np.memmap(path, np.uint8, mode="c").view(np.ndarray) if size else np.empty(0, np.uint8)
 
     def __getitem__(self, name: str) -> NDArray[Any]:
         entry = self.entries[name]
         if entry.dtype not in _DTYPES:
             what = _UNREAD.get(entry.dtype, f"of TensorFlow's type {entry.dtype}")
-            raise ValueError(
-                f"{self._files[entry.shard]}: tensor {name!r} is {what}; "
-                "supported are integers and float16, float32 and float64"
-            )
+            path = self._files[entry.shard]
+            raise ValueError(f"{path}: tensor {name!r} is {what}; supported are integers and float16, 32 and 64")
         # Copied only if the tensor does not start at a multiple of its item size.
-        return np.require(self._bytes(entry).view(_DTYPES[entry.dtype]), requirements="A").reshape(entry.shape)
+        return np.require(self._bytes(entry).view(f"<{_DTYPES[entry.dtype]}"), requirements="A").reshape(entry.shape)
 
     def __iter__(self) -> Iterator[str]:
         return iter(self.entries)
@@ -99,9 +88,7 @@ class Bundle(Mapping[str, NDArray[Any]]):
         for name, entry in self.entries.items():
             if entry.dtype not in (_STRING, _VARIANT) and crc32c(self._bytes(entry)) != entry.crc:
                 path = self._files[entry.shard]
-                raise ValueError(
-                    f"{path}: tensor {name!r} is damaged: its checksum does not match. Download the file again"
-                )
+                raise ValueError(f"{path}: tensor {name!r} is damaged: its checksum does not match. Download it again")
 
     def _bytes(self, entry: Entry) -> NDArray[np.uint8]:
         return self._data[entry.shard][entry.offset : entry.offset + entry.size]
@@ -127,10 +114,9 @@ def open_bundle(prefix: Path, *, verify: bool = True) -> Bundle:
             raise ValueError(f"it has {index.stat().st_size:,} bytes; an index has at most {_LARGEST_INDEX:,}")
         n_shards, entries = _read_index(index.read_bytes())
     except ValueError as error:
-        raise ValueError(
-            f"{index} cannot be read as the index of a TensorFlow checkpoint: {error}. "
-            "It may be damaged, truncated or a git-lfs pointer to the real file; download it again"
-        ) from error
+        problem = f"{index} cannot be read as the index of a TensorFlow checkpoint: {error}"
+        remedy = "It may be damaged, truncated or a git-lfs pointer to the real file; download it again"
+        raise ValueError(f"{problem}. {remedy}") from error
     bundle = Bundle(entries, _data_files(prefix, n_shards, {entry.shard for entry in entries.values()}))
     if verify:
         bundle.verify()
@@ -145,17 +131,9 @@ def _data_files(prefix: Path, n_shards: int, used: set[int]) -> dict[int, Path]:
             other = sorted(p.name for p in prefix.parent.iterdir() if p.name.startswith(f"{prefix.name}.data-"))
             message = f"{path} does not exist; {prefix.name}.index names {n_shards} data file{'s' * (n_shards > 1)}"
             if any(not name.endswith(f"-of-{n_shards:05d}") for name in other):
-                raise ValueError(
-                    f"{message}, but the folder holds {', '.join(other[:4])}: the files are from different checkpoints"
-                )
+                raise ValueError(f"{message}, but the folder holds {', '.join(other[:4])}, of another checkpoint")
             raise FileNotFoundError(f"{message}. Download it")
     return files
-
-
-def _map(path: Path) -> NDArray[np.uint8]:
-    if not path.stat().st_size:
-        return np.empty(0, np.uint8)  # an empty file cannot be mapped
-    return np.memmap(path, np.uint8, mode="c").view(np.ndarray)
 
 
 def _check_extent(entries: Mapping[str, Entry], size: int, path: Path) -> None:
@@ -163,14 +141,12 @@ def _check_extent(entries: Mapping[str, Entry], size: int, path: Path) -> None:
     end = 0
     for name, entry in sorted(entries.items(), key=lambda item: (item[1].offset, item[1].size)):
         if entry.offset != end:
-            raise ValueError(
-                f"{path}: tensor {name!r} starts at byte {entry.offset:,}, but the previous one ends at byte {end:,}"
-            )
+            where = f"starts at byte {entry.offset:,}, but the previous one ends at byte {end:,}"
+            raise ValueError(f"{path}: tensor {name!r} {where}")
         end += entry.size
         if end > size:
-            raise ValueError(
-                f"{path} is truncated: tensor {name!r} ends at byte {end:,}, the file at {size:,}; download it again"
-            )
+            where = f"ends at byte {end:,}, the file at {size:,}"
+            raise ValueError(f"{path} is truncated: tensor {name!r} {where}; download it again")
     if end != size:
         raise ValueError(f"{path} has {size:,} bytes, but its tensors end at byte {end:,}; download it again")
 
@@ -182,7 +158,7 @@ def _read_index(data: bytes) -> tuple[int, dict[str, Entry]]:
     if key != b"":
         raise ValueError("it has no header")
     header = _fields(value)
-    n_shards, big_endian, version = _number(header, 1), _number(header, 2), _fields(_message(header, 3))
+    n_shards, big_endian, version = _number(header, 1), _number(header, 2), _fields(header.get(3, [b""])[-1])
     if n_shards < 1:
         raise ValueError(f"its header counts {n_shards} data files")
     if big_endian:
@@ -205,21 +181,15 @@ def _entry(value: bytes, n_shards: int) -> Entry:
     fields = _fields(value)
     if 7 in fields:
         raise ValueError(_PARTITIONED)
-    shape = _fields(_message(fields, 2))
+    shape = _fields(fields.get(2, [b""])[-1])
     if _number(shape, 3):
         raise ValueError("it has no shape")
     dimensions = shape.get(2, [])
     if len(dimensions) > _MOST_DIMENSIONS:
         raise ValueError(f"it has {len(dimensions)} dimensions; at most {_MOST_DIMENSIONS} are supported")
-    sizes = tuple(_number(_fields(_as_message(dimension)), 1) for dimension in dimensions)
-    entry = Entry(
-        dtype=_number(fields, 1),
-        shape=sizes,
-        shard=_number(fields, 3),
-        offset=_number(fields, 4),
-        size=_number(fields, 5),
-        crc=unmask(_number(fields, 6)),
-    )
+    sizes = tuple(_number(_fields(dimension), 1) for dimension in dimensions)
+    dtype, shard, offset, size, crc = (_number(fields, number) for number in (1, 3, 4, 5, 6))
+    entry = Entry(dtype, sizes, shard, offset, size, unmask(crc))
     if min(entry.offset, entry.size, *sizes) < 0 or math.prod(max(n, 1) for n in sizes) > _LARGEST_TENSOR:
         raise ValueError(f"its shape {sizes}, size {entry.size} and offset {entry.offset} are impossible")
     if not 0 <= entry.shard < n_shards:
@@ -229,26 +199,23 @@ def _entry(value: bytes, n_shards: int) -> Entry:
     return entry
 
 
-def _fields(message: bytes) -> dict[int, list[int | bytes]]:
+def _fields(message: int | bytes) -> dict[int, list[int | bytes]]:
     """Return the values of a protocol buffer by field number, unknown fields included."""
+    if isinstance(message, int):
+        raise ValueError("it has a number where a message should be")
     fields: dict[int, list[int | bytes]] = {}
     at = 0
     while at < len(message):
         tag, at = varint(message, at)
-        value: int | bytes
-        if tag & 7 == 0:
+        kind, value = tag & 7, _FIXED_SIZES.get(tag & 7, -1)
+        if kind in (_VARINT, _MESSAGE):
             value, at = varint(message, at)
-        else:
-            length = {1: 8, 5: 4}.get(tag & 7)
-            if tag & 7 == 2:
-                length, at = varint(message, at)
-            if length is None or at + length > len(message):
-                raise ValueError("one of its fields is damaged or extends past the end")
-            value = message[at : at + length]
-            if tag & 7 != 2:
-                value = int.from_bytes(value, "little")
-            at += length
-        fields.setdefault(tag >> 3, []).append(value)
+        if value < 0 or (kind != _VARINT and at + value > len(message)):
+            raise ValueError("one of its fields is damaged or extends past the end")
+        content = b"" if kind == _VARINT else message[at : at + value]
+        at += len(content)
+        number = int.from_bytes(content, "little") if kind in _FIXED_SIZES else value
+        fields.setdefault(tag >> 3, []).append(content if kind == _MESSAGE else number)
     return fields
 
 
@@ -258,13 +225,3 @@ def _number(fields: Mapping[int, list[int | bytes]], number: int) -> int:
     if isinstance(value, bytes):
         raise ValueError(f"its field {number} is not a number")
     return value - (1 << 64) if value >> 63 else value
-
-
-def _message(fields: Mapping[int, list[int | bytes]], number: int) -> bytes:
-    return _as_message(fields.get(number, [b""])[-1])
-
-
-def _as_message(value: int | bytes) -> bytes:
-    if isinstance(value, int):
-        raise ValueError("it has a number where a message should be")
-    return value

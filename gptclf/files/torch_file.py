@@ -29,6 +29,16 @@ _STARTS = (
     (b"\x89HDF", "is an HDF5 (Keras) file, not one that torch.save wrote"),
 )
 
+# Messages of the restricted unpickler, and what it refused.
+_REFUSED = (
+    (r"TorchScript archives", "it is a TorchScript program"),
+    (r"GLOBAL (\S+) (?:was not an allowed|whose module)", r"it names \1"),
+    (
+        r"call reduce|Can only (?:create new object|build)|must be imported to load",
+        "it calls a function that does not build a tensor",
+    ),
+)
+
 
 def read_torch_file(path: Path) -> dict[str, Tensor]:
     """Return the tensors of a model in a file that `torch.save` wrote, on the CPU.
@@ -50,7 +60,6 @@ def read_torch_file(path: Path) -> dict[str, Tensor]:
         >>> read_torch_file(Path("model.pth"))
         {'a': tensor([1., 1.])}
     """
-    path = Path(path)
     content = _load(path)
     if isinstance(content, Tensor) or not isinstance(content, Mapping):
         raise ValueError(f"{path} holds a {type(content).__name__}, not tensors by name; save model.state_dict()")
@@ -65,19 +74,20 @@ def read_torch_file(path: Path) -> dict[str, Tensor]:
             if name != holders[0] and _holds_tensor(value) and not _STATES.fullmatch(str(name))
         ]
         if other:
-            raise ValueError(
-                f"{path} holds tensors next to {holders[0]!r}, under keys that gptclf does not know: "
-                f"{', '.join(other[:6])}; save only the value of {holders[0]!r}"
-            )
+            keys = f"under keys that gptclf does not know: {', '.join(other[:6])}"
+            raise ValueError(f"{path} holds tensors next to {holders[0]!r}, {keys}; save only {holders[0]!r}")
         content = content[holders[0]]
     if not content:
         raise ValueError(f"{path} holds no tensors")
-    wrong = [f"{name} ({_kind(value)})" for name, value in content.items() if not _is_plain(name, value)]
+    wrong = [
+        f"{name} ({value.layout if isinstance(value, Tensor) else type(value).__name__})"
+        for name, value in content.items()
+        if not _is_plain(name, value)
+    ]
     if wrong:
-        raise ValueError(
-            f"{path} holds, in addition to {len(content) - len(wrong)} tensors, {', '.join(wrong[:6])}"
-            f"{', ...' if len(wrong) > 6 else ''}; it is not the state dict of a model. Save model.state_dict()"
-        )
+        shown = ", ".join(wrong[:6] + ["..."] * (len(wrong) > 6))
+        problem = f"{path} holds, in addition to {len(content) - len(wrong)} tensors, {shown}"
+        raise ValueError(f"{problem}; it is not the state dict of a model. Save model.state_dict()")
     return unwrap_names({name: value.detach() for name, value in content.items()}, source=str(path))
 
 
@@ -121,7 +131,8 @@ def _load(path: Path) -> Any:
         raise
     except Exception as error:  # a damaged or hostile pickle can raise any exception
         # "from None", because PyTorch's own message advises running the file.
-        refused = _refused(str(error))
+        found = ((re.search(pattern, str(error)), what) for pattern, what in _REFUSED)
+        refused = next((match.expand(what) for match, what in found if match), "")
         if refused:
             raise ValueError(
                 f"{path} would run code when opened: {refused}. Nothing was run. It holds a pickled model or other "
@@ -135,30 +146,9 @@ def _load(path: Path) -> Any:
         ) from None
 
 
-def _refused(message: str) -> str:
-    """Return what the restricted unpickler refused, or "" if it failed for another reason."""
-    if "TorchScript archives" in message:
-        return "it is a TorchScript program"
-    named = re.search(r"GLOBAL (\S+) (?:was not an allowed|whose module)", message)
-    if named:
-        return f"it names {named[1]}"
-    if re.search(r"call reduce|Can only (create new object|build)|must be imported to load", message):
-        return "it calls a function that does not build a tensor"
-    return ""
-
-
-def _kind(value: Any) -> str:
-    return str(value.layout) if isinstance(value, Tensor) else type(value).__name__
-
-
 def _is_plain(name: Any, value: Any) -> bool:
-    return (
-        isinstance(name, str)
-        and isinstance(value, Tensor)
-        and value.layout is torch.strided
-        and not value.is_quantized
-        and not value.is_meta
-    )
+    strided = isinstance(name, str) and isinstance(value, Tensor) and value.layout is torch.strided
+    return strided and not (value.is_quantized or value.is_meta)
 
 
 def _holds_tensor(value: Any) -> bool:

@@ -9,8 +9,9 @@ import os
 import re
 import shutil
 import uuid
-from dataclasses import dataclass
+from contextlib import suppress
 from pathlib import Path, PureWindowsPath
+from typing import NamedTuple
 from urllib.parse import quote
 
 from gptclf.hub.partial import replace
@@ -25,8 +26,7 @@ def endpoint() -> str:
     return (os.environ.get("HF_ENDPOINT") or "https://huggingface.co").rstrip("/")
 
 
-@dataclass(frozen=True)
-class Wanted:
+class Wanted(NamedTuple):
     """A file of a repository at a revision, and its paths in the cache."""
 
     repo: str
@@ -75,7 +75,8 @@ def wanted_file(repo: str, filename: str, revision: str | None, cache_dir: str |
     for what, path in (("file name", filename), ("revision", revision)):
         if PureWindowsPath(path).drive or {"", ".", ".."} & set(re.split(r"[/\\]", path)):
             raise ValueError(f"{what} {path!r} could lead out of the repository; give a relative path without '..'")
-    return Wanted(repo, filename, revision, _cache_root() if cache_dir is None else Path(cache_dir))
+    root = Path(cache_dir) if cache_dir is not None else path_setting("HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE")
+    return Wanted(repo, filename, revision, root or hub_home() / "hub")
 
 
 def is_on(name: str) -> bool:
@@ -83,22 +84,19 @@ def is_on(name: str) -> bool:
     return os.environ.get(name, "").upper() in {"1", "ON", "YES", "TRUE"}
 
 
-def path_setting(name: str) -> Path | None:
-    """Return the path in an environment variable, or None if it is not set."""
-    value = os.environ.get(name)
+def path_setting(*names: str) -> Path | None:
+    """Return the path in the first of some environment variables that is set, or None."""
+    value = next(filter(None, map(os.environ.get, names)), None)
     return Path(os.path.expandvars(value)).expanduser() if value else None
 
 
 def timeout_seconds(name: str) -> float:
     """Return the number of seconds in an environment variable; 10 if it is not set."""
     value = os.environ.get(name) or "10"
-    try:
-        seconds = float(value)
-    except ValueError:
-        seconds = math.nan
-    if not 0 < seconds < math.inf:
-        raise ValueError(f"{name} is {value!r}; set it to a number of seconds above 0")
-    return seconds
+    with suppress(ValueError):
+        if 0 < (seconds := float(value)) < math.inf:
+            return seconds
+    raise ValueError(f"{name} is {value!r}; set it to a number of seconds above 0")
 
 
 def cache_home() -> Path:
@@ -111,10 +109,6 @@ def hub_home() -> Path:
     return path_setting("HF_HOME") or cache_home() / "huggingface"
 
 
-def _cache_root() -> Path:
-    return path_setting("HF_HUB_CACHE") or path_setting("HUGGINGFACE_HUB_CACHE") or hub_home() / "hub"
-
-
 def link(blob: Path, pointer: Path) -> None:
     """Make a file of a snapshot a relative symlink to its blob; without symlinks, a hard link or a copy."""
     pointer.parent.mkdir(parents=True, exist_ok=True)
@@ -123,18 +117,14 @@ def link(blob: Path, pointer: Path) -> None:
         try:
             temporary.symlink_to(os.path.relpath(blob, pointer.parent))
         except OSError:
-            _hard_link_or_copy(blob, temporary)
+            try:
+                # A blob may itself be a relative link to a shared blob, which is valid only in its own place.
+                os.link(blob.resolve(), temporary)
+            except OSError:
+                shutil.copyfile(blob, temporary)
         replace(temporary, pointer)
     finally:
         temporary.unlink(missing_ok=True)
-
-
-def _hard_link_or_copy(source: Path, target: Path) -> None:
-    try:
-        # A blob may itself be a relative link to a blob shared by repositories, which is valid only in its own place.
-        os.link(source.resolve(), target)
-    except OSError:
-        shutil.copyfile(source, target)
 
 
 def write_ref(wanted: Wanted, commit: str) -> None:

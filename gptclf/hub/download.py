@@ -11,35 +11,19 @@ import dataclasses
 import os
 import re
 from contextlib import suppress
-from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
-from gptclf.hub.cache import (
-    COMMIT,
-    Wanted,
-    endpoint,
-    hub_home,
-    is_on,
-    link,
-    path_setting,
-    timeout_seconds,
-    wanted_file,
-    write_ref,
-)
+from gptclf.hub import cache
+from gptclf.hub.cache import COMMIT, Wanted, endpoint, is_on
 from gptclf.hub.http import CutError, Source, announced_size, origin, raise_for_status, retry, send
 from gptclf.hub.partial import writing
-from gptclf.hub.transfer import DamagedError, fetch, verify
+from gptclf.hub.transfer import fetch, is_intact
 
 if TYPE_CHECKING:
     import requests
 
-__all__ = ["EntryNotFoundError", "cached_file", "hub_file"]
-
-BY_HAND = (
-    "To work without a network, put config.json, model.safetensors, vocab.json and merges.txt into a folder "
-    "and pass its path to load_gpt2."
-)
+BY_HAND = "Offline, put config.json, model.safetensors, vocab.json, merges.txt in a folder; pass its path to load_gpt2."
 
 _ETAG = re.compile(r"\w[\w.-]*", re.ASCII)
 
@@ -70,30 +54,29 @@ def hub_file(repo: str, filename: str, *, revision: str | None = None, cache_dir
         OSError: The download does not match what the hub announced, or the disk is full.
         ValueError: The repository, file name or revision is malformed.
     """
-    wanted = wanted_file(repo, filename, revision, cache_dir)
+    wanted = cache.wanted_file(repo, filename, revision, cache_dir)
     commit = wanted.cached_commit()
     if commit is not None and wanted.snapshot(commit).is_file():
         return wanted.snapshot(commit)
     if commit is not None and (mark := wanted.missing_mark(commit)).is_file():
         raise EntryNotFoundError(f"There is no {wanted} at commit {commit}; delete {mark} to ask the hub again.")
     if is_on("HF_HUB_OFFLINE") or is_on("TRANSFORMERS_OFFLINE"):
-        raise FileNotFoundError(
-            f"{wanted} is not in the cache {wanted.cache}, and HF_HUB_OFFLINE or TRANSFORMERS_OFFLINE "
-            f"forbids the network. Unset it to download, or point HF_HOME at the cache that has the file. {BY_HAND}"
-        )
+        problem = f"{wanted} is not in the cache {wanted.cache}, and HF_HUB_OFFLINE or TRANSFORMERS_OFFLINE is set"
+        remedy = f"Unset it to allow the network, or point HF_HOME at the cache that has the file. {BY_HAND}"
+        raise FileNotFoundError(f"{problem}. {remedy}")
     remote = retry(lambda: _look_up(wanted, commit), on=CutError)
     pointer = wanted.snapshot(remote.commit)
     if pointer.is_file():
         # The cache may be read-only, for example a shared one.
         with suppress(OSError):
-            write_ref(wanted, remote.commit)
+            cache.write_ref(wanted, remote.commit)
         return pointer
     source, blob = remote.source, wanted.folder / "blobs" / remote.etag
-    if not _is_right(blob, source):
+    if not is_intact(source, blob):  # its writer may have been interrupted
         fetch(source, blob)
     with writing(source.what, pointer.parent, source.elsewhere):
-        link(blob, pointer)
-        write_ref(wanted, remote.commit)
+        cache.link(blob, pointer)
+        cache.write_ref(wanted, remote.commit)
     return pointer
 
 
@@ -101,13 +84,12 @@ def cached_file(
     repo: str, filename: str, *, revision: str | None = None, cache_dir: str | Path | None = None
 ) -> Path | None:
     """Return the path of a file if it is in the cache, else None, without any network request."""
-    wanted = wanted_file(repo, filename, revision, cache_dir)
+    wanted = cache.wanted_file(repo, filename, revision, cache_dir)
     commit = wanted.cached_commit()
     return wanted.snapshot(commit) if commit is not None and wanted.snapshot(commit).is_file() else None
 
 
-@dataclass(frozen=True)
-class _Remote:
+class _Remote(NamedTuple):
     """The hub's metadata of a file: its names in the cache, and where to download it."""
 
     commit: str
@@ -115,29 +97,15 @@ class _Remote:
     source: Source
 
 
-def _is_right(blob: Path, source: Source) -> bool:
-    """Return True if a blob exists and is intact: its writer may have been interrupted."""
-    if not blob.is_file():
-        return False
-    try:
-        verify(source, blob)
-    except DamagedError:
-        return False
-    return True
-
-
 def _source(wanted: Wanted, revision: str, timeout: str) -> Source:
-    def refuse(response: requests.Response) -> None:
-        _raise_for_hub_code(response, wanted)
-
     return Source(
         url=wanted.url(revision),
         what=str(wanted),
         advice=f"HF_ENDPOINT (now {endpoint()}) may name a mirror of the hub. {BY_HAND}",
         elsewhere="set HF_HOME to a folder with room for the cache that you may write to.",
-        timeout=timeout_seconds(timeout),
+        timeout=cache.timeout_seconds(timeout),
         token=_token(),
-        refuse=refuse,
+        refuse=lambda response: _raise_for_hub_code(response, wanted),
         progress=not is_on("HF_HUB_DISABLE_PROGRESS_BARS"),
     )
 
@@ -148,7 +116,7 @@ def _token() -> str | None:
     token = os.environ.get("HF_TOKEN", "").strip()
     if not token:
         with suppress(OSError):
-            token = (path_setting("HF_TOKEN_PATH") or hub_home() / "token").read_text().strip()
+            token = (cache.path_setting("HF_TOKEN_PATH") or cache.hub_home() / "token").read_text().strip()
     return token or None
 
 
@@ -159,10 +127,9 @@ def _raise_for_hub_code(response: requests.Response, wanted: Wanted) -> None:
     said = f"{response.url} answered {status} ({response.headers.get('X-Error-Message') or response.reason})"
     if status in (401, 403):
         sent = "The token sent" if "Authorization" in response.request.headers else "No token was sent, which"
-        raise PermissionError(
-            f"No access to {wanted}: {said}. {sent} does not open a private or gated repository; the hub gives "
-            "the same answer for a name that does not exist. Check the name, and set HF_TOKEN to a token with access."
-        )
+        why = "does not open a private or gated repository; a name that does not exist gets the same answer"
+        remedy = "Check the name, and set HF_TOKEN to a token with access."
+        raise PermissionError(f"No access to {wanted}: {said}. {sent} {why}. {remedy}")
     if status == 404 and code == "EntryNotFound":
         raise EntryNotFoundError(f"The repository has no such file: {wanted}; {said}. Check the file's name.")
     if status == 404:
@@ -174,10 +141,8 @@ def _look_up(wanted: Wanted, commit: str | None) -> _Remote:
     """Look the file up at the cached commit, or on the branch if there is none or the hub no longer has it."""
     try:
         return _metadata(wanted, wanted.revision if commit is None else commit)
-    except EntryNotFoundError:
-        raise
-    except FileNotFoundError:
-        if commit in (None, wanted.revision):
+    except FileNotFoundError as error:
+        if isinstance(error, EntryNotFoundError) or commit in (None, wanted.revision):
             raise
         return _metadata(wanted, wanted.revision)
 
@@ -196,10 +161,8 @@ def _metadata(wanted: Wanted, revision: str) -> _Remote:
         etag = (head.get("X-Linked-Etag") or head.get("ETag", "")).removeprefix("W/").strip('"')
         # Both become file names here, so their form is checked: a mirror could send anything.
         if not COMMIT.fullmatch(commit) or not _ETAG.fullmatch(etag):
-            raise OSError(
-                f"{response.url} answered with X-Repo-Commit {commit!r} and ETag {etag!r}; a hub gives a commit "
-                f"and a hash. Check HF_ENDPOINT (now {endpoint()}) and the proxy. {BY_HAND}"
-            )
+            said = f"{response.url} gives X-Repo-Commit {commit!r} and ETag {etag!r}, not a commit and a hash"
+            raise OSError(source.problem(f"{said}. Check HF_ENDPOINT and the proxy"))
         linked = head.get("X-Linked-Size", "")
         size = int(linked) if re.fullmatch(r"[0-9]{1,18}", linked) else announced_size(response)
     # The ETag is the sha256 of a large file or git's blob sha1 of a small one; mirrors may use others.

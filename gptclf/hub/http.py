@@ -66,6 +66,10 @@ class Source:
     refuse: Callable[[requests.Response], None] | None = None
     progress: bool = True
 
+    def problem(self, what: str) -> str:
+        """Return a message about this file, with the advice."""
+        return f"Could not get {self.what}: {what}. {self.advice}"
+
 
 def send(
     method: str,
@@ -81,32 +85,23 @@ def send(
     url = _joined(source.url, "", source)
     for _ in range(MAX_REDIRECTS):
         if urlsplit(url).scheme not in ("http", "https"):
-            raise OSError(f"Could not get {source.what}: {url!r} is not an http or https address. {source.advice}")
-        token = source.token if origin(url) == origin(source.url) else None
+            raise OSError(source.problem(f"{url!r} is not an http or https address"))
+        # Passed as `auth`, because requests would replace a plain header by a password from ~/.netrc.
+        auth = _bearer(source.token) if source.token and origin(url) == origin(source.url) else None
+        sent = {"Accept-Encoding": "identity", **(headers or {})}
         try:
             response = requests.request(
-                method,
-                url,
-                headers={"Accept-Encoding": "identity", **(headers or {})},
-                # Passed as `auth`, because requests would replace a plain header by a password from ~/.netrc.
-                auth=_bearer(token) if token else None,
-                timeout=source.timeout,
-                stream=True,
-                allow_redirects=False,
+                method, url, headers=sent, auth=auth, timeout=source.timeout, stream=True, allow_redirects=False
             )
         except requests.RequestException as error:
             # An established connection that broke may work next time; one that was refused most likely will not.
-            established = isinstance(error, requests.ReadTimeout) or isinstance(
-                next(iter(error.args), None), urllib3.exceptions.ProtocolError
-            )
-            raise (CutError if established else ConnectionError)(
-                f"Could not get {source.what} from {url}: {error}. Check the network and its proxy. {source.advice}"
-            ) from error
+            cause = next(iter(error.args), None)
+            established = isinstance(error, requests.ReadTimeout) or isinstance(cause, urllib3.exceptions.ProtocolError)
+            kind = CutError if established else ConnectionError
+            raise kind(source.problem(f"{url}: {error}. Check the network and its proxy")) from error
         except ValueError as error:
             # requests parses the target of a redirect even if it does not follow it.
-            raise OSError(
-                f"Could not get {source.what}: {url} redirects to an invalid address ({error}). {source.advice}"
-            ) from error
+            raise OSError(source.problem(f"{url} redirects to an invalid address ({error})")) from error
         target = _joined(url, response.headers.get("Location", ""), source)
         if not response.is_redirect or not follow(response, target):
             return response
@@ -126,9 +121,7 @@ def _joined(base: str, location: str, source: Source) -> str:
         url = urljoin(base, location)
         origin(url)
     except ValueError as error:
-        raise OSError(
-            f"Could not get {source.what}: {location or base!r} is not a valid address ({error}). {source.advice}"
-        ) from error
+        raise OSError(source.problem(f"{location or base!r} is not a valid address ({error})")) from error
     return url
 
 
@@ -167,7 +160,7 @@ def raise_for_status(response: requests.Response, source: Source) -> None:
         busy.retry_after_seconds = _retry_after(response)
         raise busy
     if status not in (200, 206):
-        raise OSError(f"Could not get {source.what}: {said}. {source.advice}")
+        raise OSError(source.problem(said))
 
 
 def _retry_after(response: requests.Response) -> float:

@@ -34,12 +34,6 @@ def replace(source: Path, target: Path) -> None:
     source.unlink(missing_ok=True)
 
 
-def refuse_directory(path: Path) -> None:
-    """Raise IsADirectoryError if a directory is in the place of the file."""
-    if path.is_dir():
-        raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
-
-
 @contextmanager
 def writing(what: str, folder: Path, elsewhere: str, size: int | None = None) -> Iterator[None]:
     """Add to file system errors (those with an errno) what was being written and what to do.
@@ -118,12 +112,10 @@ def _lock(file: IO[bytes]) -> bool | None:
     """
     try:
         import fcntl
-    except ImportError:
-        return None
-    try:
+
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         return False
-    except OSError:
+    except (ImportError, OSError):
         return None
     return True

@@ -5,18 +5,20 @@ Requests are made in http.py, partial files managed in partial.py; nothing here 
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import logging
 import os
 import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote
 
 from gptclf.hub.http import CutError, Source, announced_size, is_encoded, raise_for_status, retry, send
-from gptclf.hub.partial import claimed, refuse_directory, replace, size_of, writing
+from gptclf.hub.partial import claimed, replace, size_of, writing
 
 if TYPE_CHECKING:
     import requests
@@ -48,7 +50,8 @@ def fetch(source: Source, target: Path, *, version: str = "") -> None:
         OSError: Any other response; with an errno, the target cannot be written or the disk is full.
     """
     with writing(source.what, target.parent, source.elsewhere, source.size):
-        refuse_directory(target)
+        if target.is_dir():
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(target))
         target.parent.mkdir(parents=True, exist_ok=True)
         with claimed(target, version) as partial:
             _Transfer(source, partial).run()
@@ -70,6 +73,17 @@ def verify(source: Source, path: Path) -> None:
             source.check(path)
         except ValueError as error:
             raise DamagedError(f"{source.what} is not the expected file: {error}.") from error
+
+
+def is_intact(source: Source, path: Path) -> bool:
+    """Return True if the file is there and passes `verify`; otherwise log what is wrong with it."""
+    try:
+        if path.is_file():
+            verify(source, path)
+            return True
+    except DamagedError as error:
+        _logger.warning("%s Downloading it again.", error)
+    return False
 
 
 def _hasher(digits: int, size: int) -> Any:
@@ -160,10 +174,8 @@ class _Transfer:
             raise CutError(f"{source.url} announces an end at byte {announced} of {source.size} of {source.what}.")
         framed = "Content-Length" in response.headers or "Transfer-Encoding" in response.headers
         if source.size is None and source.digest is None and not framed:
-            raise OSError(
-                f"{response.url} gives neither a length nor a hash of {source.what}, so a truncated download would go "
-                f"unnoticed. {source.advice}"
-            )
+            lacking = f"{response.url} gives neither a length nor a hash, so a truncated download would go unnoticed"
+            raise OSError(source.problem(lacking))
         return announced if source.size is None else source.size
 
     def _total_of_rest(self, response: requests.Response, have: int) -> int | None:
@@ -213,7 +225,9 @@ def _progress(source: Source, total: int, done: int) -> Iterator[Callable[[int],
     name = unquote(source.url.rpartition("/")[2])
     if total < PROGRESS_FROM_BYTES or not source.progress:
         yield lambda done: None
-    elif (tqdm := _tqdm()) is not None:
+    elif find_spec("tqdm"):
+        from tqdm import tqdm
+
         with tqdm(desc=name, total=total, initial=done, unit="B", unit_scale=True) as bar:
             yield lambda done: bar.update(done - bar.n)
     else:
@@ -226,11 +240,3 @@ def _progress(source: Source, total: int, done: int) -> Iterator[Callable[[int],
                 _logger.info("%s: %d of %d MB", name, done // 10**6, total // 10**6)
 
         yield log
-
-
-def _tqdm() -> Any:
-    try:
-        from tqdm import tqdm
-    except ImportError:
-        return None
-    return tqdm

@@ -44,9 +44,9 @@ def read_tokenizer(folder: Path) -> "tiktoken.Encoding | None":
 
     `transformers` 5 writes only `tokenizer.json`; older releases and OpenAI write the merges and the id table.
     """
-    merges = next((folder / name for name in _MERGES_FILES if (folder / name).is_file()), None)
+    paths = [[folder / name for name in names] for names in (_MERGES_FILES, _IDS_FILES)]
+    merges, ids = (next(filter(Path.is_file, alternatives), None) for alternatives in paths)
     if merges is not None:
-        ids = next((folder / name for name in _IDS_FILES if (folder / name).is_file()), None)
         return build_tokenizer(merges, ids)
     whole = folder / "tokenizer.json"
     return build_from_json(whole) if whole.is_file() else None
@@ -68,9 +68,7 @@ def build_tokenizer(merges_file: Path, ids_file: Path | None = None) -> "tiktoke
         if line and not (number == 1 and line.startswith("#version"))
     }
     ranks = _ranks_from_merges(merges)
-    if ids_file is not None:
-        _check_ids(ranks, read_json(ids_file), ids_file)
-    return make_encoding(ranks)
+    return make_encoding(ranks if ids_file is None else _check_ids(ranks, read_json(ids_file), ids_file))
 
 
 def build_from_json(path: Path) -> "tiktoken.Encoding":
@@ -80,15 +78,13 @@ def build_from_json(path: Path) -> "tiktoken.Encoding":
         ValueError: The file is damaged, or its tokenizer splits or normalises texts differently from GPT-2's.
     """
     whole = read_json(path)
-    splitter = whole.get("pre_tokenizer")
-    normalizer = whole.get("normalizer")
+    splitter, normalizer = whole.get("pre_tokenizer"), whole.get("normalizer")
     plain = {"type": "ByteLevel", "add_prefix_space": False, "use_regex": True}
     usual = isinstance(splitter, dict) and all(splitter.get(key, value) == value for key, value in plain.items())
     if not usual or normalizer is not None:
-        raise ValueError(
-            f"{path} has the pre-tokenizer {splitter!r} and the normalizer {normalizer!r}; gptclf supports only "
-            "GPT-2's: plain ByteLevel without a prefix space, and no normalizer. Pass tokenizer= to load_gpt2"
-        )
+        problem = f"{path} has the pre-tokenizer {splitter!r} and the normalizer {normalizer!r}"
+        allowed = "GPT-2's: plain ByteLevel without a prefix space, and no normalizer"
+        raise ValueError(f"{problem}; gptclf supports only {allowed}. Pass tokenizer= to load_gpt2")
     model = whole.get("model")
     if not isinstance(model, dict) or not isinstance(model.get("merges"), list):
         raise ValueError(f"{path} holds no merges; GPT-2's tokenizer is byte-level BPE")
@@ -96,9 +92,7 @@ def build_from_json(path: Path) -> "tiktoken.Encoding":
         f"{path}, merge {number}": pair.split(" ") if isinstance(pair, str) else pair
         for number, pair in enumerate(model["merges"], start=1)
     }
-    ranks = _ranks_from_merges(merges)
-    _check_ids(ranks, model.get("vocab"), path)
-    return make_encoding(ranks)
+    return make_encoding(_check_ids(_ranks_from_merges(merges), model.get("vocab"), path))
 
 
 def _ranks_from_merges(merges: Mapping[str, Any]) -> dict[bytes, int]:
@@ -126,25 +120,25 @@ def make_encoding(ranks: dict[bytes, int]) -> "tiktoken.Encoding":
     """Build an encoding from token bytes and ids; the end-of-text token gets the next id."""
     import tiktoken
 
-    return tiktoken.Encoding(
-        f"gpt2-{len(ranks) + 1}", pat_str=_PATTERN, mergeable_ranks=ranks, special_tokens={END_OF_TEXT: len(ranks)}
-    )
+    name, special = f"gpt2-{len(ranks) + 1}", {END_OF_TEXT: len(ranks)}
+    return tiktoken.Encoding(name, pat_str=_PATTERN, mergeable_ranks=ranks, special_tokens=special)
 
 
-def _check_ids(ranks: Mapping[bytes, int], table: Any, source: Path) -> None:
+def _check_ids(ranks: dict[bytes, int], table: Any, source: Path) -> dict[bytes, int]:
+    """Return `ranks` if a table of ids from a file agrees with them."""
     if not isinstance(table, dict):
         raise ValueError(f"{source} has no table of token ids; the file is damaged")
     expected = _id_table(ranks)
     for token, index in expected.items():
         if table.get(token) != index:
-            raise ValueError(
-                f"{source} gives {token!r} the id {table.get(token)}, but the order of the merges gives {index}; "
-                "the tokenizer is not laid out like GPT-2's, or its files do not belong together"
-            )
+            problem = f"{source} gives {token!r} the id {table.get(token)}, but the order of the merges gives {index}"
+            reason = "the tokenizer is not laid out like GPT-2's, or its files do not belong together"
+            raise ValueError(f"{problem}; {reason}")
     # Other tokens were added after training; this tokenizer could never produce them from text.
     if len(table) > len(expected):
         extra = sorted(set(table) - set(expected))
         raise ValueError(f"{source} has {len(extra)} tokens that no merge produces, such as {extra[:3]}")
+    return ranks
 
 
 def _id_table(ranks: Mapping[bytes, int]) -> dict[str, int]:
@@ -153,29 +147,16 @@ def _id_table(ranks: Mapping[bytes, int]) -> dict[str, int]:
     return {**table, END_OF_TEXT: len(ranks)}
 
 
-def _ranks(tokenizer: "tiktoken.Encoding") -> dict[bytes, int]:
-    count = tokenizer.n_vocab - 1
-    if tokenizer.eot_token != count:
-        raise ValueError(
-            f"tokenizer {tokenizer.name!r} is not laid out like GPT-2's: its end-of-text token has id "
-            f"{tokenizer.eot_token} instead of the last id, {count}; GPT-2's files cannot represent it"
-        )
-    return {tokenizer.decode_single_token_bytes(i): i for i in range(count)}
-
-
 def merges_of(ranks: Mapping[bytes, int]) -> list[tuple[bytes, bytes]]:
     """Return the pair of tokens that each token of several bytes is merged from, in the order of ids.
 
     An encoding keeps only the tokens. Running BPE on the bytes of a token with the merges before it leaves the pair.
     """
     merges = []
-    for token, rank in sorted(ranks.items(), key=lambda item: item[1]):
-        if len(token) == 1:
-            continue
+    for rank, token in sorted((rank, token) for token, rank in ranks.items() if len(token) > 1):
         parts = [bytes([byte]) for byte in token]
         while len(parts) > 2:
-            candidates = [(ranks.get(a + b, rank), i) for i, (a, b) in enumerate(pairwise(parts))]
-            best, i = min(candidates)
+            best, i = min((ranks.get(a + b, rank), i) for i, (a, b) in enumerate(pairwise(parts)))
             if best >= rank:
                 raise ValueError(f"token {token!r} cannot be reached by merging two earlier tokens")
             parts[i : i + 2] = [parts[i] + parts[i + 1]]
@@ -189,16 +170,16 @@ def tokenizer_files(tokenizer: "tiktoken.Encoding", context_length: int) -> dict
     The files are `vocab.json`, `merges.txt`, `tokenizer.json` (the format of the `tokenizers` library) and
     `tokenizer_config.json`.
     """
-    ranks = _ranks(tokenizer)
-    char = byte_characters()
+    count = tokenizer.n_vocab - 1
+    if tokenizer.eot_token != count:
+        problem = f"its end-of-text token has id {tokenizer.eot_token} instead of the last, {count}"
+        raise ValueError(f"tokenizer {tokenizer.name!r} is not laid out like GPT-2's, as its files must be: {problem}")
+    ranks = {tokenizer.decode_single_token_bytes(i): i for i in range(count)}
+    char, table = byte_characters(), _id_table(ranks)
     merges = [["".join(char[byte] for byte in part) for part in pair] for pair in merges_of(ranks)]
-    table = _id_table(ranks)
     config = {
         "add_prefix_space": False,
-        "bos_token": END_OF_TEXT,
-        "eos_token": END_OF_TEXT,
-        "pad_token": END_OF_TEXT,
-        "unk_token": END_OF_TEXT,
+        **dict.fromkeys(("bos_token", "eos_token", "pad_token", "unk_token"), END_OF_TEXT),
         "model_max_length": context_length,
         "padding_side": "right",
         "tokenizer_class": "GPT2Tokenizer",
@@ -215,34 +196,20 @@ def tokenizer_files(tokenizer: "tiktoken.Encoding", context_length: int) -> dict
 def _tokenizer_json(table: Mapping[str, int], merges: Sequence[Sequence[str]]) -> dict[str, Any]:
     """Return the content of a `tokenizer.json` with this vocabulary and these merges."""
     byte_level = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True, "use_regex": True}
-    end_of_text = {
-        "id": table[END_OF_TEXT],
-        "content": END_OF_TEXT,
-        "single_word": False,
-        "lstrip": False,
-        "rstrip": False,
-        "normalized": False,
-        "special": True,
+    off = dict.fromkeys(("single_word", "lstrip", "rstrip", "normalized"), False)
+    model = {
+        "type": "BPE",
+        **dict.fromkeys(("dropout", "unk_token")),
+        **dict.fromkeys(("continuing_subword_prefix", "end_of_word_suffix"), ""),
+        **dict.fromkeys(("fuse_unk", "byte_fallback", "ignore_merges"), False),
+        "vocab": table,
+        "merges": merges,
     }
     return {
         "version": "1.0",
-        "truncation": None,
-        "padding": None,
-        "added_tokens": [end_of_text],
+        **dict.fromkeys(("truncation", "padding")),
+        "added_tokens": [{"id": table[END_OF_TEXT], "content": END_OF_TEXT, **off, "special": True}],
         "normalizer": None,
-        "pre_tokenizer": byte_level,
-        "post_processor": byte_level,
-        "decoder": byte_level,
-        "model": {
-            "type": "BPE",
-            "dropout": None,
-            "unk_token": None,
-            "continuing_subword_prefix": "",
-            "end_of_word_suffix": "",
-            "fuse_unk": False,
-            "byte_fallback": False,
-            "ignore_merges": False,
-            "vocab": table,
-            "merges": merges,
-        },
+        **dict.fromkeys(("pre_tokenizer", "post_processor", "decoder"), byte_level),
+        "model": model,
     }

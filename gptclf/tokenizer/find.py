@@ -44,10 +44,8 @@ def find_tokenizer(
         FileNotFoundError: No place has a tokenizer for this vocabulary.
         ValueError: The files of the tokenizer are damaged.
     """
-    if folder is not None:
-        beside = read_tokenizer(folder)
-        if beside is not None:
-            return beside
+    if folder is not None and (beside := read_tokenizer(folder)) is not None:
+        return beside
     if repo is not None and repo not in _PUBLISHED:
         try:
             return _from_hub(repo, revision, cache_dir)
@@ -55,12 +53,9 @@ def find_tokenizer(
             if vocab_size != _GPT2_VOCAB_SIZE:
                 raise
     if vocab_size < _GPT2_VOCAB_SIZE:
-        where = "the weights' folder" if folder is None else str(folder)
-        raise FileNotFoundError(
-            f"no tokenizer for a vocabulary of {vocab_size} tokens: {where} has no merges.txt, vocab.bpe or "
-            f"tokenizer.json, and it is not GPT-2's vocabulary ({_GPT2_VOCAB_SIZE}). Put the files there, or pass "
-            "tokenizer= to load_gpt2"
-        )
+        lacking = f"{folder or 'the folder of the weights'} has no merges.txt, vocab.bpe or tokenizer.json"
+        problem = f"no tokenizer for a vocabulary of {vocab_size} tokens ({_GPT2_VOCAB_SIZE} are GPT-2's): {lacking}"
+        raise FileNotFoundError(f"{problem}. Put the files there, or pass tokenizer= to load_gpt2")
     merges = cached_file(_GPT2, "merges.txt", cache_dir=cache_dir)
     if merges is not None:
         return build_tokenizer(merges, cached_file(_GPT2, "vocab.json", cache_dir=cache_dir))
@@ -79,12 +74,8 @@ def _from_hub(repo: str, revision: str | None, cache_dir: str | Path | None) -> 
 
 
 def _from_tiktoken_cache() -> "tiktoken.Encoding | None":
-    for variable in ("TIKTOKEN_CACHE_DIR", "DATA_GYM_CACHE_DIR"):
-        if variable in os.environ:
-            cache = os.environ[variable]
-            break
-    else:
-        cache = str(Path(tempfile.gettempdir()) / "data-gym-cache")
+    default = os.environ.get("DATA_GYM_CACHE_DIR", str(Path(tempfile.gettempdir()) / "data-gym-cache"))
+    cache = os.environ.get("TIKTOKEN_CACHE_DIR", default)
     if not cache:  # to tiktoken, an empty value means no cache
         return None
     paths = []

@@ -71,17 +71,14 @@ def encode(text: str, tokenizer: "tiktoken.Encoding", *, special_tokens: bool = 
     check_tokenizer(tokenizer)
     if not isinstance(text, str):
         raise TypeError(f"text is a {type(text).__name__}; it must be a str")
-    # Split here first, so that no special token is cut in two by `pieces`.
-    special = sorted(tokenizer.special_tokens_set, key=len, reverse=True) if special_tokens else []
-    parts = re.split(f"({'|'.join(map(re.escape, special))})", text) if special else [text]
-    ids: list[int] = []
-    for part in parts:
-        if part in special:
-            ids.append(tokenizer.encode_single_token(part))
-        else:
-            for piece in pieces(part):
-                ids += tokenizer.encode_ordinary(piece)
-    return ids
+    if special_tokens and tokenizer.special_tokens_set:
+        # Split here first, so that no special token is cut in two by `pieces`.
+        names = sorted(tokenizer.special_tokens_set, key=len, reverse=True)
+        ids: list[int] = []
+        for part in re.split(f"({'|'.join(map(re.escape, names))})", text):
+            ids += [tokenizer.encode_single_token(part)] if part in names else encode(part, tokenizer)
+        return ids
+    return [token for piece in pieces(text) for token in tokenizer.encode_ordinary(piece)]
 
 
 def pieces(text: str) -> list[str]:

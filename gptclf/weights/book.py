@@ -7,33 +7,25 @@ block.
 
 import re
 from collections.abc import Collection, Mapping
+from itertools import product
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from gptclf.gpt2.config import PRESETS, GPT2Config
-from gptclf.weights.hugging_face import check_tensors
+from gptclf.weights.hugging_face import check_shapes, check_tensors, trunk_names, trunk_shapes
 
-# Our name after `trunk.blocks.N.`, the book's after `trf_blocks.N.`; both use the layout of nn.Linear.
-_BLOCK = (
-    ("norm1.weight", "norm1.scale"),
-    ("norm1.bias", "norm1.shift"),
-    ("attention.out.weight", "att.out_proj.weight"),
-    ("attention.out.bias", "att.out_proj.bias"),
-    ("norm2.weight", "norm2.scale"),
-    ("norm2.bias", "norm2.shift"),
-    ("mlp.up.weight", "ff.layers.0.weight"),
-    ("mlp.up.bias", "ff.layers.0.bias"),
-    ("mlp.down.weight", "ff.layers.2.weight"),
-    ("mlp.down.bias", "ff.layers.2.bias"),
-)
-_ENDS = (
-    ("trunk.embed.token.weight", "tok_emb.weight"),
-    ("trunk.embed.position.weight", "pos_emb.weight"),
-    ("trunk.norm.weight", "final_norm.scale"),
-    ("trunk.norm.bias", "final_norm.shift"),
-)
+# Our modules and the book's; both use the layout of nn.Linear. The block norms have the same name.
+_MODULES = {
+    "trunk.blocks": "trf_blocks",
+    "trunk.embed.token": "tok_emb",
+    "trunk.embed.position": "pos_emb",
+    "trunk.norm": "final_norm",
+    "attention.out": "att.out_proj",
+    "mlp.up": "ff.layers.0",
+    "mlp.down": "ff.layers.2",
+}
 # In the order of their rows in our fused matrix.
 _QKV = ("att.W_query", "att.W_key", "att.W_value")
 
@@ -96,19 +88,8 @@ def read_book(
     complete = _configure(seen, config, source)
     if classes is None and complete.tied and not torch.equal(found["out_head.weight"], found["tok_emb.weight"]):
         complete = complete.replace(tied=False)
-    wanted = _shapes(complete, classes, with_bias="out_head.bias" in found)
     masks = [name for name in found if name.endswith(".att.mask")]
-    check_tensors(
-        source,
-        found,
-        missing=[name for name in wanted if name not in found],
-        unexpected=[name for name in found if name not in wanted and name not in masks],
-        misshapen=[
-            f"{name} is {found[name].dtype} {tuple(found[name].shape)}, the other tensors need {shape}"
-            for name, shape in wanted.items()
-            if name in found and (tuple(found[name].shape) != shape or not found[name].is_floating_point())
-        ],
-    )
+    check_shapes(source, found, _shapes(complete, classes, with_bias="out_head.bias" in found), masks)
     for name in masks:
         _check_mask(found[name], complete.context_length, f"{source}: {name}")
     # Master weights are float32, whatever the type in the file.
@@ -169,10 +150,17 @@ def to_book(tensors: Mapping[str, Tensor], config: GPT2Config) -> dict[str, Tens
 
 def _plain_table(n_layers: int) -> dict[str, str]:
     """Return the book's name for each of our names, except those of query, key, value and the head."""
-    table = dict(_ENDS)
-    for i in range(n_layers):
-        table |= {f"trunk.blocks.{i}.{ours}": f"trf_blocks.{i}.{theirs}" for ours, theirs in _BLOCK}
-    return table
+    table = {name: name for name in trunk_names(n_layers) if ".qkv." not in name}
+    for ours, theirs in _MODULES.items():
+        table = {name: book.replace(ours, theirs) for name, book in table.items()}
+    return {name: _plain(book) for name, book in table.items()}
+
+
+def _plain(name: str) -> str:
+    """Return the name in `GPTModel` of a tensor of `GPTModelFast`, except a fused query, key and value."""
+    for pattern, plain in _FAST:
+        name = re.sub(pattern, plain, name)
+    return name
 
 
 def _plain_names(tensors: Mapping[str, Tensor], source: str) -> dict[str, Tensor]:
@@ -186,28 +174,20 @@ def _plain_names(tensors: Mapping[str, Tensor], source: str) -> dict[str, Tensor
         )
     found: dict[str, Tensor] = {}
     for name, tensor in tensors.items():
-        for pattern, plain in _FAST:
-            name = re.sub(pattern, plain, name)
         fused = re.fullmatch(r"(trf_blocks\.\d+)\.att\.qkv\.(weight|bias)", name)
         if fused and tensor.dim() and len(tensor) % 3 == 0:
             parts = zip(_QKV, tensor.chunk(3), strict=True)
             found |= {f"{fused[1]}.{part}.{fused[2]}": piece for part, piece in parts}
         else:
-            found[name] = tensor
+            found[_plain(name)] = tensor
     return found
 
 
 def _sizes(found: Mapping[str, Tensor], source: str) -> tuple[dict[str, Any], int | None]:
     """Return the values of the configuration that the tensors tell, and the number of classes or None."""
     matrices = ("tok_emb.weight", "pos_emb.weight", "trf_blocks.0.ff.layers.0.weight", "out_head.weight")
-    check_tensors(
-        source,
-        found,
-        missing=[name for name in matrices if name not in found],
-        misshapen=[
-            f"{name} {tuple(found[name].shape)}" for name in matrices if name in found and found[name].dim() != 2
-        ],
-    )
+    misshapen = [f"{name} {tuple(found[name].shape)}" for name in matrices if name in found and found[name].dim() != 2]
+    check_tensors(source, found, missing=[name for name in matrices if name not in found], misshapen=misshapen)
     token, position, up, head = (found[name] for name in matrices)
     if len(head) == len(token) and "out_head.bias" in found:
         raise ValueError(f"{source}: out_head has the vocabulary's {len(token)} rows and a bias, which GPT-2 lacks")
@@ -231,13 +211,10 @@ def _configure(seen: Mapping[str, Any], config: GPT2Config | Mapping[str, Any] |
     width = seen["emb_dim"]
     if given.get("mlp_dim") == 4 * width:
         given["mlp_dim"] = None  # the same size, given explicitly
-    wrong = [
-        f"{name} = {given[name]!r}, but the tensors have {value!r}"
-        for name, value in seen.items()
-        if name in given and given[name] != value
-    ]
-    if wrong:
-        raise ValueError(f"{source} does not match the given configuration: {'; '.join(wrong)}")
+    other = [name for name, value in seen.items() if given.get(name, value) != value]
+    if other:
+        wrong = "; ".join(f"{name} = {given[name]!r}, but the tensors have {seen[name]!r}" for name in other)
+        raise ValueError(f"{source} does not match the given configuration: {wrong}")
     if "n_heads" not in given and width not in _HEADS:
         raise ValueError(
             f"{source}: the tensors do not tell the number of attention heads, and no published GPT-2 is {width} wide; "
@@ -252,34 +229,18 @@ def _configure(seen: Mapping[str, Any], config: GPT2Config | Mapping[str, Any] |
 def _shapes(config: GPT2Config, classes: int | None, *, with_bias: bool) -> dict[str, tuple[int, ...]]:
     """Return the shapes of a configuration by the book's names."""
     D, rows = config.emb_dim, classes or config.vocab_size
-    shapes: dict[str, tuple[int, ...]] = {
-        "tok_emb.weight": (config.vocab_size, D),
-        "pos_emb.weight": (config.context_length, D),
-        "final_norm.scale": (D,),
-        "final_norm.shift": (D,),
-        "out_head.weight": (rows, D),
-    }
-    if with_bias:
-        shapes["out_head.bias"] = (rows,)
-    square = [f"{part}.weight" for part in _QKV]
-    line = [f"{part}.bias" for part in _QKV if config.qkv_bias]
-    for i in range(config.n_layers):
-        block = {**dict.fromkeys(square, (D, D)), **dict.fromkeys(line, (D,))}
-        block |= {theirs: (D,) for _, theirs in _BLOCK}
-        block |= {
-            "att.out_proj.weight": (D, D),
-            "ff.layers.0.weight": (config.hidden_dim, D),
-            "ff.layers.0.bias": (config.hidden_dim,),
-            "ff.layers.2.weight": (D, config.hidden_dim),
-        }
-        shapes |= {f"trf_blocks.{i}.{name}": shape for name, shape in block.items()}
+    ours = trunk_shapes(config)
+    shapes = {theirs: ours[name] for name, theirs in _plain_table(config.n_layers).items()}
+    shapes |= {"out_head.weight": (rows, D), **({"out_head.bias": (rows,)} if with_bias else {})}
+    for i, part in product(range(config.n_layers), _QKV):
+        shapes[f"trf_blocks.{i}.{part}.weight"] = (D, D)
+        if config.qkv_bias:
+            shapes[f"trf_blocks.{i}.{part}.bias"] = (D,)
     return shapes
 
 
 def _check_mask(mask: Tensor, context_length: int, source: str) -> None:
     later = torch.ones(context_length, context_length, dtype=torch.bool).triu(diagonal=1)
     if mask.shape != later.shape or not torch.equal(mask != 0, later):
-        raise ValueError(
-            f"{source} {tuple(mask.shape)} is not the causal mask of {context_length} positions; gptclf's attention is "
-            "always causal over the whole context"
-        )
+        wanted = f"the causal mask of {context_length} positions, the only one that gptclf's attention has"
+        raise ValueError(f"{source} {tuple(mask.shape)} is not {wanted}")

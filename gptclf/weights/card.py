@@ -79,19 +79,10 @@ def model_card(card: Card) -> str:
         ['library_name: "transformers"', 'pipeline_tag: "text-classification"']
     """
     front = "".join(f"{key}:{yaml_value(value)}\n" for key, value in _metadata(card).items())
-    sections = [
-        f"# {' '.join(markdown_text(card.name).split())}",
-        CARD_MARK,
-        _summary(card),
-        _labels(card),
-        _data(card),
-        _policy(card),
-        _preparation(card),
-        _metrics(card),
-        _usage(card),
-        _limits(card),
-    ]
-    return f"---\n{front}---\n\n" + "\n\n".join(section for section in sections if section) + "\n"
+    title = f"# {' '.join(markdown_text(card.name).split())}"
+    writers = (_summary, _labels, _data, _policy, _preparation, _metrics, _usage, _limits)
+    sections = filter(None, (write(card) for write in writers))
+    return f"---\n{front}---\n\n" + "\n\n".join([title, CARD_MARK, *sections]) + "\n"
 
 
 def _metadata(card: Card) -> dict[str, Any]:
@@ -106,18 +97,12 @@ def _metadata(card: Card) -> dict[str, Any]:
         "tags": ["gptclf", "gpt2"],
     }
     if card.metrics and card.measured_on:
-        values["model-index"] = [
-            {
-                "name": card.name,
-                "results": [
-                    {
-                        "task": {"type": card.task.pipeline or "other"},
-                        "dataset": {"name": card.measured_on, "type": (*card.datasets, card.measured_on)[0]},
-                        "metrics": [{"type": name, "value": float(value)} for name, value in card.metrics.items()],
-                    }
-                ],
-            }
-        ]
+        result = {
+            "task": {"type": card.task.pipeline or "other"},
+            "dataset": {"name": card.measured_on, "type": (*card.datasets, card.measured_on)[0]},
+            "metrics": [{"type": name, "value": float(value)} for name, value in card.metrics.items()],
+        }
+        values["model-index"] = [{"name": card.name, "results": [result]}]
     return {key: value for key, value in values.items() if value}
 
 
@@ -209,7 +194,7 @@ def _python(code: str) -> str:
 
 
 def _limits(card: Card) -> str:
-    known = "It carries the biases of its training data, and may be confidently wrong about texts unlike those."
+    general = "It carries the biases of its training data, and may be confidently wrong about texts unlike those."
     if (card.base_model or "").startswith("openai-community/"):
-        known = "OpenAI trained GPT-2 on English web pages from before 2018. " + known
-    return "## Limits\n\n" + "\n\n".join((known, *card.task.limits))
+        general = "OpenAI trained GPT-2 on English web pages from before 2018. " + general
+    return "\n\n".join(("## Limits", general, *card.task.limits))

@@ -7,35 +7,18 @@ import re
 from collections.abc import Collection
 from typing import Any
 
-# `model_type` in a Hugging Face config.json to the common name.
-_MODEL_TYPES = {
-    "albert": "ALBERT",
-    "bart": "BART",
-    "bert": "BERT",
-    "bloom": "BLOOM",
-    "deberta": "DeBERTa",
+# Models whose `model_type` in a Hugging Face config.json is their common name in lower case, then the others.
+_COMMON = (
+    "ALBERT BART BERT BLOOM DeBERTa DistilBERT ELECTRA Falcon Gemma Llama Mistral ModernBERT MPNet OPT Phi Qwen2 Qwen3 "
+    "RoBERTa T5 XLM-RoBERTa XLNet"
+)
+_MODEL_TYPES = {name.lower(): name for name in _COMMON.split()} | {
     "deberta-v2": "DeBERTa",
-    "distilbert": "DistilBERT",
-    "electra": "ELECTRA",
-    "falcon": "Falcon",
-    "gemma": "Gemma",
     "gpt_bigcode": "GPT-BigCode (StarCoder)",
     "gpt_neo": "GPT-Neo",
     "gpt_neox": "GPT-NeoX (Pythia)",
     "gptj": "GPT-J",
-    "llama": "Llama",
-    "mistral": "Mistral",
-    "modernbert": "ModernBERT",
-    "mpnet": "MPNet",
     "openai-gpt": "GPT-1, the model before GPT-2",
-    "opt": "OPT",
-    "phi": "Phi",
-    "qwen2": "Qwen2",
-    "qwen3": "Qwen3",
-    "roberta": "RoBERTa",
-    "t5": "T5",
-    "xlm-roberta": "XLM-RoBERTa",
-    "xlnet": "XLNet",
 }
 
 _LORA = "a LoRA adapter: load the model it was trained on, with the adapter merged into it (PEFT's merge_and_unload)"
@@ -63,6 +46,11 @@ _TENSORS = (
     (r"(^|\.)encoder\.layers?\.\d+\.", "an encoder"),
 )
 
+_CONVERT = (
+    "files; load them with an older version of transformers, from_pretrained(folder, from_{}=True), and save them with "
+    "save_pretrained as safetensors"
+)
+
 # A file name that occurs only in one kind of folder or repository, the most specific first, and what to do about it.
 _FILES = (
     (r"adapter_config\.json", f"This is {_LORA}"),
@@ -73,16 +61,8 @@ _FILES = (
     ),
     (r".*\.gguf", "GGUF files hold quantized weights for llama.cpp, which gptclf does not read"),
     (r".*\.onnx", "ONNX files hold a computation graph, which gptclf does not read"),
-    (
-        r"(tf_model|.*\.weights)\.h5|.*\.keras|saved_model\.pb",
-        "These are Keras or TensorFlow files; load them with an older version of transformers, "
-        "from_pretrained(folder, from_tf=True), and save them with save_pretrained as safetensors",
-    ),
-    (
-        r"flax_model\.msgpack",
-        "These are Flax files; load them with an older version of transformers, "
-        "from_pretrained(folder, from_flax=True), and save them with save_pretrained as safetensors",
-    ),
+    (r"(tf_model|.*\.weights)\.h5|.*\.keras|saved_model\.pb", f"These are Keras or TensorFlow {_CONVERT.format('tf')}"),
+    (r"flax_model\.msgpack", f"These are Flax {_CONVERT.format('flax')}"),
 )
 
 

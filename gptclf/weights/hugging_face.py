@@ -5,6 +5,7 @@ Hugging Face keeps OpenAI's Conv1D layout, (in, out), the transpose of `nn.Linea
 
 import re
 from collections.abc import Collection, Mapping
+from itertools import product
 from typing import Any
 
 import torch
@@ -13,20 +14,14 @@ from torch import Tensor
 from gptclf.gpt2.config import GPT2Config
 from gptclf.weights.guess import guess_from_config, guess_from_tensors
 
-# Our name after `trunk.blocks.N.`, theirs after `h.N.`, and whether one matrix is the transpose of the other.
+# Our module after `trunk.blocks.N.`, theirs after `h.N.`, and whether one matrix is the transpose of the other.
 _BLOCK = (
-    ("norm1.weight", "ln_1.weight", False),
-    ("norm1.bias", "ln_1.bias", False),
-    ("attention.qkv.weight", "attn.c_attn.weight", True),
-    ("attention.qkv.bias", "attn.c_attn.bias", False),
-    ("attention.out.weight", "attn.c_proj.weight", True),
-    ("attention.out.bias", "attn.c_proj.bias", False),
-    ("norm2.weight", "ln_2.weight", False),
-    ("norm2.bias", "ln_2.bias", False),
-    ("mlp.up.weight", "mlp.c_fc.weight", True),
-    ("mlp.up.bias", "mlp.c_fc.bias", False),
-    ("mlp.down.weight", "mlp.c_proj.weight", True),
-    ("mlp.down.bias", "mlp.c_proj.bias", False),
+    ("norm1", "ln_1", False),
+    ("attention.qkv", "attn.c_attn", True),
+    ("attention.out", "attn.c_proj", True),
+    ("norm2", "ln_2", False),
+    ("mlp.up", "mlp.c_fc", True),
+    ("mlp.down", "mlp.c_proj", True),
 )
 _ENDS = (
     ("trunk.embed.token.weight", "wte.weight"),
@@ -48,13 +43,48 @@ _ACTIVATIONS = {
     "swish": "silu",
 }
 
+# Their key in a config.json and our name, for values that mean the same.
+_KEYS = {
+    "vocab_size": "vocab_size",
+    "n_positions": "context_length",
+    "n_embd": "emb_dim",
+    "n_head": "n_heads",
+    "n_layer": "n_layers",
+    "n_inner": "mlp_dim",
+    "layer_norm_epsilon": "norm_eps",
+    "scale_attn_weights": "scale_attention",
+    "scale_attn_by_inverse_layer_idx": "scale_attention_by_layer",
+    "tie_word_embeddings": "tied",
+    "initializer_range": "init_std",
+}
+
+# Keys of a config.json that change the computation in a way that gptclf does not support.
+_REFUSED = {
+    "add_cross_attention": "cross-attention to an encoder",
+    "pruned_heads": "pruned attention heads",
+    "quantization_config": "quantized weights",
+}
+
 
 def trunk_names(n_layers: int) -> dict[str, tuple[str, bool]]:
     """Return (Hugging Face's name without prefix, whether transposed) for the name of each trunk parameter."""
     table = {ours: (theirs, False) for ours, theirs in _ENDS}
-    for i in range(n_layers):
-        table |= {f"trunk.blocks.{i}.{ours}": (f"h.{i}.{theirs}", flip) for ours, theirs, flip in _BLOCK}
+    for i, (ours, theirs, flip) in product(range(n_layers), _BLOCK):
+        table[f"trunk.blocks.{i}.{ours}.weight"] = (f"h.{i}.{theirs}.weight", flip)
+        table[f"trunk.blocks.{i}.{ours}.bias"] = (f"h.{i}.{theirs}.bias", False)
     return table
+
+
+def trunk_shapes(config: GPT2Config) -> dict[str, tuple[int, ...]]:
+    """Return the shape of each trunk parameter by our names, with the biases of query, key and value."""
+    V, T, D, inner = config.vocab_size, config.context_length, config.emb_dim, config.hidden_dim
+    matrices = {"token": (V, D), "position": (T, D), "qkv": (3 * D, D), "up": (inner, D), "down": (D, inner)}
+    shapes: dict[str, tuple[int, ...]] = {}
+    for name in trunk_names(config.n_layers):
+        *_, module, kind = name.split(".")
+        shape = (D,) if module.startswith("norm") else matrices.get(module, (D, D))
+        shapes[name] = shape if kind == "weight" else shape[:1]
+    return shapes
 
 
 def from_hugging_face(
@@ -78,54 +108,33 @@ def from_hugging_face(
     Raises:
         ValueError: Tensors are missing, unexpected or misshapen; the message lists them.
     """
-    found: dict[str, str] = {}
+    in_file: dict[str, str] = {}
     twice = []
     for name in tensors:
         if not _MASKS.fullmatch(name):
             plain = name.removeprefix("transformer.")
-            twice += [name] if plain in found else []
-            found[plain] = name
-    head = _head_name(tensors, found, shapes.get("head.output.weight"))
-    names = {**trunk_names(n_layers), "head.output.weight": (head, False)}
-    shapes = {ours: shape for ours, shape in shapes.items() if ours not in without}
-    missing = [names[ours][0] for ours in shapes if names[ours][0] not in found]
+            twice += [name] if plain in in_file else []
+            in_file[plain] = name
+    found = {plain: tensors[name] for plain, name in in_file.items()}
+    heads = [name for name in ("score.weight", "lm_head.weight") if name in found]
+    fitting = [name for name in heads if tuple(found[name].shape) == shapes.get("head.output.weight")]
+    names = {**trunk_names(n_layers), "head.output.weight": ([*fitting, *heads, "lm_head.weight"][0], False)}
     # Tensors that may be present but are not needed: the language-model head of a classifier, a second copy of a tied
     # matrix, and the zeros that Hugging Face's layout has in place of a missing query/key/value bias.
     spare = {"lm_head.weight"}
-    spare |= {names[ours][0] for ours in names if ours.endswith("qkv.bias") and ours not in shapes}
-    spare |= {names[ours][0] for ours in without if ours in names}
-    unexpected = [found[name] for name in found if name not in spare | {names[ours][0] for ours in shapes}]
-    misshapen, result = [], {}
-    for ours, shape in shapes.items():
-        theirs, flip = names[ours]
-        if theirs not in found:
-            continue
-        tensor = tensors[found[theirs]]
-        want = shape[::-1] if flip else shape
-        if tuple(tensor.shape) != want or not tensor.is_floating_point():
-            misshapen.append(f"{found[theirs]} is {tensor.dtype} {tuple(tensor.shape)}, the configuration needs {want}")
-            continue
-        # Master weights are float32, whatever the type in the file.
-        result[ours] = (tensor.t() if flip else tensor).to(torch.float32)
-    check_tensors(source, found, missing=missing, unexpected=unexpected, misshapen=misshapen, twice=twice)
-    if "head.output.weight" not in shapes and "lm_head.weight" in found:
-        _check_tied(tensors[found["lm_head.weight"]], tensors[found["wte.weight"]], source)
-    return result
-
-
-def _head_name(tensors: Mapping[str, Tensor], found: Mapping[str, str], shape: tuple[int, ...] | None) -> str:
-    names = [name for name in ("score.weight", "lm_head.weight") if name in found]
-    fitting = [name for name in names if tuple(tensors[found[name]].shape) == shape]
-    return [*fitting, *names, "lm_head.weight"][0]
-
-
-def _check_tied(head: Tensor, embedding: Tensor, source: str) -> None:
+    spare |= {theirs for ours, (theirs, _) in names.items() if ours.endswith("qkv.bias") or ours in without}
+    needed = {ours: names[ours] for ours in shapes if ours not in without}
+    wanted = {theirs: shapes[ours][::-1] if flip else shapes[ours] for ours, (theirs, flip) in needed.items()}
+    check_shapes(source, found, wanted, spare, in_file, twice=twice)
     # Loaded under both names, the output matrix would be the one that came last.
-    if not torch.equal(head, embedding):
+    tied = "head.output.weight" not in needed and "lm_head.weight" in found
+    if tied and not torch.equal(found["lm_head.weight"], found["wte.weight"]):
         raise ValueError(
             f"{source} holds an lm_head.weight that differs from its wte.weight, but its configuration ties the two. "
             'If the model is untied, write "tie_word_embeddings": false into config.json; otherwise remove the tensor'
         )
+    # Master weights are float32, whatever the type in the file.
+    return {ours: (found[name].t() if flip else found[name]).float() for ours, (name, flip) in needed.items()}
 
 
 def to_hugging_face(parameters: Mapping[str, Tensor], config: GPT2Config) -> dict[str, Tensor]:
@@ -137,6 +146,35 @@ def to_hugging_face(parameters: Mapping[str, Tensor], config: GPT2Config) -> dic
         tensor = torch.zeros(3 * config.emb_dim) if absent else parameters[ours].detach()
         result["transformer." + theirs] = (tensor.t() if flip else tensor).cpu().contiguous()
     return result
+
+
+def check_shapes(
+    source: str,
+    found: Mapping[str, Tensor],
+    wanted: Mapping[str, tuple[int, ...]],
+    spare: Collection[str] = (),
+    in_file: Mapping[str, str] | None = None,
+    **problems: list[str],
+) -> None:
+    """Raise a ValueError unless tensors have the wanted names and shapes, and are of a floating-point type.
+
+    Args:
+        source: The file, for the message.
+        found: The tensors.
+        wanted: The shapes.
+        spare: Names that may be present although they are not wanted.
+        in_file: The names of the tensors in the file, if they differ.
+        **problems: More problems, as in `check_tensors`.
+    """
+    names = {name: name for name in found} if in_file is None else in_file
+    misshapen = [
+        f"{names[name]} is {found[name].dtype} {tuple(found[name].shape)} instead of floats {shape}"
+        for name, shape in wanted.items()
+        if name in found and (tuple(found[name].shape) != shape or not found[name].is_floating_point())
+    ]
+    missing = [name for name in wanted if name not in found]
+    unexpected = [names[name] for name in found if name not in wanted and name not in spare]
+    check_tensors(source, found, missing=missing, unexpected=unexpected, misshapen=misshapen, **problems)
 
 
 def check_tensors(source: str, names: Collection[str], **problems: list[str]) -> None:
@@ -170,48 +208,25 @@ def config_from_hugging_face(values: Mapping[str, Any], *, source: str) -> GPT2C
     """
     model_type = values.get("model_type", "gpt2")
     if model_type != "gpt2":
-        guess = guess_from_config(model_type)
-        raise ValueError(
-            f"{source} describes a {model_type!r} model; gptclf loads GPT-2 (model_type 'gpt2')"
-            f"{'. ' + guess if guess else ''}"
-        )
-    refused = {
-        "add_cross_attention": "cross-attention to an encoder",
-        "pruned_heads": "pruned attention heads",
-        "quantization_config": "quantized weights",
-    }
-    for key, what in refused.items():
+        message = f"{source} describes a {model_type!r} model; gptclf loads GPT-2. {guess_from_config(model_type)}"
+        raise ValueError(message.removesuffix(". "))
+    for key, what in _REFUSED.items():
         if values.get(key):
             raise ValueError(f"{source} sets {key} = {values[key]!r}: gptclf does not support {what}")
     if values.get("is_causal") is False:
         raise ValueError(f"{source} sets is_causal = False: gptclf's attention is always causal")
     activation = values.get("activation_function", "gelu_new")
     if not isinstance(activation, str) or activation not in _ACTIVATIONS:
-        raise ValueError(
-            f"{source} sets activation_function = {activation!r}; gptclf supports {', '.join(_ACTIVATIONS)}"
-        )
+        supported = ", ".join(_ACTIVATIONS)
+        raise ValueError(f"{source} sets activation_function = {activation!r}; gptclf supports {supported}")
     missing = [key for key in ("n_embd", "n_head", "n_layer") if key not in values]
     if missing:
-        made_for = values.get("architectures")
-        raise ValueError(
-            f"{source} lacks {', '.join(missing)}; it is not the config.json of a GPT-2"
-            f"{f'. It names {made_for}' if made_for else ''}"
-        )
+        names = f". It names {values['architectures']}" if values.get("architectures") else ""
+        raise ValueError(f"{source} lacks {', '.join(missing)}; it is not the config.json of a GPT-2{names}")
     # reorder_and_upcast_attn only moves a scaling in half precision; in float32 the result is the same.
-    return GPT2Config(
-        vocab_size=values.get("vocab_size", 50257),
-        context_length=values.get("n_positions", values.get("n_ctx", 1024)),
-        emb_dim=values["n_embd"],
-        n_heads=values["n_head"],
-        n_layers=values["n_layer"],
-        mlp_dim=values.get("n_inner"),
-        activation=_ACTIVATIONS[activation],
-        norm_eps=values.get("layer_norm_epsilon", 1e-5),
-        scale_attention=values.get("scale_attn_weights", True),
-        scale_attention_by_layer=values.get("scale_attn_by_inverse_layer_idx", False),
-        tied=values.get("tie_word_embeddings", True),
-        init_std=values.get("initializer_range", 0.02),
-    )
+    given = {"n_positions": values["n_ctx"], **values} if "n_ctx" in values else values
+    same = {ours: given[theirs] for theirs, ours in _KEYS.items() if theirs in given}
+    return GPT2Config(activation=_ACTIVATIONS[activation], **same)
 
 
 def config_to_hugging_face(config: GPT2Config, end_of_text: int) -> dict[str, Any]:
@@ -219,27 +234,13 @@ def config_to_hugging_face(config: GPT2Config, end_of_text: int) -> dict[str, An
     activation = next(theirs for theirs, ours in _ACTIVATIONS.items() if ours == config.activation)
     return {
         "model_type": "gpt2",
-        "vocab_size": config.vocab_size,
-        "n_positions": config.context_length,
+        **{theirs: getattr(config, ours) for theirs, ours in _KEYS.items()},
         "n_ctx": config.context_length,
-        "n_embd": config.emb_dim,
-        "n_head": config.n_heads,
-        "n_layer": config.n_layers,
-        "n_inner": config.mlp_dim,
         "activation_function": activation,
-        "layer_norm_epsilon": config.norm_eps,
-        "scale_attn_weights": config.scale_attention,
-        "scale_attn_by_inverse_layer_idx": config.scale_attention_by_layer,
         "reorder_and_upcast_attn": False,
         "add_cross_attention": False,
-        "tie_word_embeddings": config.tied,
-        "initializer_range": config.init_std,
-        "resid_pdrop": config.drop_rate,
-        "embd_pdrop": config.drop_rate,
-        "attn_pdrop": config.drop_rate,
-        "bos_token_id": end_of_text,
-        "eos_token_id": end_of_text,
-        "pad_token_id": end_of_text,
+        **dict.fromkeys(("resid_pdrop", "embd_pdrop", "attn_pdrop"), config.drop_rate),
+        **dict.fromkeys(("bos_token_id", "eos_token_id", "pad_token_id"), end_of_text),
         "use_cache": True,
         "dtype": "float32",
     }

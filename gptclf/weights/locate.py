@@ -46,20 +46,12 @@ def locate(name: str | Path) -> Path | str:
         # The book's folder `gpt2` holds one subfolder per size; only the requested size counts.
         for folder in (place, place / size, place / size / size):
             if any((folder / name).is_file() for name in (CONFIG, OURS, "model.ckpt.index")):
-                logger.warning(
-                    "%r is a local folder; loading it instead of the published model of that name", str(folder)
-                )
+                logger.warning("%r is a local folder; loading it instead of the published model", str(folder))
                 return folder
-        logger.warning(
-            "ignoring the local folder %r, which holds no weights of %s; loading the published model", str(name), preset
-        )
-    if preset == "nano":
-        return NANO
-    if preset in REPOSITORIES:
-        return REPOSITORIES[preset]
-    repo = hub_name(name)
-    if repo is not None:
-        return repo
+        logger.warning("ignoring %r, which holds no weights of %s; loading the published model", str(name), preset)
+    found = NANO if preset == "nano" else REPOSITORIES.get(preset) or hub_name(name)
+    if found is not None:
+        return found
     raise FileNotFoundError(
         f"{str(name)!r} is not a folder, a file or a known model; give a folder, a .pth file, one of "
         f"{', '.join([*PRESETS, *ALIASES])}, a hub repository 'owner/name', or a GPT2Config"
@@ -68,9 +60,7 @@ def locate(name: str | Path) -> Path | str:
 
 def hub_name(name: str | Path) -> str | None:
     """Return the name if it can be that of a hub repository, else None."""
-    if not isinstance(name, str) or not _HUB_NAME.fullmatch(name) or name.startswith("."):
-        return None
-    if name.endswith(_FILES):
+    if not isinstance(name, str) or not _HUB_NAME.fullmatch(name) or name.startswith(".") or name.endswith(_FILES):
         return None
     if Path(name).parent.is_dir():  # perhaps a mistyped path
         logger.warning("there is no local folder %r; looking for it on the hub", name)
@@ -110,23 +100,16 @@ def is_cached(repo: str, revision: str | None, cache_dir: str | Path | None) -> 
 
 def _fetch_weights(repo: str, commit: str, cache_dir: str | Path | None) -> None:
     """Download one file or shards, preferring cached files, then safetensors."""
-    missing: FileNotFoundError | None = None
 
     def is_here(names: tuple[str, str]) -> bool:
         return any(cached_file(repo, name, revision=commit, cache_dir=cache_dir) for name in names)
 
     for whole, index in sorted(_WEIGHTS, key=is_here, reverse=True):
-        try:
-            hub_file(repo, whole, revision=commit, cache_dir=cache_dir)
+        if fetch_optional(repo, whole, commit, cache_dir) is not None:
             return
-        except FileNotFoundError as error:
-            missing = missing or error
-        try:
-            listed = hub_file(repo, index, revision=commit, cache_dir=cache_dir)
-        except FileNotFoundError:
-            continue
-        for shard in shard_names(read_json(listed), listed):
-            hub_file(repo, shard, revision=commit, cache_dir=cache_dir)
-        return
-    assert missing is not None
-    raise missing
+        listed = fetch_optional(repo, index, commit, cache_dir)
+        if listed is not None:
+            for shard in shard_names(read_json(listed), listed):
+                hub_file(repo, shard, revision=commit, cache_dir=cache_dir)
+            return
+    hub_file(repo, WEIGHTS, revision=commit, cache_dir=cache_dir)  # raises an error that names the file

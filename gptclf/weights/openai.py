@@ -17,7 +17,7 @@ from torch import Tensor
 from gptclf import checks
 from gptclf.files.tensorbundle import open_bundle
 from gptclf.gpt2.config import ALIASES, GPT2Config
-from gptclf.weights.hugging_face import check_tensors, trunk_names
+from gptclf.weights.hugging_face import check_tensors, trunk_names, trunk_shapes
 from gptclf.weights.openai_folder import HPARAMS, PREFIX, config_from_settings, find_checkpoint, read_settings
 
 # Variables of fine-tuning scripts that are not part of the model: counters and the moments of the optimizer.
@@ -60,26 +60,22 @@ def load_gpt2_params_from_tf_ckpt(folder: str | Path, *, verify: bool = True) ->
     """
     verify, prefix = checks.boolean("verify", verify), find_checkpoint(checks.path("folder", folder))
     if prefix is None:
-        raise FileNotFoundError(
-            f"{folder} holds no {PREFIX}.index, and neither does {next(iter(ALIASES))}/ or another size below it; "
-            "give the folder of a checkpoint in OpenAI's layout"
-        )
+        below = f"neither does {next(iter(ALIASES))}/ or another size below it"
+        raise FileNotFoundError(f"{folder} holds no {PREFIX}.index, and {below}; give a folder in OpenAI's layout")
     settings = read_settings(prefix)
     config = config_from_settings(settings, source=str(prefix.parent / HPARAMS))
     # Half a gigabyte is verified only after its names and shapes are known to be right.
     bundle = open_bundle(prefix, verify=False)
     names = [name for name in bundle if not _TRAINING.fullmatch(name)]
-    arrays = _matching(names, bundle.__getitem__, config, _variable, source=str(prefix))
+    arrays = _matching(names, bundle.__getitem__, config, _variable, str(prefix))
     if verify:
         bundle.verify()
     params: dict[str, Any] = {"blocks": [{} for _ in range(config.n_layers)]}
-    for place, array in arrays.items():
-        target = params
-        if place[0] == "blocks":
-            target, place = params["blocks"][place[1]], place[2:]
-        for key in place[:-1]:
-            target = target.setdefault(str(key), {})
-        target[str(place[-1])] = array
+    for (*path, leaf), array in arrays.items():
+        target: Any = params
+        for key in path:
+            target = target.setdefault(key, {}) if isinstance(target, dict) else target[key]
+        target[leaf] = array
     return settings, params
 
 
@@ -109,7 +105,7 @@ def tensors_from_params(
             "query, key and value, and no output matrix other than wte. Give settings that agree"
         )
     found = {_joined(place): leaf for place, leaf in _leaves(params)}
-    arrays = _matching(found, found.__getitem__, config, _joined, source="params")
+    arrays = _matching(found, found.__getitem__, config, _joined, "params")
     tensors = {}
     for ours, parameter in _parameters(config).items():
         tensor = torch.from_numpy(np.require(arrays[parameter.place], requirements=["C", "A", "W"]))
@@ -119,24 +115,14 @@ def tensors_from_params(
 
 def _parameters(config: GPT2Config) -> dict[str, _Parameter]:
     """Return the parameter in OpenAI's layout for each of our names."""
-    d = config.emb_dim
-    shapes: dict[str, tuple[int, ...]] = {
-        "wte": (config.vocab_size, d),
-        "wpe": (config.context_length, d),
-        "attn.c_attn": (d, 3 * d),
-        "attn.c_proj": (d, d),
-        "mlp.c_fc": (d, config.hidden_dim),
-        "mlp.c_proj": (config.hidden_dim, d),
-    }
-    table = {}
+    table, shapes = {}, trunk_shapes(config)
     for ours, (theirs, flip) in trunk_names(config.n_layers).items():
         *path, kind = theirs.split(".")
         block = path[0] == "h"
         inside = path[2:] if block else path
         leaf = "b" if kind == "bias" else "g" if inside[-1].startswith("ln_") else "w"
         place: _Place = ("blocks", int(path[1]), *inside, leaf) if block else (leaf if path == ["ln_f"] else path[0],)
-        shape = shapes.get(".".join(inside), (d,))
-        table[ours] = _Parameter(place, shape[-1:] if kind == "bias" else shape, flip)
+        table[ours] = _Parameter(place, shapes[ours][::-1] if flip else shapes[ours], flip)
     return table
 
 
@@ -170,20 +156,13 @@ def _leaves(value: Any, place: _Place = ()) -> Iterator[tuple[_Place, Any]]:
 
 
 def _matching(
-    names: Collection[str],
-    get: Callable[[str], Any],
-    config: GPT2Config,
-    name_of: Callable[[_Place], str],
-    *,
-    source: str,
+    names: Collection[str], get: Callable[[str], Any], config: GPT2Config, name_of: Callable[[_Place], str], source: str
 ) -> dict[_Place, NDArray[np.float32]]:
     """Return every parameter of a configuration: float32, in OpenAI's layout, without leading axes of length 1."""
     present = set(names)
     # Checked first: damaged settings could name more blocks than fit into memory.
     if config.n_layers > len(present):
-        raise ValueError(
-            f"{source} holds {len(present)} arrays, too few for the {config.n_layers} blocks of its settings"
-        )
+        raise ValueError(f"{source} holds {len(present)} arrays, too few for the {config.n_layers} blocks in settings")
     wanted = {name_of(parameter.place): parameter for parameter in _parameters(config).values()}
     misshapen, arrays = [], {}
     for name, parameter in wanted.items():
@@ -196,13 +175,9 @@ def _matching(
             misshapen.append(f"{name} is {array.dtype} {array.shape}, the settings need floats {parameter.shape}")
         else:
             arrays[parameter.place] = array.reshape(parameter.shape).astype(np.float32, copy=False)
-    check_tensors(
-        source,
-        present,
-        missing=[name for name in wanted if name not in present],
-        unexpected=[name for name in names if name not in wanted],
-        misshapen=misshapen,
-    )
+    missing = [name for name in wanted if name not in present]
+    unexpected = [name for name in names if name not in wanted]
+    check_tensors(source, present, missing=missing, unexpected=unexpected, misshapen=misshapen)
     return arrays
 
 

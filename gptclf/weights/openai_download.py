@@ -9,7 +9,7 @@ import functools
 import hashlib
 import json
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from pathlib import Path
 
 from gptclf import checks
@@ -18,7 +18,7 @@ from gptclf.files.tensorbundle import open_bundle
 from gptclf.gpt2.config import ALIASES, PRESETS, GPT2Config
 from gptclf.hub.cache import cache_home, is_on, timeout_seconds
 from gptclf.hub.http import CutError, Source, announced_size, raise_for_status, retry, send
-from gptclf.hub.transfer import DamagedError, fetch, verify
+from gptclf.hub.transfer import DamagedError, fetch, is_intact
 from gptclf.tokenizer.find import TIKTOKEN_FILES
 from gptclf.weights.openai import parameter_count
 from gptclf.weights.openai_folder import config_from_settings
@@ -77,43 +77,27 @@ def download_openai_checkpoint(
     target = (cache_home() / "gptclf" / "openai" if folder is None else checks.path("folder", folder)) / size
     for name in FILES:
         source = _expected(name, size, target)
-        if (target / name).is_file():
-            try:
-                verify(source, target / name)
-                continue
-            except DamagedError as error:
-                _logger.warning("%s Downloading it again.", error)
+        if is_intact(source, target / name):
+            continue
         if is_on("HF_HUB_OFFLINE"):
             raise FileNotFoundError(
                 f"{source.what} is missing from {target} or damaged, and HF_HUB_OFFLINE forbids the network. "
                 f"Unset it to download. {source.advice}"
             )
         _fetch_from_any(asked, f"{size}/{name}", source, target / name)
-    _verify_tensors(target)
-    return target
-
-
-def _verify_tensors(folder: Path) -> None:
-    """Compare every tensor with its checksum in the index, and remove both files if one does not match."""
     try:
-        open_bundle(folder / "model.ckpt")
+        open_bundle(target / "model.ckpt")  # compares every tensor with its checksum in the index
     except ValueError as error:
         for name in (_DATA, "model.ckpt.index"):
-            (folder / name).unlink(missing_ok=True)
-        raise DamagedError(
-            f"{error}. Both files were removed; call again to download them anew, or pass other addresses="
-        ) from error
+            (target / name).unlink(missing_ok=True)
+        remedy = "Both files were removed; call again to download them anew, or pass other addresses="
+        raise DamagedError(f"{error}. {remedy}") from error
+    return target
 
 
 def _expected(name: str, size: str, folder: Path) -> Source:
     """Return what is known about a file of one size, wherever it comes from; the address is still empty."""
     config = PRESETS[ALIASES[size]]
-    own: dict[str, Callable[[Path], None]] = {
-        "hparams.json": functools.partial(_check_hparams, config=config),
-        "checkpoint": _check_names_checkpoint,
-        "model.ckpt.index": _check_table,
-    }
-
     return Source(
         url="",
         what=f"{name!r} of OpenAI's {size} checkpoint",
@@ -122,36 +106,28 @@ def _expected(name: str, size: str, folder: Path) -> Source:
         timeout=timeout_seconds("HF_HUB_DOWNLOAD_TIMEOUT"),
         size=4 * parameter_count(config) if name == _DATA else None,
         digest=TIKTOKEN_FILES.get(name),
-        check=own.get(name, _check_not_a_page),
+        check=functools.partial(_check_content, name=name, config=config),
         progress=not is_on("HF_HUB_DISABLE_PROGRESS_BARS"),
     )
 
 
-def _check_hparams(path: Path, config: GPT2Config) -> None:
-    try:
-        found = json.loads(path.read_bytes())
-        right = config_from_settings(found) == config
-    except (ValueError, TypeError) as error:
-        raise ValueError(f"it does not describe this size ({error})") from error
-    if not right:
-        raise ValueError(f"its numbers are those of another size: {str(found)[:200]}")
-
-
-def _check_names_checkpoint(path: Path) -> None:
-    if not path.read_bytes().lstrip().startswith(b"model_checkpoint_path:"):
-        raise ValueError("it does not start with model_checkpoint_path:")
-
-
-def _check_table(path: Path) -> None:
-    """Check that the file ends in the magic number of a table (tensorflow/core/lib/io/format.h)."""
-    if not path.read_bytes().endswith(MAGIC.to_bytes(8, "little")):
-        raise ValueError("it does not end like the index of a TensorFlow checkpoint")
-
-
-def _check_not_a_page(path: Path) -> None:
+def _check_content(path: Path, name: str, config: GPT2Config) -> None:
+    """Raise a ValueError if a file cannot be the one of this name in the checkpoint of this size."""
     with path.open("rb") as file:
-        start = file.read(64)
-    if not start or start.lstrip().lower().startswith((b"<!doctype", b"<html", b"<?xml")):
+        start = file.read(64).lstrip()
+    if name == "hparams.json":
+        try:
+            found = json.loads(path.read_bytes())
+            right = config_from_settings(found) == config
+        except (ValueError, TypeError) as error:
+            raise ValueError(f"it does not describe this size ({error})") from error
+        if not right:
+            raise ValueError(f"its numbers are those of another size: {str(found)[:200]}")
+    elif name == "checkpoint" and not start.startswith(b"model_checkpoint_path:"):
+        raise ValueError("it does not start with model_checkpoint_path:")
+    elif name == "model.ckpt.index" and not path.read_bytes().endswith(MAGIC.to_bytes(8, "little")):
+        raise ValueError("it does not end like the index of a TensorFlow checkpoint")
+    elif not start or start.lower().startswith((b"<!doctype", b"<html", b"<?xml")):
         raise ValueError("it is a web page, as a proxy or a sign-in page returns" if start else "it is empty")
 
 
@@ -184,16 +160,12 @@ def _announced(source: Source) -> tuple[Source, str]:
         raise_for_status(response, source)
         size, etag = announced_size(response), response.headers.get("ETag")
         try:
-            md5: str | None = base64.b64decode(response.headers.get("Content-MD5", ""), validate=True).hex()
+            md5 = base64.b64decode(response.headers.get("Content-MD5", ""), validate=True).hex()
         except binascii.Error:
-            md5 = None
+            md5 = ""
     if source.size is not None and size not in (None, source.size):
         raise DamagedError(f"{source.what} has {size} bytes at {source.url} instead of {source.size}.")
     # Published values take precedence over what the server says.
-    source = dataclasses.replace(
-        source,
-        size=size if source.size is None else source.size,
-        digest=(md5 if md5 is not None and len(md5) == 32 else None) if source.digest is None else source.digest,
-        etag=etag,
-    )
+    digest = source.digest or (md5 if len(md5) == 32 else None)
+    source = dataclasses.replace(source, size=source.size or size, digest=digest, etag=etag)
     return source, "." + hashlib.sha256(repr((source.url, size, md5, etag)).encode()).hexdigest()[:8]

@@ -39,15 +39,10 @@ def find_checkpoint(folder: Path) -> Path | None:
         >>> find_checkpoint(Path("models")) is None
         True
     """
-    here = _prefix_in(folder)
-    if here is not None:
+    if (here := _prefix_in(folder)) is not None:
         return here
-    found = {}
-    for size in ALIASES:
-        for place in (folder / size / size, folder / size):
-            prefix = _prefix_in(place)
-            if prefix is not None:
-                found[size] = prefix
+    places = [(size, place) for size in ALIASES for place in (folder / size / size, folder / size)]
+    found = {size: prefix for size, place in places if (prefix := _prefix_in(place)) is not None}
     own = folder.resolve().name
     if len(found) > 1 and own not in found:
         raise ValueError(f"{folder} holds several checkpoints: {', '.join(found)}; name one: {folder / min(found)}")
