@@ -16,9 +16,9 @@ from torch import Tensor, nn
 from gptclf import GPT2, GPT2Config, History, TextDataset, add_classifier_head, freeze, load_gpt2, train
 from gptclf.files.safetensors_file import read_safetensors
 from gptclf.tasks import SingleLabel
-from gptclf.training.callbacks import Callback, EarlyStopping, KeepBest
+from gptclf.training.callbacks import EarlyStopping, KeepBest
 from gptclf.training.loop import Step
-from gptclf.training.run import Run
+from gptclf.training.run import Callback, Run
 
 TEXTS = [f"{word} {i}" for i in range(4) for word in ("win a prize", "see you", "call now")]
 LABELS = ["spam", "ham", "spam"] * 4

@@ -56,7 +56,7 @@ def outputs_of(
         x, lengths, T = x[:, :1], None, 1
     pooled = reads != "all" and bool(blocks) and can_pool(blocks[-1])
     # Tokens of all rows one after the other: no work on padding. A GPU prefers few large launches to many exact ones.
-    packs = lengths is not None and x.device.type == "cpu" and int(lengths.min()) < T
+    packs = lengths is not None and x.device.type == "cpu" and bool((lengths < T).any())
     rows: list[int] | None = None  # while the tokens are packed
     for block, own in zip(blocks[:-1] if pooled else blocks, standard, strict=False):
         if packs and own and rows is None:

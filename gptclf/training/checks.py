@@ -7,10 +7,10 @@ import torch
 from gptclf.checks import integer
 from gptclf.data.batches import TokenRows
 from gptclf.data.windows import TextWindows
-from gptclf.gpt2.model import GPT2, check_encoding
+from gptclf.gpt2.model import GPT2, check_encoding, check_language_model
 from gptclf.inference.evaluate import check_ids
-from gptclf.training.callbacks import Callback
 from gptclf.training.recipe import Recipe
+from gptclf.training.run import Callback
 
 
 def check_trainable(model: GPT2) -> None:
@@ -25,19 +25,19 @@ def check_trainable(model: GPT2) -> None:
         )
 
 
-def check_callbacks(callbacks: Sequence[Callback], *, has_validation: bool) -> list[Callback]:
-    """Return the callbacks, or raise if one of them is something else, or lacks what it needs."""
+def check_callbacks(callbacks: Sequence[Callback], *, has_validation: bool) -> None:
+    """Raise if one of the callbacks is something else, or lacks what it needs."""
     if isinstance(callbacks, Callback) or not all(isinstance(callback, Callback) for callback in callbacks):
         raise TypeError(f"callbacks is {callbacks!r}; it must be a list of gptclf.Callback objects")
     for callback in callbacks:
         integer(f"{type(callback).__name__}.every", callback.every, 1, optional=True)
         if callback.needs_validation and not has_validation:
             raise ValueError(f"{type(callback).__name__} needs a validation set: train(model, train_set, val_set, ...)")
-    return list(callbacks)
 
 
 def check_windows(model: GPT2, windows: TextWindows, name: str) -> TextWindows:
-    """Return the windows, or raise if a language model cannot be trained on, or measured with, them."""
+    """Return the windows, or raise if the model cannot be trained on them, or measured with them."""
+    check_language_model(model)
     if not isinstance(windows, TextWindows):
         raise TypeError(f"{name} is a {type(windows).__name__}; a language model takes TextWindows(texts, ...)")
     if not len(windows):

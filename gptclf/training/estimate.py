@@ -10,20 +10,19 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from gptclf.data.batches import Batch, Batches, Rows
+from gptclf.data.batches import Batch, Rows
 from gptclf.data.dataset import TextDataset
 from gptclf.features.estimate import prefix_seconds
 from gptclf.features.frozen_prefix import FrozenPrefix, missing_rows
 from gptclf.features.reuse import prefix_of, store_in_use
 from gptclf.features.rows import FeatureSet
 from gptclf.gpt2.model import GPT2, check_classifier
-from gptclf.gpt2.sharing import own_trainable
 from gptclf.inference.evaluate import labelled_rows
 from gptclf.progress import format_bytes, format_seconds
-from gptclf.tasks import Task
 from gptclf.training.checks import check_trainable, check_training_rows
-from gptclf.training.objective import Objective, build_objective
+from gptclf.training.objective import Objective
 from gptclf.training.recipe import BOOK, Recipe, RecipeChanges, lists_options, recipe_of
+from gptclf.training.run import Run, RunOptions
 
 # Bytes that AdamW reads and writes for each trained number: weight, gradient and two moments in, all but the gradient
 # out.
@@ -100,18 +99,15 @@ def estimate(
     if val_set is not None:
         sets.append(labelled_rows(model, val_set, "val_set"))
     check_training_rows(model, sets[0], recipe)
-    own_trainable(model)
-    task = model.task.fitted(sets[0].targets(model.task))
-    found = prefix_of(model, recipe.precision) if recipe.reuse_frozen else None
-    prefix = found if isinstance(found, FrozenPrefix) else None
-    frozen, kept_bytes = (0.0, 0) if prefix is None else _frozen_part(prefix, sets)
-    objective = build_objective(model, task, recipe, 0 if prefix is None else prefix.depth, recompute=recompute)
-    rows: TextDataset | FeatureSet = sets[0] if prefix is None else _DrawnFeatures(sets[0], prefix)
-    n_batches = len(Batches(sets[0], recipe.batch_size, drop_last=recipe.drop_last, task=task))
-    steps = recipe.epochs * -(-n_batches // recipe.accumulate)
-    seconds = steps * step_seconds(objective, typical_batch(rows, task, recipe.batch_size), recipe.accumulate)
-    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
-    return Estimate(frozen, seconds, steps, kept_bytes, 16 * trained)
+    run = Run(model, sets[0], None, recipe, RunOptions(recompute=recompute))
+    prefix = prefix_of(model, recipe.precision) if recipe.reuse_frozen else None
+    frozen, kept_bytes, depth = 0.0, 0, 0
+    rows: Rows = sets[0]
+    if isinstance(prefix, FrozenPrefix):
+        frozen, kept_bytes = _frozen_part(prefix, sets)
+        depth, rows = prefix.depth, _DrawnFeatures(sets[0], prefix)
+    seconds = seconds_of_steps(run, rows, depth, run.total_steps)
+    return Estimate(frozen, seconds, run.total_steps, kept_bytes, 16 * sum(p.numel() for p in run.trained().values()))
 
 
 def _frozen_part(prefix: FrozenPrefix, sets: Sequence[TextDataset]) -> tuple[float, int]:
@@ -140,10 +136,17 @@ class _DrawnFeatures(FeatureSet):
         return torch.randn(len(indices), longest, self.width, generator=generator, dtype=torch.float32)
 
 
-def typical_batch(rows: Rows, task: Task, batch_size: int) -> Batch:
-    """Return a batch of rows whose lengths are like those of the data set."""
-    chosen = np.random.default_rng(0).permutation(len(rows))[:batch_size]
-    return Batches(rows, batch_size, task=task).take(chosen)
+def seconds_of_steps(run: Run, rows: Rows, depth: int, steps: int) -> float:
+    """Return the seconds of some steps of a run on batches whose lengths are like those of the rows.
+
+    Args:
+        run: Gives the computation of a step.
+        rows: Token ids, or features.
+        depth: Number of stages whose results the features are; 0 for token ids.
+        steps: Their number.
+    """
+    batch = run.batches(rows).take(np.random.default_rng(0).permutation(len(rows))[: run.recipe.batch_size])
+    return steps * step_seconds(run.build_objective(depth), batch, run.recipe.accumulate)
 
 
 def step_seconds(objective: Objective, batch: Batch, accumulate: int = 1) -> float:
