@@ -98,7 +98,7 @@ class KeepBest(Callback):
 
     def _improves(self, run: Run, scores: Scores) -> bool:
         value = getattr(scores, f"val_{self.measure}")
-        best = None if self.best is None else getattr(self.best, f"val_{self.measure}")
+        best = self.best and getattr(self.best, f"val_{self.measure}")
         if value is None or best is None:
             return value is not None
         return bool(value > best if self.measure in run.task.higher else value < best)

@@ -55,9 +55,7 @@ class Checkpoint(Callback):
             raise ValueError(f"checkpoint_dir is {str(path)!r}, which is a file; it must be a folder")
         checkpoint = cls(path, every, keep)
         if checkpoint.states() and not options.resume:
-            raise FileExistsError(
-                f"{path} holds the states of a run; give resume=True to continue it, or another checkpoint_dir"
-            )
+            raise FileExistsError(f"{path} holds a run's states; resume it with resume=True, or give another folder")
         try:
             path.mkdir(parents=True, exist_ok=True)
             tempfile.TemporaryFile(dir=path).close()
@@ -92,10 +90,8 @@ class Checkpoint(Callback):
             self._newest = len(state.history.steps)
             return state
         if damaged:
-            raise ValueError(
-                f"{'; '.join(damaged)}. There is no complete state before it; start the run again, in another "
-                "checkpoint_dir"
-            )
+            advice = "There is no complete state before it; start the run again, in another checkpoint_dir"
+            raise ValueError(f"{'; '.join(damaged)}. {advice}")
         return None
 
     def on_start(self, run: Run) -> None:

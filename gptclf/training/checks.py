@@ -21,7 +21,7 @@ def check_trainable(model: GPT2) -> None:
     other = [f"{name} is {parameter.dtype}" for name, parameter in trained if parameter.dtype != torch.float32]
     if other:
         raise ValueError(
-            f"weights train in float32, but {other[0]}; call model.float(), and give precision='bfloat16' for speed"
+            f"weights train in float32, but {other[0]}; call model.float(); precision='bfloat16' is faster"
         )
 
 
@@ -44,11 +44,9 @@ def check_windows(model: GPT2, windows: TextWindows, name: str) -> TextWindows:
         raise ValueError(f"{name} holds no windows; it needs at least one")
     check_encoding(model, windows.tokenizer)
     check_ids(model, windows.ids, name)
-    if windows.length > model.config.context_length:
-        raise ValueError(
-            f"{name} has windows of {windows.length} tokens, but the model's context length is "
-            f"{model.config.context_length}; build it with a length of at most that"
-        )
+    if windows.length > (most := model.config.context_length):
+        have = f"{name} has windows of {windows.length} tokens, but the model's context length is {most}"
+        raise ValueError(f"{have}; build it with a length of at most that")
     return windows
 
 
@@ -56,6 +54,4 @@ def check_training_rows(model: GPT2, rows: TokenRows, recipe: Recipe) -> None:
     """Raise if there is nothing to learn from the training rows, or not even one batch of them."""
     model.task.check_training(rows.targets(model.task))
     if recipe.drop_last and len(rows) < recipe.batch_size:
-        raise ValueError(
-            f"drop_last=True leaves no batch: {len(rows)} rows are less than one batch of {recipe.batch_size}"
-        )
+        raise ValueError(f"drop_last=True leaves no batch: {len(rows)} rows are less than one of {recipe.batch_size}")

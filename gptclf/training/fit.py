@@ -8,7 +8,7 @@ from contextlib import ExitStack, contextmanager
 from types import FrameType
 
 from gptclf.progress import format_seconds
-from gptclf.training.estimate import seconds_of_steps
+from gptclf.training.estimate import step_seconds, typical_batch
 from gptclf.training.history import History
 from gptclf.training.run import Run
 from gptclf.training.state import State
@@ -33,7 +33,8 @@ def fit(run: Run, saved: State | None = None) -> History:
             saved.restore(run)
         left = run.total_steps - len(run.history.steps)
         if run.options.progress and left:
-            seconds = seconds_of_steps(run, run.rows[0], run.objective.learner.depth, left)
+            objective = run.build_objective(run.objective.learner.depth)
+            seconds = left * step_seconds(objective, typical_batch(run, run.rows[0]), run.recipe.accumulate)
             print(f"{left:,} steps, about {format_seconds(seconds)}, measurements not counted", file=sys.stderr)
         for step in run:
             for callback in run.callbacks:

@@ -8,7 +8,7 @@ tells a damaged file. Nothing is unpickled.
 import hashlib
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -25,9 +25,8 @@ from gptclf.training.history import History, history_from_dict
 from gptclf.training.recipe import Recipe
 from gptclf.training.run import Callback, Run
 
-_FORMAT = "2"
 # Format 1, of version 0.1.0: no digest, no numbers, torch's global generators, AdamW alone.
-_FORMATS = ("1", _FORMAT)
+_FORMAT = "2"
 
 # What a field of the identity means, if its value is a digest.
 _MEANING = {
@@ -41,24 +40,23 @@ _MEANING = {
 def identity_of(run: Run) -> dict[str, Any]:
     """Return what determines a run: its recipe, task, rows, frozen weights, and which parameters train."""
     model, sets, weights = run.model, {"train": run.train_set, "val": run.val_set}, run.train_set.weights
-    frozen = hashlib.sha256()
-    for name, parameter in model.named_parameters():
-        if not parameter.requires_grad:
-            frozen.update(name.encode())
-            frozen.update(_bytes(parameter))
+    frozen = {name: parameter for name, parameter in model.named_parameters() if not parameter.requires_grad}
     identity = {
         **asdict(run.recipe),
         "precision": run.precision,
         "optimizer": type(run.optimizer).__name__,
-        "callbacks": [_named(callback) for callback in with_state(run)],
+        "callbacks": [
+            type(callback).__qualname__ + f"({callback.measure!r})" * (callback.measure not in (None, "loss"))
+            for callback in with_state(run)
+        ],
         "model": model.config.to_dict(),
         "head": list(described(model.head)) if is_standard(model.head) else type(model.head).__qualname__,
         "task": run.task.record(),
         "preparation": asdict(run.train_set.preparation),
         **{f"{name}_set": None if rows is None else _digest_of_rows(run, rows) for name, rows in sets.items()},
         **{f"{name}_rows": None if rows is None else len(rows) for name, rows in sets.items()},
-        "train_weights": None if weights is None else hashlib.sha256(weights.tobytes()).hexdigest(),
-        "frozen weights": frozen.hexdigest(),
+        "train_weights": None if weights is None else _sha256([weights.tobytes()]),
+        "frozen weights": _sha256(part for name, p in frozen.items() for part in (name.encode(), _bytes(p))),
         "trainable": list(run.trained()),
     }
     # Fail now, not after the first epoch, if something cannot be serialised.
@@ -70,19 +68,10 @@ def with_state(run: Run) -> list[Callback]:
     return [callback for callback in run.callbacks if type(callback).state is not Callback.state]
 
 
-def _named(callback: Callback) -> str:
-    other = callback.measure not in (None, "loss")
-    return type(callback).__qualname__ + f"({callback.measure!r})" * other
-
-
 def _digest_of_rows(run: Run, rows: TokenRows) -> str:
-    digest = hashlib.sha256(rows.ids.tobytes())
-    digest.update(rows.offsets.tobytes())
-    if isinstance(rows, TextWindows):  # its targets are its own tokens, many times over
-        digest.update(str(rows.length).encode())
-    else:
-        digest.update(rows.targets(run.task).tobytes())
-    return digest.hexdigest()
+    # The targets of windows are their own tokens, many times over.
+    targets = str(rows.length).encode() if isinstance(rows, TextWindows) else rows.targets(run.task).tobytes()
+    return _sha256([rows.ids.tobytes(), rows.offsets.tobytes(), targets])
 
 
 def write_state(path: Path, identity: Mapping[str, Any], run: Run) -> None:
@@ -103,8 +92,8 @@ def write_state(path: Path, identity: Mapping[str, Any], run: Run) -> None:
         for group in optimizer.param_groups
     ]
     numbers = {"lr_scale": run.lr_scale, "groups": groups, "optimizer": kept}
-    record = {"identity": identity, "history": asdict(run.history), "numbers": numbers}
-    metadata = {"format": _FORMAT, **{key: json.dumps(value, default=_refuse) for key, value in record.items()}}
+    metadata = {"format": _FORMAT, "identity": json.dumps(identity), "history": json.dumps(asdict(run.history))}
+    metadata["numbers"] = json.dumps(numbers, default=_refuse)
     whole = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     metadata["digest"] = _digest(whole, metadata)
     write_all(path.parent, {path.name: tensor_writer(whole, metadata)})
@@ -118,12 +107,19 @@ def _refuse(value: object) -> None:
 
 
 def _digest(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> str:
+    def parts() -> Iterator[Any]:
+        for name, tensor in sorted(tensors.items()):
+            yield f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode()
+            yield _bytes(tensor)
+        yield from (f"{key} {metadata[key]}".encode() for key in sorted(metadata) if key != "digest")
+
+    return _sha256(parts())
+
+
+def _sha256(parts: Iterable[bytes | memoryview]) -> str:
     digest = hashlib.sha256()
-    for name in sorted(tensors):
-        digest.update(f"{name} {tensors[name].dtype} {tuple(tensors[name].shape)}".encode())
-        digest.update(_bytes(tensors[name]))
-    for key in sorted(set(metadata) - {"digest"}):
-        digest.update(f"{key} {metadata[key]}".encode())
+    for part in parts:
+        digest.update(part)
     return digest.hexdigest()
 
 
@@ -199,10 +195,8 @@ def read_state(path: Path, identity: Mapping[str, Any], run: Run) -> State:
     except (OSError, ValueError) as error:
         raise DamagedState(f"{path} is damaged: {error}") from error
     version = metadata.get("format")
-    if version not in _FORMATS:
-        raise ValueError(
-            f"{path} has format {version!r}; this version of gptclf resumes {' and '.join(map(repr, _FORMATS))}"
-        )
+    if version not in ("1", _FORMAT):
+        raise ValueError(f"{path} has format {version!r}; this version of gptclf resumes '1' and {_FORMAT!r}")
     if version != "1" and metadata.get("digest") != _digest(tensors, metadata):
         raise DamagedState(f"{path} is damaged: its content does not match its SHA-256")
     try:
@@ -212,14 +206,13 @@ def read_state(path: Path, identity: Mapping[str, Any], run: Run) -> State:
     except (KeyError, ValueError, TypeError, AttributeError) as error:
         raise DamagedState(f"{path} is damaged: its record cannot be read ({error!r})") from error
     if differences:
-        raise ValueError(
-            f"{path} is the state of another run: {'; '.join(differences)}. Give what that run was given, or another "
-            "checkpoint_dir"
-        )
-    moments = ("model", "optimizer.exp_avg", "optimizer.exp_avg_sq") if version == "1" else ("model",)
-    wanted = {f"{kind}.{name}": p.shape for name, p in run.trained().items() for kind in moments}
+        advice = "Give what that run was given, or another checkpoint_dir"
+        raise ValueError(f"{path} is the state of another run: {'; '.join(differences)}. {advice}")
+    shapes = {name: parameter.shape for name, parameter in run.trained().items()}
+    wanted = {f"model.{name}": shape for name, shape in shapes.items()}
     if version == "1":
-        wanted |= {f"optimizer.step.{name}": torch.Size([]) for name in run.trained()}
+        wanted |= {f"optimizer.{key}.{name}": shapes[name] for name in shapes for key in ("exp_avg", "exp_avg_sq")}
+        wanted |= {f"optimizer.step.{name}": torch.Size([]) for name in shapes}
     wrong = [name for name, shape in wanted.items() if name not in tensors or tensors[name].shape != shape]
     if wrong:
         raise DamagedState(f"{path} is damaged: {', '.join(wrong[:3])} is missing or of another shape")
