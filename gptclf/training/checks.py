@@ -1,16 +1,12 @@
 """Checks of what training is given, before it begins: each error says what is wrong, its value, and what is allowed."""
 
-from collections.abc import Sequence
-
 import torch
 
-from gptclf.checks import integer
 from gptclf.data.batches import TokenRows
 from gptclf.data.windows import TextWindows
 from gptclf.gpt2.model import GPT2, check_encoding, check_language_model
 from gptclf.inference.evaluate import check_ids
 from gptclf.training.recipe import Recipe
-from gptclf.training.run import Callback
 
 
 def check_trainable(model: GPT2) -> None:
@@ -23,16 +19,6 @@ def check_trainable(model: GPT2) -> None:
         raise ValueError(
             f"weights train in float32, but {other[0]}; call model.float(); precision='bfloat16' is faster"
         )
-
-
-def check_callbacks(callbacks: Sequence[Callback], *, has_validation: bool) -> None:
-    """Raise if one of the callbacks is something else, or lacks what it needs."""
-    if isinstance(callbacks, Callback) or not all(isinstance(callback, Callback) for callback in callbacks):
-        raise TypeError(f"callbacks is {callbacks!r}; it must be a list of gptclf.Callback objects")
-    for callback in callbacks:
-        integer(f"{type(callback).__name__}.every", callback.every, 1, optional=True)
-        if callback.needs_validation and not has_validation:
-            raise ValueError(f"{type(callback).__name__} needs a validation set: train(model, train_set, val_set, ...)")
 
 
 def check_windows(model: GPT2, windows: TextWindows, name: str) -> TextWindows:

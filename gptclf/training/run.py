@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from gptclf.checks import boolean, number
+from gptclf.checks import boolean, integer, number
 from gptclf.data.batches import Batches, Rows
 from gptclf.data.dataset import TextDataset
 from gptclf.data.windows import TextWindows
@@ -88,6 +88,11 @@ class RunOptions:
         for name in ("resume", "recompute", "progress"):
             boolean(name, getattr(self, name))
         check_cache(self.cache_dir, self.cache_limit)
+        callbacks = self.callbacks
+        if isinstance(callbacks, Callback) or not all(isinstance(callback, Callback) for callback in callbacks):
+            raise TypeError(f"callbacks is {callbacks!r}; it must be a list of gptclf.Callback objects")
+        for callback in callbacks:
+            integer(f"{type(callback).__name__}.every", callback.every, 1, optional=True)
 
 
 class Run:
