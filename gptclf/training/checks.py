@@ -39,5 +39,6 @@ def check_windows(model: GPT2, windows: TextWindows, name: str) -> TextWindows:
 def check_training_rows(model: GPT2, rows: TokenRows, recipe: Recipe) -> None:
     """Raise if there is nothing to learn from the training rows, or not even one batch of them."""
     model.task.check_training(rows.targets(model.task))
-    if recipe.drop_last and len(rows) < recipe.batch_size:
-        raise ValueError(f"drop_last=True leaves no batch: {len(rows)} rows are less than one of {recipe.batch_size}")
+    size = recipe.batch_size
+    if recipe.drop_last and len(rows) < size:
+        raise ValueError(f"drop_last=True leaves no batch: {len(rows)} rows are less than one batch of {size}")
