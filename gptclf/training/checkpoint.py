@@ -55,7 +55,7 @@ class Checkpoint(Callback):
             raise ValueError(f"checkpoint_dir is {str(path)!r}, which is a file; it must be a folder")
         checkpoint = cls(path, every, keep)
         if checkpoint.states() and not options.resume:
-            raise FileExistsError(f"{path} holds a run's states; resume it with resume=True, or give another folder")
+            raise FileExistsError(f"{path} holds a run's states; give resume=True to continue it, or another folder")
         try:
             path.mkdir(parents=True, exist_ok=True)
             tempfile.TemporaryFile(dir=path).close()

@@ -16,9 +16,8 @@ def check_trainable(model: GPT2) -> None:
         raise ValueError("nothing in the model trains; choose what to train with freeze(model, trainable='last_block')")
     other = [f"{name} is {parameter.dtype}" for name, parameter in trained if parameter.dtype != torch.float32]
     if other:
-        raise ValueError(
-            f"weights train in float32, but {other[0]}; call model.float(); precision='bfloat16' is faster"
-        )
+        advice = "call model.float(), and give precision='bfloat16' for speed"
+        raise ValueError(f"weights train in float32, but {other[0]}; {advice}")
 
 
 def check_windows(model: GPT2, windows: TextWindows, name: str) -> TextWindows:
@@ -31,8 +30,8 @@ def check_windows(model: GPT2, windows: TextWindows, name: str) -> TextWindows:
     check_encoding(model, windows.tokenizer)
     check_ids(model, windows.ids, name)
     if windows.length > (most := model.config.context_length):
-        have = f"{name} has windows of {windows.length} tokens, but the model's context length is {most}"
-        raise ValueError(f"{have}; build it with a length of at most that")
+        problem = f"{name} has windows of {windows.length} tokens, but the model's context length is {most}"
+        raise ValueError(f"{problem}; build it with a length of at most that")
     return windows
 
 
