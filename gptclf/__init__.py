@@ -27,13 +27,13 @@ from gptclf.language.zero_shot import ZeroShot, zero_shot
 from gptclf.preparation import Preparation
 from gptclf.tasks import NextToken, SingleLabel, Task
 from gptclf.tokenizer.tokens import text_to_token_ids, token_ids_to_text
-from gptclf.training.callbacks import Callback, EarlyStopping, KeepBest
+from gptclf.training.callbacks import EarlyStopping, KeepBest
 from gptclf.training.estimate import Estimate, estimate
 from gptclf.training.history import History, Scores
 from gptclf.training.loop import Step
 from gptclf.training.objective import batch_loss
 from gptclf.training.recipe import Recipe
-from gptclf.training.run import Run
+from gptclf.training.run import Callback, Run
 from gptclf.training.train import train, train_lm
 from gptclf.weights.load_gpt2 import load_gpt2
 from gptclf.weights.load_model import load_model

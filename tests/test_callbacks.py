@@ -18,10 +18,10 @@ from torch import Tensor
 
 from gptclf import GPT2, History, TextDataset, add_classifier_head, batch_loss, freeze, train
 from gptclf.data.batches import Batches
-from gptclf.training.callbacks import Callback, EarlyStopping, KeepBest, Measure
+from gptclf.training.callbacks import EarlyStopping, KeepBest, Measure
 from gptclf.training.history import Scores
 from gptclf.training.loop import Step
-from gptclf.training.run import Run
+from gptclf.training.run import Callback, Run
 
 TEXTS = ["win a prize", "see you", "call now", "ok then", "free entry", "at six?", "what"]
 LABELS = ["spam", "ham", "spam", "ham", "spam", "ham", "ham"]

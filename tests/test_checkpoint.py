@@ -16,9 +16,9 @@ from safetensors.torch import save_file
 from gptclf import GPT2, History, TextDataset, add_classifier_head, freeze, predict, train
 from gptclf.files.safetensors_file import read_safetensors
 from gptclf.gpt2.sharing import set_parameter
-from gptclf.training.callbacks import Callback, KeepBest
+from gptclf.training.callbacks import KeepBest
 from gptclf.training.history import Scores
-from gptclf.training.run import Run
+from gptclf.training.run import Callback, Run
 
 TEXTS = ["win a prize", "see you", "call now", "ok then", "free entry", "at six?", "what"]
 LABELS = ["spam", "ham", "spam", "ham", "spam", "ham", "ham"]

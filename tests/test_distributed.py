@@ -11,7 +11,7 @@ from conftest import byte_tokenizer
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from gptclf import GPT2, Batch, Batches, GPT2Config, TextDataset, add_classifier_head, freeze, load_gpt2
+from gptclf import GPT2, Batch, Batches, GPT2Config, TextDataset, TextWindows, add_classifier_head, freeze, load_gpt2
 from gptclf.gpt2.learner import Learner
 from gptclf.tasks import SingleLabel
 from gptclf.training.loop import training_steps
@@ -112,3 +112,69 @@ def test_a_step_without_weight_names_its_rows() -> None:
     with pytest.raises(ValueError, match="the weights of rows 4, 5, 6, 7 sum to 0"):
         next(steps)
     assert all(torch.equal(a, b) for a, b in zip(before, clf.parameters(), strict=True))
+
+
+class WithEmpty(Batches):
+    """Every batch comes with a share that has no rows, as a process has that is given none."""
+
+    def epoch(self, epoch: int, start: int = 0) -> Iterator[Batch]:
+        for batch in super().epoch(epoch, start):
+            yield self.take([])
+            yield batch
+
+
+@pytest.mark.parametrize("trainable", ["all", "last_block", "head"])
+def test_a_share_without_rows_adds_nothing(trainable: str) -> None:
+    def steps(kind: type[Batches], accumulate: int) -> tuple[list[Any], GPT2]:
+        clf = classifier(trainable)
+        data = TextDataset(TEXTS, LABELS, tokenizer=clf.tokenizer, classes=clf.classes, weights=WEIGHTS)
+        objective = Objective(Learner(clf, training=True, seed=1, keep_gradients=True), clf.task)
+        taken = training_steps(
+            objective, kind(data, 4, 3, task=clf.task), make_optimizer(clf, RECIPE), epochs=2, accumulate=accumulate
+        )
+        return [(step.loss, step.gradient_norm, step.examples) for step in taken], clf
+
+    (one, first), (other, second) = steps(Batches, 1), steps(WithEmpty, 2)
+    assert one == other
+    assert all(torch.equal(a, b) for a, b in zip(first.parameters(), second.parameters(), strict=True))
+
+
+@pytest.mark.parametrize("kind", ["classifier", "language model"])
+def test_no_rows_have_a_sum_of_0_that_reaches_every_trained_parameter(kind: str) -> None:
+    model = classifier("last_block")
+    rows: Any = TextDataset(TEXTS, LABELS, tokenizer=model.tokenizer, classes=model.classes)
+    if kind == "language model":
+        model = load_gpt2(model.config, weights="random", seed=0, tokenizer=byte_tokenizer())
+        freeze(model, trainable="all")
+        rows = TextWindows("word " * 40, tokenizer=model.tokenizer, length=16)
+    objective, batch = (
+        Objective(Learner(model, keep_gradients=True), model.task),
+        Batches(rows, task=model.task).take([]),
+    )
+    assert batch.targets is not None
+    total, weight = objective(batch.inputs, batch.lengths, batch.targets, batch.weights)
+    assert (total.item(), weight, objective.weight(batch)) == (0.0, 0.0, 0.0)
+    total.backward()
+    gradients = [parameter.grad for parameter in model.parameters() if parameter.requires_grad]
+    assert all(gradient is not None and not gradient.any() for gradient in gradients)
+
+
+def test_a_group_of_no_rows_at_all_is_an_error() -> None:
+    clf = classifier("head")
+    data = TextDataset(TEXTS, LABELS, tokenizer=clf.tokenizer, classes=clf.classes)
+
+    class Empty(Batches):
+        def take(self, indices: Any) -> Batch:
+            return super().take(indices[:0])
+
+    steps = training_steps(Objective(Learner(clf), clf.task), Empty(data, 4), make_optimizer(clf, RECIPE), epochs=1)
+    with pytest.raises(ValueError, match="sum to 0"):
+        next(steps)
+
+
+@pytest.mark.parametrize("pooling", ["last", "first", "mean", "max"])
+def test_a_model_computes_no_rows(pooling: str) -> None:
+    gpt2 = load_gpt2(classifier("head").config, weights="random", seed=0, tokenizer=byte_tokenizer())
+    clf = add_classifier_head(gpt2, classes=["ham", "spam"], pooling=pooling, seed=3)
+    ids, lengths = torch.zeros((0, 7), dtype=torch.int64), torch.zeros(0, dtype=torch.int64)
+    assert clf(ids, lengths).shape == (0, 2)

@@ -105,7 +105,7 @@ class Shapes:
 
         monkeypatch.setattr(Objective, "forward", noted)
         monkeypatch.setattr("gptclf.training.estimate.step_seconds", timed)
-        monkeypatch.setattr("gptclf.training.run.step_seconds", timed)
+        monkeypatch.setattr("gptclf.training.fit.step_seconds", timed)
 
 
 @pytest.mark.parametrize("pooling", ["last", "first", "mean", "max"])

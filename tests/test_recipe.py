@@ -13,7 +13,8 @@ from conftest import byte_gpt2
 from gptclf import GPT2, TextDataset, add_classifier_head, estimate, freeze, train, train_lm
 from gptclf.training.optim import Schedule, make_optimizer
 from gptclf.training.recipe import BOOK, LANGUAGE_MODEL, Recipe, RecipeChanges
-from gptclf.training.train import TrainOptions, _train
+from gptclf.training.run import RunOptions
+from gptclf.training.train import TrainOptions
 
 
 def classifier(trainable: str = "all") -> GPT2:
@@ -30,10 +31,9 @@ def test_the_keyword_arguments_are_the_fields() -> None:
     assert get_type_hints(RecipeChanges) == {field.name: field.type for field in fields(Recipe)}
 
 
-def test_the_other_options_are_the_arguments_of_the_run() -> None:
-    others = {name for name in TrainOptions.__annotations__ if name not in RecipeChanges.__annotations__}
-    parameters = inspect.signature(_train).parameters.values()
-    assert others == {parameter.name for parameter in parameters if parameter.kind == parameter.KEYWORD_ONLY}
+def test_the_other_options_are_the_fields_of_the_runs_options() -> None:
+    others = {field.name: field.type for field in fields(RunOptions)}
+    assert get_type_hints(TrainOptions) == get_type_hints(RecipeChanges) | others
 
 
 @pytest.mark.parametrize(("function", "recipe"), [(train, BOOK), (train_lm, LANGUAGE_MODEL), (estimate, BOOK)])

@@ -1,5 +1,6 @@
 """A run that is killed, or changed, or of another version: what its states hold and what resuming makes of them."""
 
+import errno
 import os
 import signal
 import warnings
@@ -16,9 +17,9 @@ from torch import Tensor, nn
 from gptclf import GPT2, GPT2Config, History, TextDataset, add_classifier_head, freeze, load_gpt2, train
 from gptclf.files.safetensors_file import read_safetensors
 from gptclf.tasks import SingleLabel
-from gptclf.training.callbacks import Callback, EarlyStopping, KeepBest
+from gptclf.training.callbacks import EarlyStopping, KeepBest
 from gptclf.training.loop import Step
-from gptclf.training.run import Run
+from gptclf.training.run import Callback, Run
 
 TEXTS = [f"{word} {i}" for i in range(4) for word in ("win a prize", "see you", "call now")]
 LABELS = ["spam", "ham", "spam"] * 4
@@ -431,3 +432,52 @@ def test_a_state_of_the_version_before_is_resumed(tmp_path: Path) -> None:
     assert history.epochs[0].val_accuracy == pytest.approx(5 / 7)
     assert keep.best == history.epochs[-1]
     assert sorted(path.name for path in tmp_path.iterdir()) == ["step-00000008.safetensors", "training.safetensors"]
+
+
+# A state that cannot be written
+
+
+def fill_the_disk(monkeypatch: pytest.MonkeyPatch, step: int) -> None:
+    """Let the states from a step on fail as on a full disk."""
+    replace = Path.replace
+
+    def full(self: Path, target: Path) -> Path:
+        if int(Path(target).name[5:13]) >= step:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return replace(self, target)
+
+    monkeypatch.setattr(Path, "replace", full)
+
+
+@pytest.mark.parametrize("options", [{}, {"checkpoint_every": 5}, {"callbacks": [StopAt(20)], "checkpoint_every": 6}])
+def test_a_last_state_that_cannot_be_written_does_not_lose_the_history(
+    options: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    straight, full = classifier(), classifier()
+    whole = run(straight, **{**options, "checkpoint_every": None})
+    last = len(whole.steps)
+    fill_the_disk(monkeypatch, last)
+    history = run(full, tmp_path, **options)
+    assert measured(history) == measured(whole)
+    assert_same(full, straight)
+    errors = [record.getMessage() for record in caplog.records if record.levelname == "ERROR"]
+    assert len(errors) == 1
+    assert f"the last state of the run was not written to {tmp_path / f'step-{last:08d}.safetensors'}" in errors[0]
+    assert "No space left on device" in errors[0]
+    assert sorted(tmp_path.iterdir())  # the states before are there
+    assert all(int(path.name[5:13]) < last for path in tmp_path.iterdir())
+
+
+def test_a_state_in_the_middle_that_cannot_be_written_is_an_error_that_names_the_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fill_the_disk(monkeypatch, 12)
+    with pytest.raises(OSError, match=r"No space left") as caught:
+        run(classifier(), tmp_path)
+    assert str(tmp_path) in str(caught.value)
+    monkeypatch.undo()
+    straight, resumed = classifier(), classifier()
+    whole = run(straight)
+    assert [path.name for path in tmp_path.iterdir()] == ["step-00000006.safetensors"]
+    assert measured(run(resumed, tmp_path)) == measured(whole)
+    assert_same(resumed, straight)

@@ -37,13 +37,13 @@ from gptclf.gpt2.heads import POOLINGS, ClassifierHead
 from gptclf.gpt2.learner import Learner
 from gptclf.preparation import Preparation
 from gptclf.tasks import SingleLabel
-from gptclf.training.callbacks import Callback, KeepBest
+from gptclf.training.callbacks import KeepBest
 from gptclf.training.history import Scores
 from gptclf.training.loop import Step, training_steps
 from gptclf.training.objective import Objective
 from gptclf.training.optim import Schedule, lr_factor, make_optimizer
 from gptclf.training.recipe import DECAYS, SCHEDULES, Recipe
-from gptclf.training.run import Run
+from gptclf.training.run import Callback, Run
 
 CONFIG = GPT2Config(vocab_size=257, context_length=40, emb_dim=24, n_heads=3, n_layers=2, mlp_dim=56)
 TOKENIZER = byte_tokenizer()

@@ -54,9 +54,9 @@ def outputs_of(
     reads, standard = reads_of(head), [is_standard(block) for block in blocks]
     if reads == "first" and all(standard):  # a causal model: later tokens cannot matter
         x, lengths, T = x[:, :1], None, 1
-    pooled = reads != "all" and bool(blocks) and can_pool(blocks[-1])
+    pooled = reads != "all" and B > 0 and bool(blocks) and can_pool(blocks[-1])
     # Tokens of all rows one after the other: no work on padding. A GPU prefers few large launches to many exact ones.
-    packs = lengths is not None and x.device.type == "cpu" and int(lengths.min()) < T
+    packs = lengths is not None and x.device.type == "cpu" and bool((lengths < T).any())
     rows: list[int] | None = None  # while the tokens are packed
     for block, own in zip(blocks[:-1] if pooled else blocks, standard, strict=False):
         if packs and own and rows is None:

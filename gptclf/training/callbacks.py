@@ -1,8 +1,8 @@
-"""Reactions to a training run: the protocol, progress on the screen, measuring, and keeping the best weights."""
+"""Callbacks: progress on the screen, measuring, keeping the best weights, and stopping early."""
 
 import sys
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -10,54 +10,13 @@ from torch import Tensor
 from gptclf.checks import boolean, integer
 from gptclf.training.history import Scores
 from gptclf.training.loop import Step
-
-if TYPE_CHECKING:
-    from gptclf.training.run import Run
-
-
-class Callback:
-    """Called by `train`; each method does nothing unless a subclass overrides it.
-
-    The set of trained parameters is fixed when `train` begins: `freeze` inside a callback has no effect on the run.
-
-    Attributes:
-        every: Optimizer steps from one call of `on_step` to the next; None calls it at the end of each epoch.
-        needs_validation: True if the callback needs a validation set; `train` then requires one.
-
-    Example:
-        >>> class StopAt(Callback):
-        ...     def on_step(self, run, step):
-        ...         if step.loss < 0.1:
-        ...             run.stop("loss below 0.1")
-    """
-
-    every: int | None = 1
-    needs_validation = False
-
-    def on_start(self, run: "Run") -> None:
-        """React to the start of a run, before its first step; forget any run before it."""
-
-    def on_step(self, run: "Run", step: Step) -> None:
-        """React to an optimizer step."""
-
-    def on_scores(self, run: "Run", scores: Scores) -> None:
-        """React to a measurement on the training and validation sets."""
-
-    def on_end(self, run: "Run") -> None:
-        """React to the end of a run, also if it ends by an error."""
-
-    def state(self) -> dict[str, Tensor]:
-        """Return what a saved state should keep of this callback."""
-        return {}
-
-    def restore(self, state: dict[str, Tensor], run: "Run") -> None:
-        """Take back what `state` returned, when a run is resumed."""
+from gptclf.training.run import Callback, Run
 
 
 class Progress(Callback):
     """A bar of steps with the loss (if tqdm is installed) and a line per measurement, on standard error."""
 
-    def on_start(self, run: "Run") -> None:
+    def on_start(self, run: Run) -> None:
         """Show the bar."""
         self._bar: Any = None
         with suppress(ImportError):
@@ -66,18 +25,18 @@ class Progress(Callback):
             # disable=None: no bar if standard error is not a terminal, so that logs hold only the lines.
             self._bar = tqdm(total=run.total_steps, unit="step", disable=None, leave=False)
 
-    def on_step(self, run: "Run", step: Step) -> None:
+    def on_step(self, run: Run, step: Step) -> None:
         """Move the bar."""
         if self._bar is not None:
             self._bar.set_postfix_str(f"loss {step.loss:.3f}", refresh=False)
             self._bar.update(step.step - self._bar.n)
 
-    def on_scores(self, run: "Run", scores: Scores) -> None:
+    def on_scores(self, run: Run, scores: Scores) -> None:
         """Write a line."""
         write = print if self._bar is None else self._bar.write
         write(f"{scores} ({scores.seconds:.0f} s)", file=sys.stderr)
 
-    def on_end(self, run: "Run") -> None:
+    def on_end(self, run: Run) -> None:
         """Remove the bar."""
         if self._bar is not None:
             self._bar.close()
@@ -93,7 +52,7 @@ class Measure(Callback):
     def __init__(self, every: int | None = None) -> None:
         self.every = integer("every", every, 1, optional=True)
 
-    def on_step(self, run: "Run", step: Step) -> None:
+    def on_step(self, run: Run, step: Step) -> None:
         """Measure."""
         run.measure()
 
@@ -123,42 +82,42 @@ class KeepBest(Callback):
         self.best: Scores | None = None
         self._weights: dict[str, Tensor] = {}
 
-    def on_start(self, run: "Run") -> None:
+    def on_start(self, run: Run) -> None:
         """Forget the run before."""
         self.best, self._weights = None, {}
 
-    def on_step(self, run: "Run", step: Step) -> None:
+    def on_step(self, run: Run, step: Step) -> None:
         """Measure, if `every` was given."""
         if self.every is not None:
             run.measure()
 
-    def on_scores(self, run: "Run", scores: Scores) -> None:
+    def on_scores(self, run: Run, scores: Scores) -> None:
         """Copy the trained weights if they are the best so far."""
         if self._improves(run, scores):
             self.best, self._weights = scores, self._copy(run)
 
-    def _improves(self, run: "Run", scores: Scores) -> bool:
+    def _improves(self, run: Run, scores: Scores) -> bool:
         value = getattr(scores, f"val_{self.measure}")
-        best = None if self.best is None else getattr(self.best, f"val_{self.measure}")
+        best = self.best and getattr(self.best, f"val_{self.measure}")
         if value is None or best is None:
             return value is not None
         return bool(value > best if self.measure in run.task.higher else value < best)
 
-    def _copy(self, run: "Run") -> dict[str, Tensor]:
+    def _copy(self, run: Run) -> dict[str, Tensor]:
         return {name: parameter.detach().clone() for name, parameter in run.trained().items()}
 
     def state(self) -> dict[str, Tensor]:
         """Return the best weights and their step."""
         return {} if self.best is None else {**self._weights, "step": torch.tensor(self.best.step)}
 
-    def restore(self, state: dict[str, Tensor], run: "Run") -> None:
+    def restore(self, state: dict[str, Tensor], run: Run) -> None:
         """Take them back."""
         if state:
             step = int(state.pop("step"))
             self.best = next(scores for scores in run.history.scores() if scores.step == step)
             self._weights = state
 
-    def on_end(self, run: "Run") -> None:
+    def on_end(self, run: Run) -> None:
         """Put the best weights back."""
         with torch.no_grad():
             for name, tensor in self._weights.items():
@@ -187,30 +146,30 @@ class EarlyStopping(KeepBest):
         self.restore_best = boolean("restore_best", restore_best)
         self.waited = 0
 
-    def on_start(self, run: "Run") -> None:
+    def on_start(self, run: Run) -> None:
         """Forget the run before."""
         super().on_start(run)
         self.waited = 0
 
-    def on_scores(self, run: "Run", scores: Scores) -> None:
+    def on_scores(self, run: Run, scores: Scores) -> None:
         """Count the measurements since the best one."""
         super().on_scores(run, scores)
         self.waited = 0 if self.best is scores else self.waited + 1
         self._stop_if_over(run)
 
-    def _copy(self, run: "Run") -> dict[str, Tensor]:
+    def _copy(self, run: Run) -> dict[str, Tensor]:
         return super()._copy(run) if self.restore_best else {}
 
     def state(self) -> dict[str, Tensor]:
         """Return the best weights, their step, and the measurements since."""
         return {**super().state(), "waited": torch.tensor(self.waited)}
 
-    def restore(self, state: dict[str, Tensor], run: "Run") -> None:
+    def restore(self, state: dict[str, Tensor], run: Run) -> None:
         """Take them back; a run that had stopped stays stopped."""
         self.waited = int(state.pop("waited"))
         super().restore(state, run)
         self._stop_if_over(run)
 
-    def _stop_if_over(self, run: "Run") -> None:
+    def _stop_if_over(self, run: Run) -> None:
         if self.waited >= self.patience:
             run.stop("early stopping")

@@ -1,15 +1,11 @@
 """Checks of what training is given, before it begins: each error says what is wrong, its value, and what is allowed."""
 
-from collections.abc import Sequence
-
 import torch
 
-from gptclf.checks import integer
 from gptclf.data.batches import TokenRows
 from gptclf.data.windows import TextWindows
-from gptclf.gpt2.model import GPT2, check_encoding
+from gptclf.gpt2.model import GPT2, check_encoding, check_language_model
 from gptclf.inference.evaluate import check_ids
-from gptclf.training.callbacks import Callback
 from gptclf.training.recipe import Recipe
 
 
@@ -20,42 +16,28 @@ def check_trainable(model: GPT2) -> None:
         raise ValueError("nothing in the model trains; choose what to train with freeze(model, trainable='last_block')")
     other = [f"{name} is {parameter.dtype}" for name, parameter in trained if parameter.dtype != torch.float32]
     if other:
-        raise ValueError(
-            f"weights train in float32, but {other[0]}; call model.float(), and give precision='bfloat16' for speed"
-        )
-
-
-def check_callbacks(callbacks: Sequence[Callback], *, has_validation: bool) -> list[Callback]:
-    """Return the callbacks, or raise if one of them is something else, or lacks what it needs."""
-    if isinstance(callbacks, Callback) or not all(isinstance(callback, Callback) for callback in callbacks):
-        raise TypeError(f"callbacks is {callbacks!r}; it must be a list of gptclf.Callback objects")
-    for callback in callbacks:
-        integer(f"{type(callback).__name__}.every", callback.every, 1, optional=True)
-        if callback.needs_validation and not has_validation:
-            raise ValueError(f"{type(callback).__name__} needs a validation set: train(model, train_set, val_set, ...)")
-    return list(callbacks)
+        advice = "call model.float(), and give precision='bfloat16' for speed"
+        raise ValueError(f"weights train in float32, but {other[0]}; {advice}")
 
 
 def check_windows(model: GPT2, windows: TextWindows, name: str) -> TextWindows:
-    """Return the windows, or raise if a language model cannot be trained on, or measured with, them."""
+    """Return the windows, or raise if the model cannot be trained on them, or measured with them."""
+    check_language_model(model)
     if not isinstance(windows, TextWindows):
         raise TypeError(f"{name} is a {type(windows).__name__}; a language model takes TextWindows(texts, ...)")
     if not len(windows):
         raise ValueError(f"{name} holds no windows; it needs at least one")
     check_encoding(model, windows.tokenizer)
     check_ids(model, windows.ids, name)
-    if windows.length > model.config.context_length:
-        raise ValueError(
-            f"{name} has windows of {windows.length} tokens, but the model's context length is "
-            f"{model.config.context_length}; build it with a length of at most that"
-        )
+    if windows.length > (most := model.config.context_length):
+        problem = f"{name} has windows of {windows.length} tokens, but the model's context length is {most}"
+        raise ValueError(f"{problem}; build it with a length of at most that")
     return windows
 
 
 def check_training_rows(model: GPT2, rows: TokenRows, recipe: Recipe) -> None:
     """Raise if there is nothing to learn from the training rows, or not even one batch of them."""
     model.task.check_training(rows.targets(model.task))
-    if recipe.drop_last and len(rows) < recipe.batch_size:
-        raise ValueError(
-            f"drop_last=True leaves no batch: {len(rows)} rows are less than one batch of {recipe.batch_size}"
-        )
+    size = recipe.batch_size
+    if recipe.drop_last and len(rows) < size:
+        raise ValueError(f"drop_last=True leaves no batch: {len(rows)} rows are less than one batch of {size}")

@@ -1,30 +1,25 @@
 """How long a training will take and what it needs, from timing a step of it on this machine."""
 
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Unpack
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
-from torch import Tensor
 
-from gptclf.data.batches import Batch, Batches, Rows
+from gptclf.data.batches import Batch, Rows
 from gptclf.data.dataset import TextDataset
 from gptclf.features.cache import peek
 from gptclf.features.estimate import prefix_seconds
 from gptclf.features.frozen_prefix import FrozenPrefix, missing_rows
 from gptclf.features.reuse import prefix_of
-from gptclf.features.rows import FeatureSet
 from gptclf.gpt2.model import GPT2, check_classifier
-from gptclf.gpt2.sharing import own_trainable
 from gptclf.inference.evaluate import labelled_rows
 from gptclf.progress import format_bytes, format_seconds
-from gptclf.tasks import Task
 from gptclf.training.checks import check_trainable, check_training_rows
-from gptclf.training.objective import Objective, build_objective
+from gptclf.training.objective import Objective
 from gptclf.training.recipe import BOOK, Recipe, RecipeChanges, lists_options, recipe_of
+from gptclf.training.run import Run, RunOptions
 
 # Bytes that AdamW reads and writes for each trained number: weight, gradient and two moments in, all but the gradient
 # out.
@@ -55,13 +50,9 @@ class Estimate:
         return self.frozen_seconds + self.training_seconds
 
     def __str__(self) -> str:
-        frozen = ""
-        if self.feature_bytes:
-            frozen = f"frozen part about {format_seconds(self.frozen_seconds)} and {format_bytes(self.feature_bytes)}; "
-        return (
-            f"{frozen}{self.steps:,} steps about {format_seconds(self.training_seconds)} and "
-            f"{format_bytes(self.training_bytes)}"
-        )
+        frozen = f"frozen part about {format_seconds(self.frozen_seconds)} and {format_bytes(self.feature_bytes)}; "
+        steps = f"{self.steps:,} steps about {format_seconds(self.training_seconds)} and "
+        return frozen * bool(self.feature_bytes) + steps + format_bytes(self.training_bytes)
 
 
 @lists_options()
@@ -97,61 +88,35 @@ def estimate(
     check_classifier(model)
     check_trainable(model)
     recipe, _ = recipe_of(recipe, options, ())
-    sets = [labelled_rows(model, train_set, "train_set")]
-    if val_set is not None:
-        sets.append(labelled_rows(model, val_set, "val_set"))
+    given = {"train_set": train_set, "val_set": val_set}
+    sets = [labelled_rows(model, rows, name) for name, rows in given.items() if rows is not None]
     check_training_rows(model, sets[0], recipe)
-    own_trainable(model)
-    task = model.task.fitted(sets[0].targets(model.task))
-    found = prefix_of(model, recipe.precision) if recipe.reuse_frozen else None
-    prefix = found if isinstance(found, FrozenPrefix) else None
-    frozen, kept_bytes = (0.0, 0) if prefix is None else _frozen_part(prefix, sets)
-    objective = build_objective(model, task, recipe, 0 if prefix is None else prefix.depth, recompute=recompute)
-    rows: TextDataset | FeatureSet = sets[0] if prefix is None else _DrawnFeatures(sets[0], prefix)
-    n_batches = len(Batches(sets[0], recipe.batch_size, drop_last=recipe.drop_last, task=task))
-    steps = recipe.epochs * -(-n_batches // recipe.accumulate)
-    seconds = steps * step_seconds(objective, typical_batch(rows, task, recipe.batch_size), recipe.accumulate)
-    trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
-    return Estimate(frozen, seconds, steps, kept_bytes, 16 * trained)
+    run = Run(model, sets[0], None, recipe, RunOptions(recompute=recompute))
+    batch = typical_batch(run, sets[0])
+    prefix = prefix_of(model, recipe.precision) if recipe.reuse_frozen else None
+    frozen, kept_bytes, depth = 0.0, 0, 0
+    if isinstance(prefix, FrozenPrefix):
+        rows = [ids for dataset in sets for ids in dataset.rows()]
+        missing = missing_rows(rows, peek(prefix.identity()))
+        frozen = prefix_seconds(prefix, sum(len(rows[i]) for i in missing))
+        kept_bytes = prefix.nbytes(np.array([len(rows[i]) for i in missing_rows(rows, None)], dtype=np.int64))
+        depth, lengths = prefix.depth, torch.from_numpy(prefix.positions(batch.lengths.numpy()))
+        shape = (len(batch), int(lengths.max()), model.config.emb_dim)
+        batch = replace(batch, inputs=torch.randn(shape, generator=torch.Generator().manual_seed(0)), lengths=lengths)
+    seconds = run.total_steps * step_seconds(run.build_objective(depth), batch, recipe.accumulate)
+    return Estimate(frozen, seconds, run.total_steps, kept_bytes, 16 * sum(p.numel() for p in run.trained().values()))
 
 
-def _frozen_part(prefix: FrozenPrefix, sets: Sequence[TextDataset]) -> tuple[float, int]:
-    """Return the seconds to compute the features that are not kept yet, and the bytes of all of them."""
-    rows = [ids for dataset in sets for ids in dataset.rows()]
-    missing = missing_rows(rows, peek(prefix.identity()))
-    distinct = missing_rows(rows, None)
-    seconds = prefix_seconds(prefix, sum(len(rows[i]) for i in missing))
-    return seconds, prefix.nbytes(np.array([len(rows[i]) for i in distinct], dtype=np.int64))
-
-
-class _DrawnFeatures(FeatureSet):
-    """Features of the shapes that a prefix would compute, drawn at random."""
-
-    def __init__(self, source: TextDataset, prefix: FrozenPrefix) -> None:
-        super().__init__(source, [], prefix.model.config.emb_dim)
-        self.lengths = prefix.positions(source.lengths)
-
-    def __len__(self) -> int:
-        return len(self.source)
-
-    def padded(self, indices: NDArray[np.int64]) -> Tensor:
-        """Draw features (B, T, D)."""
-        generator = torch.Generator().manual_seed(0)
-        longest = int(self.lengths[indices].max(initial=0))
-        return torch.randn(len(indices), longest, self.width, generator=generator, dtype=torch.float32)
-
-
-def typical_batch(rows: Rows, task: Task, batch_size: int) -> Batch:
-    """Return a batch of rows whose lengths are like those of the data set."""
-    chosen = np.random.default_rng(0).permutation(len(rows))[:batch_size]
-    return Batches(rows, batch_size, task=task).take(chosen)
+def typical_batch(run: Run, rows: Rows) -> Batch:
+    """Return a batch of a run's rows, or of their features, with lengths like those of all of them."""
+    return run.batches(rows).take(np.random.default_rng(0).permutation(len(rows))[: run.recipe.batch_size])
 
 
 def step_seconds(objective: Objective, batch: Batch, accumulate: int = 1) -> float:
     """Return the seconds of a step: forward and backward timed, the optimizer by the memory it moves."""
     trained = [parameter for parameter in objective.parameters() if parameter.requires_grad]
     device, taken = objective.learner.device, 0.0
-    before = [parameter.grad for parameter in trained]
+    gradients = [(parameter, parameter.grad) for parameter in trained]
     buffers = [(buffer, buffer.clone()) for buffer in objective.buffers()]  # running means of a module of the user's
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         try:
@@ -165,7 +130,7 @@ def step_seconds(objective: Objective, batch: Batch, accumulate: int = 1) -> flo
                 loss.backward()
                 taken = time.perf_counter() - start
         finally:
-            for parameter, gradient in zip(trained, before, strict=True):
+            for parameter, gradient in gradients:
                 parameter.grad = gradient
             for buffer, value in buffers:
                 buffer.copy_(value)
@@ -174,13 +139,9 @@ def step_seconds(objective: Objective, batch: Batch, accumulate: int = 1) -> flo
 
 def _memory_bandwidth(device: torch.device) -> float:
     """Return the bytes per second that a copy reads and writes."""
+    from torch.utils.benchmark import Timer
+
     source = torch.ones(1 << 23, device=device)
-    target = torch.empty_like(source)
-    best = float("inf")
-    for _ in range(3):
-        start = time.perf_counter()
-        target.copy_(source)
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
-        best = min(best, time.perf_counter() - start)
-    return 2 * source.nbytes / best
+    tensors = {"source": source, "target": torch.empty_like(source)}
+    timer = Timer("target.copy_(source)", globals=tensors, num_threads=torch.get_num_threads())
+    return 2 * source.nbytes / timer.timeit(3).mean

@@ -1,5 +1,6 @@
 """`History`: the measurements of a training run, to be read, plotted and tabulated."""
 
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -88,23 +89,18 @@ class History:
         except ImportError as error:
             raise ImportError("to_frame needs pandas: pip install 'gptclf[examples]'") from error
         measured = {scores.step: scores for scores in self.scores()}
-        names = [f"{which}_{name}" for which in ("train", "val") for name in self._measures()]
-        names.append("seconds")
-        rows = [
-            asdict(step) | {name: getattr(measured.get(step.step), name, None) for name in names} for step in self.steps
-        ]
-        return pandas.DataFrame(rows)
+        names = [*(f"{which}_{name}" for which in ("train", "val") for name in self._measures()), "seconds"]
+        columns = {name: [getattr(measured.get(step.step), name, None) for step in self.steps] for name in names}
+        return pandas.DataFrame([asdict(step) for step in self.steps]).assign(**columns)
 
     def plot(self, path: str | Path) -> Path:
         """Write the curves of all measures as a picture (needs matplotlib)."""
         scores = self.scores()
         per_epoch = self.steps[-1].examples / self.steps[-1].epoch if self.steps else 1.0
         epochs = [score.examples / per_epoch for score in scores]
-        curves: dict[str, dict[str, list[float | None]]] = {
-            name: {
-                "training": [getattr(score, f"train_{name}") for score in scores],
-                "validation": [getattr(score, f"val_{name}") for score in scores],
-            }
+        sets = {"training": "train", "validation": "val"}
+        curves = {
+            name: {title: [getattr(score, f"{which}_{name}") for score in scores] for title, which in sets.items()}
             for name in self._measures()
         }
         single = ([step.examples / per_epoch for step in self.steps], [step.loss for step in self.steps])
@@ -122,18 +118,13 @@ def history_from_dict(values: dict[str, Any]) -> History:
     dictionaries, and no count of batches in its steps.
     """
 
-    def scores(saved: dict[str, Any]) -> Scores:
+    def scores(**saved: Any) -> Scores:
         if "train" not in saved:
-            names = ("loss", "accuracy")
-            saved["train"] = {name: saved.pop(f"train_{name}") for name in names}
-            val = {name: saved.pop(f"val_{name}") for name in names}
-            saved["val"] = None if val["loss"] is None else val
+            for which in ("train", "val"):
+                saved[which] = {name: saved.pop(f"{which}_{name}") for name in ("loss", "accuracy")}
+            saved["val"] = None if saved["val"]["loss"] is None else saved["val"]
         return Scores(**saved)
 
-    return History(
-        steps=[Step(**step) for step in values["steps"]],
-        evaluations=[scores(saved) for saved in values["evaluations"]],
-        epochs=[scores(saved) for saved in values["epochs"]],
-        seconds=float(values.get("seconds", 0.0)),
-        stopped=values.get("stopped"),
-    )
+    kinds: dict[str, Callable[..., Any]] = {"steps": Step, "evaluations": scores, "epochs": scores}
+    parts = {name: [kind(**saved) for saved in values[name]] for name, kind in kinds.items()}
+    return History(**parts, seconds=float(values.get("seconds", 0.0)), stopped=values.get("stopped"))

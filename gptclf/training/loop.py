@@ -7,15 +7,16 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import islice
-from typing import Protocol
 
 import torch
 from torch import nn
 from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
 
 from gptclf.data.batches import Batch, Batches
 from gptclf.metrics import blame
 from gptclf.training.objective import mean_over_ranks, objective_of
+from gptclf.training.optim import Schedule
 
 
 @dataclass(frozen=True)
@@ -41,13 +42,6 @@ class Step:
     batch: int = 0
 
 
-class Scheduler(Protocol):
-    """What sets the learning rate: a `Schedule`, or one of torch's schedulers."""
-
-    def step(self) -> None:
-        """Set the rates of the next step."""
-
-
 def training_steps(
     objective: nn.Module,
     batches: Batches,
@@ -56,7 +50,7 @@ def training_steps(
     epochs: int,
     accumulate: int = 1,
     clip: float | None = None,
-    scheduler: Scheduler | None = None,
+    scheduler: Schedule | LRScheduler | None = None,
     after: Step | None = None,
 ) -> Iterator[Step]:
     """Train step by step; each yield comes right after an optimizer step, and `break` stops.
@@ -80,10 +74,9 @@ def training_steps(
         ValueError: The rows of a step have weights that sum to 0.
     """
     trained = [parameter for parameter in objective.parameters() if parameter.requires_grad]
-    epoch, step, examples, done = (
-        (1, 0, 0, 0) if after is None else (after.epoch, after.step, after.examples, after.batch)
-    )
-    if after is not None and done in (0, len(batches)):
+    after = after or Step(step=0, epoch=0, loss=0.0, lr=0.0, examples=0, gradient_norm=0.0)
+    epoch, step, examples, done = after.epoch, after.step, after.examples, after.batch
+    if done in (0, len(batches)):
         epoch, done = epoch + 1, 0
     for number in range(epoch, epochs + 1):
         stream = batches.epoch(number - 1, start=done)

@@ -4,11 +4,10 @@ import torch
 from torch import Tensor, nn
 
 from gptclf.data.batches import Batch
-from gptclf.gpt2.arithmetic import casting, resolve_precision
+from gptclf.gpt2.arithmetic import casting
 from gptclf.gpt2.learner import Learner
 from gptclf.gpt2.model import GPT2
 from gptclf.tasks import Task
-from gptclf.training.recipe import Recipe
 
 
 class Objective(nn.Module):
@@ -40,33 +39,23 @@ class Objective(nn.Module):
     ) -> tuple[Tensor, float]:
         """Return the sum of the rows' losses, a differentiable scalar, and their weight.
 
+        Without rows, as on one of several processes that share a small batch, both are 0.
+
         Args:
             inputs: Token ids (B, T), or features (B, T, D) if the learner starts behind a frozen prefix.
             lengths: Real positions per row (B,).
             targets: As the task makes them, one per row.
             weights: A weight per row (B,), or None if all are 1.
         """
+        if not len(lengths):
+            trained = [parameter for parameter in self.parameters() if parameter.requires_grad]
+            return torch.stack([(parameter * 0.0).sum() for parameter in trained]).sum(), 0.0
         with casting(self.precision, self.learner):
             return self.task.batch_loss(self.learner, inputs, lengths, targets, weights)
 
     def weight(self, batch: Batch) -> float:
         """Return the weight of a batch's rows, which divides the sum of their losses."""
-        return self.task.weight(targets_of(batch), batch.weights)
-
-
-def build_objective(model: GPT2, task: Task, recipe: Recipe, depth: int, *, recompute: bool = False) -> Objective:
-    """Build what each step of a training computes: `train` trains it and `estimate` times it.
-
-    Args:
-        model: Its parameters from stage `depth` on are trained, those that require grad.
-        task: The model's task, fitted to the training set.
-        recipe: Gives the seed of dropout and the precision.
-        depth: Number of stages whose results are given as features; 0 if token ids are given.
-        recompute: Recompute activations in the backward pass.
-    """
-    learner = Learner(model, depth, training=True, recompute=recompute, seed=recipe.seed, keep_gradients=True)
-    learner.task = task
-    return Objective(learner, task, resolve_precision(recipe.precision, model))
+        return self.task.weight(targets_of(batch), batch.weights) if len(batch) else 0.0
 
 
 def targets_of(batch: Batch) -> Tensor:

@@ -29,15 +29,9 @@ def make_optimizer(model: GPT2, recipe: Recipe) -> AdamW:
             decay = recipe.weight_decay if recipe.decay == "all" or parameter.dim() >= 2 else 0.0
             groups.setdefault((below, lr * recipe.layer_decay**below, -decay), []).append(parameter)
     # The fused kernel reads each tensor once where the plain one makes ten passes.
-    return AdamW(
-        [{"params": groups[key], "lr": key[1], "weight_decay": -key[2]} for key in sorted(groups, key=_from_the_top)],
-        lr=recipe.lr,
-        fused=model.device.type in ("cpu", "cuda"),
-    )
-
-
-def _from_the_top(key: tuple[int, float, float]) -> tuple[int, float]:
-    return key[0], key[2]
+    from_the_top = sorted(groups, key=lambda key: (key[0], key[2]))
+    given = [{"params": groups[key], "lr": key[1], "weight_decay": -key[2]} for key in from_the_top]
+    return AdamW(given, lr=recipe.lr, fused=model.device.type in ("cpu", "cuda"))
 
 
 class Schedule:

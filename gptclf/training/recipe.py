@@ -4,7 +4,7 @@ import difflib
 import inspect
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, fields, replace
-from typing import Any, TypedDict, TypeVar, get_type_hints
+from typing import Any, TypedDict, TypeVar
 
 from gptclf.checks import boolean, choice, integer, number
 from gptclf.gpt2.arithmetic import PRECISIONS
@@ -70,26 +70,24 @@ class Recipe:
     eval_batches: int | None = None
 
     def __post_init__(self) -> None:
+        least = {"epochs": 1, "batch_size": 1, "accumulate": 1, "warmup_steps": 0, "seed": 0}
+        choices = {"decay": DECAYS, "schedule": SCHEDULES, "precision": PRECISIONS}
         checked = {
-            **{name: integer(name, getattr(self, name), 1) for name in ("epochs", "batch_size", "accumulate")},
-            **{name: integer(name, getattr(self, name)) for name in ("warmup_steps", "seed")},
+            **{name: integer(name, getattr(self, name), bound) for name, bound in least.items()},
             **{name: integer(name, getattr(self, name), 1, optional=True) for name in ("eval_every", "eval_batches")},
             **{name: number(name, getattr(self, name)) for name in ("lr", "weight_decay")},
             **{name: boolean(name, getattr(self, name)) for name in ("drop_last", "reuse_frozen")},
+            **{name: choice(name, getattr(self, name), allowed) for name, allowed in choices.items()},
             "clip": number("clip", self.clip, above=0.0, optional=True),
             "layer_decay": number("layer_decay", self.layer_decay, above=0.0, most=1.0),
             "head_lr": number("head_lr", self.head_lr, optional=True),
-            "decay": choice("decay", self.decay, DECAYS),
-            "schedule": choice("schedule", self.schedule, SCHEDULES),
-            "precision": choice("precision", self.precision, PRECISIONS),
         }
         for name, value in checked.items():
             object.__setattr__(self, name, value)
 
     def __repr__(self) -> str:
-        given = [(field.name, getattr(self, field.name)) for field in fields(self)]
-        defaults = {field.name: field.default for field in fields(self)}
-        return f"Recipe({', '.join(f'{name}={value!r}' for name, value in given if value != defaults[name])})"
+        given = [(field.name, getattr(self, field.name), field.default) for field in fields(self)]
+        return f"Recipe({', '.join(f'{name}={value!r}' for name, value, default in given if value != default)})"
 
 
 class RecipeChanges(TypedDict, total=False):
@@ -132,34 +130,30 @@ def recipe_of(recipe: Recipe, options: Mapping[str, Any], others: Collection[str
     if not isinstance(recipe, Recipe):
         raise TypeError(f"recipe is a {type(recipe).__name__}; it must be a gptclf.Recipe")
     names = [field.name for field in fields(Recipe)]
-    for name in options:
-        if name not in names and name not in others:
-            near = difflib.get_close_matches(name, [*names, *others], 1)
-            hint = f"did you mean {near[0]!r}?" if near else f"the options are {', '.join([*names, *others])}"
-            raise TypeError(f"there is no option {name!r}; {hint}")
+    allowed = [*names, *others]
+    for name in [name for name in options if name not in allowed]:
+        near = difflib.get_close_matches(name, allowed, 1)
+        hint = f"did you mean {near[0]!r}?" if near else f"the options are {', '.join(allowed)}"
+        raise TypeError(f"there is no option {name!r}; {hint}")
     changes = {name: value for name, value in options.items() if name in names}
     return replace(recipe, **changes), {name: value for name, value in options.items() if name not in names}
 
 
-def lists_options(of: Callable[..., Any] | None = None) -> Callable[[_Function], _Function]:
+def lists_options(of: type | None = None) -> Callable[[_Function], _Function]:
     """Decorate a function of `recipe=` and `**options` so that its signature lists each option with its default.
 
     Args:
-        of: A function whose keyword arguments are options as well.
+        of: A class whose fields are options as well.
     """
 
     def listed(function: _Function) -> _Function:
-        signature, types = inspect.signature(function), get_type_hints(RecipeChanges)
-        given = list(signature.parameters.values())[:-1]
-        recipe = signature.parameters["recipe"]
+        signature = inspect.signature(function)
+        given, recipe = list(signature.parameters.values())[:-1], signature.parameters["recipe"]
         place = given.index(recipe)
-        options = [
-            recipe.replace(name=field.name, default=getattr(recipe.default, field.name), annotation=types[field.name])
-            for field in fields(Recipe)
-        ]
-        others = [] if of is None else inspect.signature(of).parameters.values()
-        more = [parameter for parameter in others if parameter.kind == inspect.Parameter.KEYWORD_ONLY]
-        function.__signature__ = signature.replace(parameters=[*given[:place], *options, *given[place:], *more])  # type: ignore[attr-defined]
+        fields_of = inspect.signature(Recipe).parameters.values()
+        given[place:place] = [field.replace(default=getattr(recipe.default, field.name)) for field in fields_of]
+        given += [] if of is None else inspect.signature(of).parameters.values()
+        function.__signature__ = signature.replace(parameters=given)  # type: ignore[attr-defined]
         return function
 
     return listed

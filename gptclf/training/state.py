@@ -8,30 +8,25 @@ tells a damaged file. Nothing is unpickled.
 import hashlib
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
-from torch import Tensor, nn
-from torch.optim import Optimizer
+from torch import Tensor
 
 from gptclf.data.batches import TokenRows
 from gptclf.data.windows import TextWindows
 from gptclf.files.atomic import write_all
 from gptclf.files.safetensors_file import read_safetensors, tensor_writer
 from gptclf.gpt2.standard import described, is_standard
-from gptclf.training.callbacks import Callback
 from gptclf.training.history import History, history_from_dict
 from gptclf.training.recipe import Recipe
+from gptclf.training.run import Callback, Run
 
-if TYPE_CHECKING:
-    from gptclf.training.run import Run
-
-_FORMAT = "2"
 # Format 1, of version 0.1.0: no digest, no numbers, torch's global generators, AdamW alone.
-_FORMATS = ("1", _FORMAT)
+_FORMAT = "2"
 
 # What a field of the identity means, if its value is a digest.
 _MEANING = {
@@ -42,96 +37,89 @@ _MEANING = {
 }
 
 
-def identity_of(run: "Run", callbacks: Sequence[Callback]) -> dict[str, Any]:
+def identity_of(run: Run) -> dict[str, Any]:
     """Return what determines a run: its recipe, task, rows, frozen weights, and which parameters train."""
     model, sets, weights = run.model, {"train": run.train_set, "val": run.val_set}, run.train_set.weights
-    frozen = hashlib.sha256()
-    for name, parameter in model.named_parameters():
-        if not parameter.requires_grad:
-            frozen.update(name.encode())
-            frozen.update(_bytes(parameter))
+    frozen = {name: parameter for name, parameter in model.named_parameters() if not parameter.requires_grad}
     identity = {
         **asdict(run.recipe),
         "precision": run.precision,
         "optimizer": type(run.optimizer).__name__,
-        "callbacks": [_named(callback) for callback in with_state(callbacks)],
+        "callbacks": [
+            type(callback).__qualname__ + f"({callback.measure!r})" * (callback.measure not in (None, "loss"))
+            for callback in with_state(run)
+        ],
         "model": model.config.to_dict(),
         "head": list(described(model.head)) if is_standard(model.head) else type(model.head).__qualname__,
         "task": run.task.record(),
         "preparation": asdict(run.train_set.preparation),
         **{f"{name}_set": None if rows is None else _digest_of_rows(run, rows) for name, rows in sets.items()},
         **{f"{name}_rows": None if rows is None else len(rows) for name, rows in sets.items()},
-        "train_weights": None if weights is None else hashlib.sha256(weights.tobytes()).hexdigest(),
-        "frozen weights": frozen.hexdigest(),
+        "train_weights": None if weights is None else _sha256([weights.tobytes()]),
+        "frozen weights": _sha256(part for name, p in frozen.items() for part in (name.encode(), _bytes(p))),
         "trainable": list(run.trained()),
     }
     # Fail now, not after the first epoch, if something cannot be serialised.
     return json.loads(json.dumps(identity))  # type: ignore[no-any-return]
 
 
-def with_state(callbacks: Sequence[Callback]) -> list[Callback]:
+def with_state(run: Run) -> list[Callback]:
     """Return the callbacks that a resumed run must have again, in the same order; others may come and go."""
-    return [callback for callback in callbacks if type(callback).state is not Callback.state]
+    return [callback for callback in run.callbacks if type(callback).state is not Callback.state]
 
 
-def _named(callback: Callback) -> str:
-    measure = getattr(callback, "measure", "loss")
-    return type(callback).__qualname__ + (f"({measure!r})" if measure != "loss" else "")
+def _digest_of_rows(run: Run, rows: TokenRows) -> str:
+    # The targets of windows are their own tokens, many times over.
+    targets = str(rows.length).encode() if isinstance(rows, TextWindows) else rows.targets(run.task).tobytes()
+    return _sha256([rows.ids.tobytes(), rows.offsets.tobytes(), targets])
 
 
-def _digest_of_rows(run: "Run", rows: TokenRows) -> str:
-    digest = hashlib.sha256(rows.ids.tobytes())
-    digest.update(rows.offsets.tobytes())
-    if isinstance(rows, TextWindows):  # its targets are its own tokens, many times over
-        digest.update(str(rows.length).encode())
-    else:
-        digest.update(rows.targets(run.task).tobytes())
-    return digest.hexdigest()
-
-
-def write_state(path: Path, identity: Mapping[str, Any], run: "Run", callbacks: Sequence[Callback]) -> None:
+def write_state(path: Path, identity: Mapping[str, Any], run: Run) -> None:
     """Write the state of a run after a step; the file is renamed into place."""
-    trained = run.trained()
+    trained, generator, optimizer = run.trained(), run.objective.learner.generator, run.optimizer
     tensors: dict[str, Tensor] = {f"model.{name}": parameter for name, parameter in trained.items()}
-    if run.objective.learner.generator is not None:
-        tensors["random.learner"] = run.objective.learner.generator.get_state()
     tensors |= {f"buffer.{name}": buffer for name, buffer in run.model.named_buffers()}
-    numbers: dict[str, Any] = {"lr_scale": run.lr_scale, "groups": _numbers_of_groups(run.optimizer), "optimizer": {}}
-    for name, parameter in trained.items():
-        for key, value in run.optimizer.state.get(parameter, {}).items():
-            if isinstance(value, Tensor):
-                tensors[f"optimizer.{key}.{name}"] = value
-            elif value is None or isinstance(value, bool | int | float | str):
-                numbers["optimizer"].setdefault(name, {})[key] = value
-            else:
-                raise TypeError(
-                    f"the optimizer keeps a {type(value).__name__} as {key!r} of {name}; a state can hold tensors and "
-                    "numbers. Train without checkpoint_dir, or with another optimizer"
-                )
-    for i, callback in enumerate(with_state(callbacks)):
+    tensors |= {} if generator is None else {"random.learner": generator.get_state()}
+    for i, callback in enumerate(with_state(run)):
         tensors |= {f"callback.{i}.{key}": value for key, value in callback.state().items()}
+    kept: dict[str, Any] = {name: optimizer.state.get(parameter, {}) for name, parameter in trained.items()}
+    for name, state in kept.items():
+        tensors |= {f"optimizer.{key}.{name}": value for key, value in state.items() if isinstance(value, Tensor)}
+        kept[name] = {key: value for key, value in state.items() if not isinstance(value, Tensor)}
+    # The rates are the schedule's; the rest may change as the run goes on, as in optimizers that adapt themselves.
+    groups = [
+        {key: v for key, v in group.items() if isinstance(v, bool | int | float) and key not in ("lr", "initial_lr")}
+        for group in optimizer.param_groups
+    ]
+    numbers = {"lr_scale": run.lr_scale, "groups": groups, "optimizer": kept}
+    metadata = {"format": _FORMAT, "identity": json.dumps(identity), "history": json.dumps(asdict(run.history))}
+    metadata["numbers"] = json.dumps(numbers, default=_refuse)
     whole = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
-    record = {"identity": identity, "history": asdict(run.history), "numbers": numbers}
-    metadata = {"format": _FORMAT, **{key: json.dumps(value) for key, value in record.items()}}
     metadata["digest"] = _digest(whole, metadata)
     write_all(path.parent, {path.name: tensor_writer(whole, metadata)})
 
 
-def _numbers_of_groups(optimizer: Optimizer) -> list[dict[str, Any]]:
-    # The rates are the schedule's; the rest may change as the run goes on, as in optimizers that adapt themselves.
-    return [
-        {key: v for key, v in group.items() if isinstance(v, bool | int | float) and key not in ("lr", "initial_lr")}
-        for group in optimizer.param_groups
-    ]
+def _refuse(value: object) -> None:
+    raise TypeError(
+        f"the optimizer keeps a {type(value).__name__} for a parameter; a state can hold numbers, and tensors by name. "
+        "Train without checkpoint_dir, or with another optimizer"
+    )
 
 
 def _digest(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> str:
+    def parts() -> Iterator[Any]:
+        for name, tensor in sorted(tensors.items()):
+            yield f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode()
+            yield _bytes(tensor)
+        yield from (f"{key} {metadata[key]}".encode() for key in sorted(metadata) if key != "digest")
+
+    return _sha256(parts())
+
+
+def _sha256(parts: Iterable[bytes | memoryview]) -> str:
     digest = hashlib.sha256()
-    for name in sorted(tensors):
-        digest.update(f"{name} {tensors[name].dtype} {tuple(tensors[name].shape)}".encode())
-        digest.update(_bytes(tensors[name]))
-    for key in sorted(set(metadata) - {"digest"}):
-        digest.update(f"{key} {metadata[key]}".encode())
+    for part in parts:
+        digest.update(part)
     return digest.hexdigest()
 
 
@@ -157,53 +145,46 @@ class State:
     history: History
     numbers: dict[str, Any]
 
-    def restore(self, run: "Run", callbacks: Sequence[Callback]) -> None:
+    def restore(self, run: Run) -> None:
         """Put the state into a run that was just built in the same way."""
+        optimizer, generator = run.optimizer, run.objective.learner.generator
+        moments = [(*name.partition("."), value) for name, value in self._under("optimizer.").items()]
+        # Most optimizers count their steps on the CPU.
+        steps_move = any(optimizer.defaults.get(name) for name in ("fused", "capturable"))
         with torch.no_grad():
             for name, parameter in run.trained().items():
                 parameter.copy_(self.tensors[f"model.{name}"])
-                self._restore_optimizer(run.optimizer, name, parameter)
+                kept = dict(self.numbers.get("optimizer", {}).get(name, {}))
+                for key, value in [(key, value) for key, _, of, value in moments if of == name]:
+                    # A copy, as what is read is a view on the file, and laid out like the parameter: a fused step walks
+                    # memory, whatever the strides say.
+                    like = parameter if value.shape == parameter.shape else value
+                    device = parameter.device if key != "step" or steps_move else value.device
+                    kept[key] = torch.empty_like(like, dtype=value.dtype, device=device, requires_grad=False)
+                    kept[key].copy_(value)
+                optimizer.state[parameter] = kept
             for name, buffer in run.model.named_buffers():
-                if f"buffer.{name}" in self.tensors:
-                    buffer.copy_(self.tensors[f"buffer.{name}"])
-        for group, saved in zip(run.optimizer.param_groups, self.numbers.get("groups", []), strict=False):
+                buffer.copy_(self.tensors.get(f"buffer.{name}", buffer))
+        for group, saved in zip(optimizer.param_groups, self.numbers.get("groups", []), strict=False):
             group.update(saved)
         random = self.tensors.get("random.learner", self.tensors.get(f"random.{run.model.device.type}"))
-        if random is not None and run.objective.learner.generator is not None:
-            run.objective.learner.generator.set_state(random.clone())
+        if random is not None and generator is not None:
+            generator.set_state(random.clone())
         run.take_up(self.history, self.numbers.get("lr_scale", 1.0))
-        for i, callback in enumerate(with_state(callbacks)):
-            start = f"callback.{i}."
-            own = {key.removeprefix(start): v.clone() for key, v in self.tensors.items() if key.startswith(start)}
-            callback.restore(own, run)
+        for i, callback in enumerate(with_state(run)):
+            callback.restore({key: value.clone() for key, value in self._under(f"callback.{i}.").items()}, run)
 
-    def _restore_optimizer(self, optimizer: Optimizer, name: str, parameter: nn.Parameter) -> None:
-        kept: dict[str, Any] = dict(self.numbers.get("optimizer", {}).get(name, {}))
-        for full, value in self.tensors.items():
-            kind, _, rest = full.partition(".")
-            key, _, of = rest.partition(".")
-            if kind == "optimizer" and of == name:
-                # A copy, as what is read is a view on the file, and laid out like the parameter: a fused step walks
-                # memory, whatever the strides say.
-                like = parameter if value.shape == parameter.shape else value
-                device = value.device if key == "step" and not _steps_on_device(optimizer) else parameter.device
-                kept[key] = torch.empty_like(like, dtype=value.dtype, device=device, requires_grad=False).copy_(value)
-        if kept:
-            optimizer.state[parameter] = kept
+    def _under(self, prefix: str) -> dict[str, Tensor]:
+        return {name.removeprefix(prefix): v for name, v in self.tensors.items() if name.startswith(prefix)}
 
 
-def _steps_on_device(optimizer: Optimizer) -> bool:
-    """Return True if the optimizer counts its steps where the parameters are, as torch's fused ones do."""
-    return any(optimizer.defaults.get(name) for name in ("fused", "capturable"))
-
-
-def read_state(path: Path, identity: Mapping[str, Any], shapes: Mapping[str, Any]) -> State:
+def read_state(path: Path, identity: Mapping[str, Any], run: Run) -> State:
     """Read a state of the run that `identity` describes.
 
     Args:
         path: The file.
         identity: Of the run at hand.
-        shapes: Shapes of the trained parameters by name.
+        run: Has the trained parameters.
 
     Raises:
         DamagedState: The file is not a complete state.
@@ -214,27 +195,23 @@ def read_state(path: Path, identity: Mapping[str, Any], shapes: Mapping[str, Any
     except (OSError, ValueError) as error:
         raise DamagedState(f"{path} is damaged: {error}") from error
     version = metadata.get("format")
-    if version not in _FORMATS:
-        raise ValueError(
-            f"{path} has format {version!r}; this version of gptclf resumes {' and '.join(map(repr, _FORMATS))}"
-        )
+    if version not in ("1", _FORMAT):
+        raise ValueError(f"{path} has format {version!r}; this version of gptclf resumes '1' and {_FORMAT!r}")
     if version != "1" and metadata.get("digest") != _digest(tensors, metadata):
         raise DamagedState(f"{path} is damaged: its content does not match its SHA-256")
     try:
-        was = json.loads(metadata["identity"])
         history = history_from_dict(json.loads(metadata["history"]))
         numbers = json.loads(metadata.get("numbers", "{}"))
-        differences = _differences(was, identity)
+        differences = _differences(json.loads(metadata["identity"]), identity)
     except (KeyError, ValueError, TypeError, AttributeError) as error:
         raise DamagedState(f"{path} is damaged: its record cannot be read ({error!r})") from error
     if differences:
-        raise ValueError(
-            f"{path} is the state of another run: {'; '.join(differences)}. Give what that run was given, or another "
-            "checkpoint_dir"
-        )
-    wanted: dict[str, Any] = {f"model.{name}": shape for name, shape in shapes.items()}
+        advice = "Give what that run was given, or another checkpoint_dir"
+        raise ValueError(f"{path} is the state of another run: {'; '.join(differences)}. {advice}")
+    shapes = {name: parameter.shape for name, parameter in run.trained().items()}
+    wanted = {f"model.{name}": shape for name, shape in shapes.items()}
     if version == "1":
-        wanted |= {f"optimizer.{key}.{name}": s for name, s in shapes.items() for key in ("exp_avg", "exp_avg_sq")}
+        wanted |= {f"optimizer.{key}.{name}": shapes[name] for name in shapes for key in ("exp_avg", "exp_avg_sq")}
         wanted |= {f"optimizer.step.{name}": torch.Size([]) for name in shapes}
     wrong = [name for name, shape in wanted.items() if name not in tensors or tensors[name].shape != shape]
     if wrong:

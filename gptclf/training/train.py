@@ -1,23 +1,22 @@
 """`train` and `train_lm`: what they are given is checked, then handed to the one run."""
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import fields
 from pathlib import Path
-from typing import Unpack
+from typing import Any, Unpack
 
-from gptclf.checks import boolean
 from gptclf.data.dataset import TextDataset
 from gptclf.data.windows import TextWindows
-from gptclf.features.cache import DISK_LIMIT, check_cache
-from gptclf.gpt2.model import GPT2, check_classifier, check_language_model
+from gptclf.gpt2.model import GPT2
 from gptclf.inference.evaluate import labelled_rows
-from gptclf.training.callbacks import Callback, Measure, Progress
-from gptclf.training.checkpoint import Checkpoint, StateFolder
-from gptclf.training.checks import check_callbacks, check_trainable, check_training_rows, check_windows
+from gptclf.training.callbacks import Measure, Progress
+from gptclf.training.checkpoint import Checkpoint
+from gptclf.training.checks import check_trainable, check_training_rows, check_windows
+from gptclf.training.fit import fit
 from gptclf.training.history import History
 from gptclf.training.recipe import BOOK, LANGUAGE_MODEL, Recipe, RecipeChanges, lists_options, recipe_of
-from gptclf.training.run import Run, TrainingRows, fit
-from gptclf.training.state import identity_of
+from gptclf.training.run import Callback, Run, RunOptions, TrainingRows
 
 logger = logging.getLogger(__name__)
 
@@ -37,61 +36,38 @@ class TrainOptions(RecipeChanges, total=False):
 
 
 def _train(
+    check: Callable[[GPT2, Any, str], TrainingRows],
     model: GPT2,
     train_set: TrainingRows,
     val_set: TrainingRows | None,
     recipe: Recipe,
-    *,
-    callbacks: Sequence[Callback] = (),
-    checkpoint_dir: str | Path | None = None,
-    checkpoint_every: int | None = None,
-    keep_checkpoints: int = 2,
-    resume: bool = False,
-    cache_dir: str | Path | None = None,
-    cache_limit: float = DISK_LIMIT,
-    recompute: bool = False,
-    progress: bool = True,
+    given: Mapping[str, Any],
 ) -> History:
-    """Carry out a run on rows that fit the model; `train` says what each argument means."""
-    boolean("progress", progress)
-    check_training_rows(model, train_set, recipe)
-    given = check_callbacks(callbacks, has_validation=val_set is not None)
-    cache = check_cache(cache_dir, cache_limit)
-    folder = StateFolder.given(checkpoint_dir, checkpoint_every, keep_checkpoints, resume)
-    run = Run(
-        model,
-        train_set,
-        val_set,
-        recipe,
-        recompute=boolean("recompute", recompute),
-        cache_dir=cache,
-        cache_limit=cache_limit,
-        progress=progress,
-    )
-    called = [*given, *([Progress()] if progress else []), Measure(), *_measuring(recipe)]
-    saved = None
-    if folder is not None:
-        identity = identity_of(run, given)
-        saved = folder.newest(identity, {name: p.shape for name, p in run.trained().items()}) if folder.resume else None
-        called.append(Checkpoint(folder, identity))
-    history = fit(run, called, saved)
+    """Carry out a run on rows that `check` finds to fit the model; `train` says what each argument means."""
+    rows = check(model, train_set, "train_set")
+    val_rows = None if val_set is None else check(model, val_set, "val_set")
+    check_trainable(model)
+    recipe, others = recipe_of(recipe, given, [field.name for field in fields(RunOptions)])
+    options = RunOptions(**others)
+    for callback in options.callbacks:
+        if callback.needs_validation and val_set is None:
+            raise ValueError(f"{type(callback).__name__} needs a validation set: train(model, train_set, val_set, ...)")
+    check_training_rows(model, rows, recipe)
+    checkpoint = Checkpoint.given(options)
+    run = Run(model, rows, val_rows, recipe, options)
+    own: list[Callback] = [Progress()] if options.progress else []
+    own += [Measure()] if recipe.eval_every is None else [Measure(), Measure(recipe.eval_every)]
+    run.callbacks = [*options.callbacks, *own, *([] if checkpoint is None else [checkpoint])]
+    history = fit(run, None if checkpoint is None else checkpoint.begin(run, resume=options.resume))
     if history.stopped == "interrupted":
         how = "no state was kept: give checkpoint_dir= to be able to resume"
-        if folder is not None:
-            how = f"resume with the same arguments, checkpoint_dir={str(folder.path)!r} and resume=True"
+        if checkpoint is not None:
+            how = f"resume with the same arguments, checkpoint_dir={str(checkpoint.path)!r} and resume=True"
         logger.warning("interrupted after step %d of %d; %s", len(history.steps), run.total_steps, how)
     return history
 
 
-# The options that are not the recipe's.
-_OTHERS = [name for name in TrainOptions.__annotations__ if name not in RecipeChanges.__annotations__]
-
-
-def _measuring(recipe: Recipe) -> list[Callback]:
-    return [] if recipe.eval_every is None else [Measure(recipe.eval_every)]
-
-
-@lists_options(_train)
+@lists_options(RunOptions)
 def train(
     model: GPT2,
     train_set: TextDataset,
@@ -161,15 +137,10 @@ def train(
         >>> history.epochs[-1].train_loss < history.steps[0].loss
         True
     """
-    check_classifier(model)
-    check_trainable(model)
-    recipe, rest = recipe_of(recipe, options, _OTHERS)
-    rows = labelled_rows(model, train_set, "train_set")
-    val_rows = None if val_set is None else labelled_rows(model, val_set, "val_set")
-    return _train(model, rows, val_rows, recipe, **rest)
+    return _train(labelled_rows, model, train_set, val_set, recipe, options)
 
 
-@lists_options(_train)
+@lists_options(RunOptions)
 def train_lm(
     model: GPT2,
     train_set: TextWindows,
@@ -209,9 +180,4 @@ def train_lm(
         >>> history.epochs[-1].train_loss < history.steps[0].loss
         True
     """
-    check_language_model(model)
-    check_trainable(model)
-    recipe, rest = recipe_of(recipe, options, _OTHERS)
-    rows = check_windows(model, train_set, "train_set")
-    val_rows = None if val_set is None else check_windows(model, val_set, "val_set")
-    return _train(model, rows, val_rows, recipe, **rest)
+    return _train(check_windows, model, train_set, val_set, recipe, options)
