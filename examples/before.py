@@ -96,8 +96,9 @@ class Worker:
     def start_up(self) -> dict[str, Any]:
         """Time a new process that loads nano and answers once."""
         program = (
-            "import warnings; warnings.simplefilter('ignore'); import logging; logging.disable(50); import gptclf; "
-            "clf = gptclf.add_classifier_head(gptclf.load_gpt2('nano'), num_classes=2, seed=0); gptclf.predict(clf, ['hi'])"
+            "import logging, warnings; warnings.simplefilter('ignore'); logging.disable(50); import gptclf; "
+            "clf = gptclf.add_classifier_head(gptclf.load_gpt2('nano'), num_classes=2, seed=0); "
+            "gptclf.predict(clf, ['hi'])"
         )
         start = time.perf_counter()
         subprocess.run([sys.executable, "-c", program], env=self.environment, check=True)

@@ -73,7 +73,7 @@ def main() -> None:
     folder = save_model(clf, args.out / "model")
 
     result = evaluate(clf, test_set, batch_size=64)
-    majority = max(test[1].count(label) for label in result.classes) / len(test_set)
+    majority = max(test[1].count(label) for label in train_set.classes or []) / len(test_set)
     print(f"test: {result}\nalways guessing one intent: {100 * majority:.2f} %")
     wrong = [pair for pair in zip(result.targets, result.predictions, strict=True) if pair[0] != pair[1]]
     for target, prediction in sorted(set(wrong), key=wrong.count, reverse=True)[:5]:

@@ -22,11 +22,7 @@ from sources import Texts, book_split, read_banking77
 
 from gptclf import GPT2, TextDataset, add_classifier_head, evaluate, freeze, load_gpt2, split, train
 
-RATES: dict[str, tuple[float, ...]] = {
-    "head": (1e-2, 3e-2),
-    "last_block": (1e-3, 3e-3),
-    "all": (5e-4, 2e-3),
-}
+RATES: dict[str, tuple[float, ...]] = {"head": (1e-2, 3e-2), "last_block": (1e-3, 3e-3), "all": (5e-4, 2e-3)}
 WEIGHTS = ("pre-trained", "random")
 EPOCHS = {"sms": 10, "banking77": 5}
 BATCH = {"sms": 16, "banking77": 32}

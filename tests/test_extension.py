@@ -217,7 +217,7 @@ def test_a_low_rank_layer_takes_the_fast_paths_and_learns_what_the_general_path_
         torch.manual_seed(1)
         clf = change(adapted(add_classifier_head(wide(), classes=["ham", "spam"], seed=1), block))
         freeze(clf, trainable=["*.reduce.weight", "*.expand.weight", "head"])
-        assert not clf.trunk.blocks[block].mlp.up.weight.requires_grad
+        assert not clf.get_parameter(f"trunk.blocks.{block}.mlp.up.weight").requires_grad
         found.append(losses_of(clf))
         assert clf.trunk.blocks[block].can_pool == (change is not dense)
     np.testing.assert_allclose(found[0], found[1], rtol=2e-4)
