@@ -118,30 +118,32 @@ def step_seconds(objective: Objective, batch: Batch, accumulate: int = 1) -> flo
     device, taken = objective.learner.device, 0.0
     gradients = [(parameter, parameter.grad) for parameter in trained]
     buffers = [(buffer, buffer.clone()) for buffer in objective.buffers()]  # running means of a module of the user's
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-        try:
-            for _ in range(3):  # the first ones find buffers that do not exist yet
-                for parameter in trained:
-                    parameter.grad = None
-                start = time.perf_counter()
-                given = batch.to(device)
-                with torch.enable_grad():
-                    loss, _ = objective(given.inputs, given.lengths, given.targets, given.weights)
-                loss.backward()
-                taken = time.perf_counter() - start
-        finally:
-            for parameter, gradient in gradients:
-                parameter.grad = gradient
-            for buffer, value in buffers:
-                buffer.copy_(value)
+    try:
+        for _ in range(3):  # the first ones find buffers that do not exist yet
+            for parameter in trained:
+                parameter.grad = None
+            start = time.perf_counter()
+            given = batch.to(device)
+            with torch.enable_grad():
+                loss, _ = objective(given.inputs, given.lengths, given.targets, given.weights)
+            loss.backward()
+            taken = time.perf_counter() - start
+    finally:
+        for parameter, gradient in gradients:
+            parameter.grad = gradient
+        for buffer, value in buffers:
+            buffer.copy_(value)
     return accumulate * taken + _ADAM_BYTES * sum(p.numel() for p in trained) / _memory_bandwidth(device)
 
 
 def _memory_bandwidth(device: torch.device) -> float:
     """Return the bytes per second that a copy reads and writes."""
-    from torch.utils.benchmark import Timer
-
     source = torch.ones(1 << 23, device=device)
-    tensors = {"source": source, "target": torch.empty_like(source)}
-    timer = Timer("target.copy_(source)", globals=tensors, num_threads=torch.get_num_threads())
-    return 2 * source.nbytes / timer.timeit(3).mean
+    target, best = torch.empty_like(source), float("inf")
+    for _ in range(3):
+        start = time.perf_counter()
+        target.copy_(source)
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        best = min(best, time.perf_counter() - start)
+    return 2 * source.nbytes / best
