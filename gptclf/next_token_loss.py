@@ -28,7 +28,7 @@ def next_token_loss(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
 
 
 def hits_and_loss(hidden: Tensor, weight: Tensor, targets: Tensor) -> tuple[int, float]:
-    """How many of some tokens are the likeliest ones, and their cross-entropy summed in nats; without gradients."""
+    """Return the number of targets that are the most probable token, and the sum of cross-entropies; no gradients."""
     hits, total = 0, 0.0
     for logits, target, _ in _pieces(hidden.flatten(0, -2), weight, targets.flatten()):
         hits += int((logits.argmax(dim=1) == target).sum())
@@ -83,6 +83,6 @@ def _at(logits: Tensor, target: Tensor) -> Tensor:
 
 
 def _product_dtype(hidden: Tensor) -> torch.dtype:
-    """What matrix products take here: autocast does not reach into a function with a backward pass of its own."""
+    """Return the type of matrix products; autocast does not reach into a function with its own backward pass."""
     kind = hidden.device.type
     return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else hidden.dtype

@@ -9,7 +9,7 @@ TRUNCATIONS = ("tail", "head", "middle")
 
 @dataclass(frozen=True)
 class Preparation:
-    """How texts become rows of token ids.
+    """The settings by which texts become rows of token ids.
 
     Args:
         max_length: Longest row in tokens; None leaves the limit to the model's context length.

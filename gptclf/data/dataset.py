@@ -24,7 +24,7 @@ logger = logging.getLogger(__name__)
 
 
 class Options(TypedDict, total=False):
-    """What `TextDataset` takes beside the columns themselves."""
+    """The options of `TextDataset` that are not columns of the data."""
 
     tokenizer: Required["Encoding"]
     classes: Sequence[Any] | None

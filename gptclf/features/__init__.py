@@ -1,1 +1,1 @@
-"""The cut between what is frozen and what trains, and what is kept of the frozen part."""
+"""Features of the frozen prefix: computing them once per text, and keeping them."""

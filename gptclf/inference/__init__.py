@@ -1,1 +1,1 @@
-"""How a model answers."""
+"""Answers of a classifier, and measures of them."""

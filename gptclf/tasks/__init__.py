@@ -1,4 +1,4 @@
-"""What a model predicts, what a wrong answer costs, and how answers are scored.
+"""Tasks: the targets of a model, its loss, its scores and its answers.
 
 A `Task` is the only place that knows what targets mean. The training loop, `evaluate`, `predict` and the saved folder
 ask it and never look at its type, so a subclass adds a task without a change elsewhere.

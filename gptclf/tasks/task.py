@@ -33,7 +33,7 @@ class TaskCard:
 
 
 class Predictor(Protocol):
-    """What a task asks of a model or of the part of it that trains."""
+    """The part of a model's interface that a task uses; a `Learner` has it as well."""
 
     def __call__(self, inputs: Tensor, lengths: Tensor | None = None) -> Tensor:
         """Compute the outputs (B, n_outputs) of a batch."""
@@ -65,7 +65,7 @@ class Scored(Protocol):
 
 
 class Task:
-    """What a model predicts. A subclass defines `n_outputs`, `targets`, `loss`, `scores` and `answers`.
+    """The prediction task of a model. A subclass defines `n_outputs`, `targets`, `loss`, `scores` and `answers`.
 
     Attributes:
         kind: The task's name in a saved folder; the class's name by default.

@@ -1,1 +1,1 @@
-"""How a model learns."""
+"""Training: the recipe, the loop, callbacks and saved states."""

@@ -1,4 +1,4 @@
-"""How long a training will take and what it needs, from timing a step of it on this machine."""
+"""Estimate the time and memory that a training needs, by timing one of its steps on this machine."""
 
 import time
 from dataclasses import dataclass, replace

@@ -1,1 +1,1 @@
-"""Where weights and tokenizers come from, and where they go."""
+"""Models from files and the hub, and models saved to folders."""
