@@ -9,6 +9,7 @@ from torch.nn import functional as F
 from gptclf import ClassifierHead, Head, Linear
 from gptclf.gpt2.arithmetic import Arithmetic
 from gptclf.gpt2.heads import pool
+from gptclf.gpt2.sharing import is_borrowed
 
 ALL = slice(None)
 
@@ -139,3 +140,8 @@ class TwoLayersOverLast(TwoLayers):
 
     def forward(self, hidden: Tensor, lengths: Tensor | None = None) -> Tensor:
         return self.layers(pool(hidden, lengths, "last"))  # type: ignore[no-any-return]
+
+
+def borrowed_names(module: nn.Module) -> set[str]:
+    """The names of a module's borrowed parameters."""
+    return {name for name, parameter in module.named_parameters() if is_borrowed(parameter)}

@@ -11,22 +11,13 @@ from typing import Any
 import pytest
 import torch
 from conftest import byte_gpt2, byte_tokenizer, randomised
-from stand_ins import Doubled, EightBit, LowRank
+from stand_ins import Doubled, EightBit, LowRank, borrowed_names
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from gptclf import GPT2, GPT2Config, TextDataset, add_classifier_head, evaluate, freeze, predict_proba, train
 from gptclf.gpt2.learner import Learner
-from gptclf.gpt2.sharing import (
-    borrow,
-    borrowed_names,
-    is_borrowed,
-    mark_borrowed,
-    own_parameters,
-    set_parameter,
-    twin,
-    twins,
-)
+from gptclf.gpt2.sharing import borrow, is_borrowed, mark_borrowed, own_parameters, set_parameter, twin, twins
 from gptclf.gpt2.trunk import Block
 
 IDS = torch.randint(257, (2, 9), generator=torch.Generator().manual_seed(0))
@@ -278,6 +269,11 @@ def refer_by_object_in_a_list(module: Any) -> None:
     module.many = [1, Opaque(module.layer.weight)]
 
 
+def refer_by_a_list_in_itself(module: Any) -> None:
+    module.many = [module.layer]
+    module.many.append(module.many)
+
+
 def refer_by_outer_module(module: Any) -> None:
     module.around = (nn.Sequential(module.layer),)
 
@@ -297,6 +293,7 @@ class Pointing(nn.Module):
         (refer_by_method_of_an_object, "call"),
         (refer_by_hook_in_a_closure, "layer._forward_hooks"),
         (refer_by_object_in_a_list, "many"),
+        (refer_by_a_list_in_itself, "many"),
         (refer_by_outer_module, "around"),
     ],
 )
@@ -320,10 +317,13 @@ def test_functions_and_objects_that_refer_to_nothing_inside_stay() -> None:
     module: Any = Pointing()
     factor, outside = 2.0, Opaque(nn.Linear(2, 2))
     module.call, module.outside, module.kind = lambda x: factor * x, outside, nn.Linear
+    module.around_itself = {"n": 1}
+    module.around_itself["me"] = module.around_itself
     copied: Any = borrow(module)
     assert copied.call is module.call
     assert copied.outside is outside
     assert copied.kind is nn.Linear
+    assert copied.around_itself is module.around_itself
 
 
 # Neither changes the other

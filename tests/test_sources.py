@@ -13,6 +13,7 @@ import torch
 from conftest import byte_gpt2, byte_tokenizer, randomised
 from hub_server import Hub, serving
 from safetensors.torch import load_file
+from stand_ins import borrowed_names
 from torch import Tensor
 from transformers import GPT2Config as TheirConfig
 from transformers import GPT2ForSequenceClassification
@@ -37,7 +38,6 @@ from gptclf import (
     train_lm,
     trainable_report,
 )
-from gptclf.gpt2.sharing import borrowed_names
 from gptclf.gpt2.trunk import Block
 from gptclf.hub.download import hub_file
 from gptclf.preparation import Preparation

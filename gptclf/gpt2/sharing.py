@@ -6,6 +6,8 @@ memory of its own before it may change: in `freeze`, in `train` and in `load_sta
 """
 
 import functools
+import gc
+import operator
 import types
 import weakref
 from collections.abc import Callable, Collection
@@ -16,7 +18,6 @@ from torch import Tensor, nn
 from torch.nn.modules.module import _WrappedHook
 
 M = TypeVar("M", bound=nn.Module)
-T = TypeVar("T", bound=Tensor)
 
 # Rebuilt if an element is replaced; anything else that refers into the tree is refused.
 _CONTAINERS = (list, tuple, set, frozenset)
@@ -24,13 +25,12 @@ _CONTAINERS = (list, tuple, set, frozenset)
 
 def twin(module: M) -> M:
     """Copy a tree of modules over the same parameters and buffers; modes, hooks and children are its own."""
-    return _Copy([module], _itself, _itself, strict=False)(module)
+    return _Copy([module])(module)
 
 
 def twins(modules: list[nn.Module]) -> list[nn.Module]:
     """Copy several modules as `twin` does; a reference from one to another leads to the other's copy."""
-    copy = _Copy(modules, _itself, _itself, strict=False)
-    return [copy(module) for module in modules]
+    return list(map(_Copy(modules), modules))
 
 
 def borrow(module: M) -> M:
@@ -45,15 +45,15 @@ def borrow(module: M) -> M:
         TypeError: A module refers to another one in a way that cannot be followed; says which and how.
     """
 
-    def lend(parameter: nn.Parameter) -> nn.Parameter:
-        tensor = parameter.detach()
-        if parameter.requires_grad:
-            return nn.Parameter(tensor.clone(memory_format=torch.contiguous_format), requires_grad=False)
-        mark_borrowed(parameter)
-        return mark_borrowed(nn.Parameter(tensor, requires_grad=False))
+    def lend(tensor: Tensor) -> Tensor:
+        if not isinstance(tensor, nn.Parameter):
+            return tensor.clone()
+        if tensor.requires_grad:
+            return nn.Parameter(tensor.detach().clone(memory_format=torch.contiguous_format), requires_grad=False)
+        return mark_borrowed(nn.Parameter(mark_borrowed(tensor).detach(), requires_grad=False))
 
     own_before_loading(module)  # the copy brings it along
-    return _Copy([module], lend, torch.clone, strict=True)(module)
+    return _Copy([module], lend)(module)
 
 
 def is_borrowed(parameter: Tensor) -> bool:
@@ -65,11 +65,6 @@ def mark_borrowed(parameter: nn.Parameter) -> nn.Parameter:
     """Mark a parameter whose memory is not its model's alone. A deep copy of it has memory of its own, and no mark."""
     parameter.borrowed = True  # type: ignore[attr-defined]
     return parameter
-
-
-def borrowed_names(module: nn.Module) -> set[str]:
-    """Return the names of the borrowed parameters."""
-    return {name for name, parameter in module.named_parameters() if is_borrowed(parameter)}
 
 
 def own_parameters(module: nn.Module, names: Collection[str] | None = None) -> None:
@@ -140,33 +135,26 @@ def fill(module: nn.Module, tensors: dict[str, Tensor]) -> None:
     own_before_loading(module)
 
 
-def _itself(tensor: T) -> T:
-    return tensor
-
-
 class _Copy:
-    """Copies of the modules below some roots, with every reference between them redirected."""
+    """Copies of the modules below some roots, with every reference between them redirected.
 
-    def __init__(
-        self,
-        roots: list[nn.Module],
-        parameter: Callable[[nn.Parameter], nn.Parameter],
-        buffer: Callable[[Tensor], Tensor],
-        *,
-        strict: bool,
-    ) -> None:
-        self._strict = strict
+    Args:
+        roots: The modules.
+        lend: Makes the copy's parameter or buffer of each one. None keeps the tensors themselves; then a reference that
+            cannot be followed stays as it is, which computes the same.
+    """
+
+    def __init__(self, roots: list[nn.Module], lend: Callable[[Tensor], Tensor] | None = None) -> None:
+        self._strict = lend is not None
         self._where = ""
         self._made: dict[Any, Any] = {}
+        self._open: set[int] = set()  # ids of the values around the one at hand
         names = {part: name or type(part).__name__ for root in roots for name, part in root.named_modules()}
         for part in names:
             self._made[part] = object.__new__(type(part))
-            for tensor in part._parameters.values():
+            for tensor in (*part._parameters.values(), *part._buffers.values()):
                 if tensor is not None and tensor not in self._made:
-                    self._made[tensor] = parameter(tensor)
-            for tensor in part._buffers.values():
-                if tensor is not None and tensor not in self._made:
-                    self._made[tensor] = buffer(tensor)
+                    self._made[tensor] = tensor if lend is None else lend(tensor)
         for part, name in names.items():
             for key, value in vars(part).items():
                 self._where = f"{name}.{key}"
@@ -182,70 +170,60 @@ class _Copy:
         """Return what takes the place of a value: itself, unless it refers to a copied module or tensor."""
         if value is None or isinstance(value, str | bytes | int | float | type):
             return value
-        if isinstance(value, nn.Module | Tensor):
-            if value not in self._made and isinstance(value, nn.Module) and self._reaches(value):
-                return self._refuse(value, f"the {type(value).__name__} around it")
-            return self._made.get(value, value)
-        if isinstance(value, dict):
-            items = {self._redirected(key): self._redirected(item) for key, item in value.items()}
-            if all(a is b and items[a] is value[b] for a, b in zip(items, value, strict=True)):
-                return value
-            new = value.copy()
-            new.clear()
-            new.update(items)
-            return new
-        if type(value) in _CONTAINERS or hasattr(value, "_fields"):
-            parts = [self._redirected(part) for part in value]
-            if all(a is b for a, b in zip(parts, value, strict=True)):
-                return value
-            return type(value)(*parts) if hasattr(value, "_fields") else type(value)(parts)
-        if isinstance(value, types.MethodType):
-            owner = self._redirected(value.__self__)
-            return value if owner is value.__self__ else types.MethodType(value.__func__, owner)
-        if isinstance(value, functools.partial):
-            parts = [self._redirected(part) for part in (value.func, value.args, value.keywords)]
-            return functools.partial(parts[0], *parts[1], **parts[2])
-        if isinstance(value, weakref.ref):
-            target = value()
-            new = self._redirected(target)
-            return value if new is target else weakref.ref(new)
-        if isinstance(value, _WrappedHook):
-            owner = value.module() if value.with_module else None
-            return _WrappedHook(self._redirected(value.hook), self._redirected(owner))
-        return self._refuse(value, f"a {type(value).__name__}") if self._strict and self._reaches(value) else value
-
-    def _refuse(self, value: Any, through: str) -> Any:
-        if not self._strict:
+        if isinstance(value, nn.Module | Tensor) and value in self._made:
+            return self._made[value]
+        parts, rebuilt = _opened(value)
+        if rebuilt is None or id(value) in self._open:
+            if self._strict and self._reaches(value):
+                around = " that contains itself" * (rebuilt is not None)
+                raise TypeError(
+                    f"{self._where} refers to another part of the model through a {type(value).__name__}{around}, "
+                    "which a second model cannot follow: it would use the first model's part. Keep the reference as an "
+                    "attribute, in a list, tuple or dictionary, or as a bound method"
+                )
             return value
-        raise TypeError(
-            f"{self._where} refers to another part of the model through {through}, which a second model cannot follow: "
-            "it would use the first model's part. Keep the reference as an attribute, in a list, tuple or dictionary, "
-            "or as a bound method"
-        )
+        self._open.add(id(value))
+        new = [self._redirected(part) for part in parts]
+        self._open.remove(id(value))
+        return value if all(map(operator.is_, new, parts)) else rebuilt(*new)
 
     def _reaches(self, value: Any, depth: int = 3) -> bool:
         """Return True if a value that cannot be rebuilt refers to something that is copied."""
         if isinstance(value, nn.Module | Tensor):
             parts = value.modules() if isinstance(value, nn.Module) else [value]
             return any(part in self._made for part in parts)
-        if isinstance(value, types.FunctionType):
-            held = [cell.cell_contents for cell in value.__closure__ or () if _is_filled(cell)]
-            held += [*(value.__defaults__ or ()), *(value.__kwdefaults__ or {}).values()]
-        elif isinstance(value, types.MethodType):
-            held = [value.__self__]
-        elif isinstance(value, dict):
-            held = list(value.values())
-        elif isinstance(value, _CONTAINERS):
-            held = list(value)
-        elif isinstance(value, types.ModuleType | type):
-            return False
-        else:
-            held = list(getattr(value, "__dict__", {}).values())
-        return depth > 0 and any(self._reaches(part, depth - 1) for part in held)
+        return depth > 0 and any(self._reaches(part, depth - 1) for part in _opened(value)[0])
 
 
-def _is_filled(cell: Any) -> bool:
-    try:
-        return cell.cell_contents is not None
-    except ValueError:  # a name that is not bound yet
-        return False
+def _opened(value: Any) -> tuple[list[Any], Callable[..., Any] | None]:
+    """Return what a value refers to, and what makes its like of other such parts: None if that cannot be made."""
+    if isinstance(value, dict):
+        return [*value, *value.values()], functools.partial(_refilled, value)
+    if isinstance(value, _CONTAINERS):
+        if hasattr(value, "_fields"):
+            return list(value), type(value)
+        return list(value), (lambda *parts: type(value)(parts)) if type(value) in _CONTAINERS else None
+    if isinstance(value, types.MethodType):
+        return [value.__self__], functools.partial(types.MethodType, value.__func__)
+    if isinstance(value, functools.partial):
+        return [value.func, value.args, value.keywords], _partial
+    if isinstance(value, weakref.ref):
+        return [value()], weakref.ref
+    if isinstance(value, _WrappedHook):
+        return [value.hook, value.module() if value.with_module else None], _WrappedHook
+    if isinstance(value, types.FunctionType):
+        held = gc.get_referents(*(value.__closure__ or ()))  # what its cells hold
+        return [*held, *(value.__defaults__ or ()), *(value.__kwdefaults__ or {}).values()], None
+    everyones = isinstance(value, types.ModuleType | type)
+    return [] if everyones else list(getattr(value, "__dict__", {}).values()), None
+
+
+def _refilled(table: dict[Any, Any], *parts: Any) -> dict[Any, Any]:
+    new = table.copy()
+    new.clear()
+    new.update(zip(parts[: len(table)], parts[len(table) :], strict=True))
+    return new
+
+
+def _partial(function: Any, given: Any, named: Any) -> Any:
+    return functools.partial(function, *given, **named)
