@@ -112,23 +112,34 @@ def test_a_configuration_cannot_be_changed(odd_config: GPT2Config) -> None:
 
 
 @pytest.mark.parametrize(
-    ("values", "message"),
+    ("values", "error", "message"),
     [
-        ({"emb_dim": 10, "n_heads": 3}, "emb_dim 10 is not divisible by n_heads 3"),
-        ({"n_layers": 0}, "n_layers is 0; it must be an integer of at least 1"),
-        ({"vocab_size": 2.0}, "vocab_size is 2.0; it must be an integer"),
-        ({"n_heads": True}, "n_heads is True; it must be an integer"),
-        ({"mlp_dim": -1}, "mlp_dim is -1"),
-        ({"drop_rate": 1.0}, r"drop_rate is 1.0; it must lie in \[0, 1\)"),
-        ({"drop_rate": math.nan}, "drop_rate is nan"),
-        ({"activation": "gelu_new"}, "activation is 'gelu_new'; choose from gelu_tanh, gelu, relu, silu"),
-        ({"norm_eps": 0.0}, "norm_eps is 0.0; it must be positive"),
-        ({"init_std": -0.02}, "init_std is -0.02; it must be positive"),
+        ({"emb_dim": 10, "n_heads": 3}, ValueError, "emb_dim 10 is not divisible by n_heads 3"),
+        ({"n_layers": 0}, ValueError, r"GPT2Config\.n_layers is 0; it must be an integer of at least 1"),
+        ({"vocab_size": 2.0}, TypeError, r"GPT2Config\.vocab_size is 2.0; it must be an integer"),
+        ({"n_heads": True}, TypeError, r"GPT2Config\.n_heads is True; it must be an integer"),
+        ({"mlp_dim": -1}, ValueError, r"GPT2Config\.mlp_dim is -1; it must be an integer of at least 1 or None"),
+        ({"tied": 1}, TypeError, r"GPT2Config\.tied is 1; it must be True or False"),
+        ({"drop_rate": 1.0}, ValueError, r"GPT2Config\.drop_rate is 1.0; it must be .*at least 0 and below 1"),
+        ({"drop_rate": -0.1}, ValueError, r"GPT2Config\.drop_rate is -0.1; it must be .*at least 0"),
+        ({"drop_rate": math.nan}, ValueError, "drop_rate is nan"),
+        ({"drop_rate": "0.1"}, TypeError, "drop_rate is '0.1'; it must be a finite number"),
+        ({"activation": "gelu_new"}, ValueError, "'gelu_new'; it must be one of gelu_tanh, gelu, relu, silu"),
+        ({"activation": None}, TypeError, r"GPT2Config\.activation is None; it must be one of"),
+        ({"norm_eps": 0.0}, ValueError, "norm_eps is 0.0; it must be a finite number above 0"),
+        ({"init_std": -0.02}, ValueError, "init_std is -0.02; it must be a finite number above 0"),
     ],
 )
-def test_a_configuration_that_cannot_be_built_says_why(values: dict[str, Any], message: str) -> None:
-    with pytest.raises(ValueError, match=message):
+def test_a_configuration_that_cannot_be_built_says_why(
+    values: dict[str, Any], error: type[Exception], message: str
+) -> None:
+    with pytest.raises(error, match=message):
         GPT2Config(**values)
+
+
+def test_numbers_of_numpy_become_pythons() -> None:
+    config = GPT2Config(vocab_size=np.int64(31), drop_rate=np.float64(0.5))  # type: ignore[arg-type]
+    assert (type(config.vocab_size), type(config.drop_rate)) == (int, float)
 
 
 def test_the_mlp_is_four_times_as_wide_unless_told(odd_config: GPT2Config) -> None:

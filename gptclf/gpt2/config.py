@@ -9,6 +9,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from gptclf.checks import boolean, choice, integer, number
+
 ACTIVATIONS = ("gelu_tanh", "gelu", "relu", "silu")
 
 
@@ -56,31 +58,24 @@ class GPT2Config:
     init_std: float = 0.02
 
     def __post_init__(self) -> None:
-        for name in ("vocab_size", "context_length", "emb_dim", "n_heads", "n_layers", "mlp_dim"):
-            value = getattr(self, name)
-            if name == "mlp_dim" and value is None:
-                continue
-            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-                raise ValueError(f"GPT2Config.{name} is {value!r}; it must be an integer of at least 1")
+        for field in dataclasses.fields(self):
+            name, value = f"GPT2Config.{field.name}", getattr(self, field.name)
+            match field.default:
+                case bool():
+                    value = boolean(name, value)
+                case str():
+                    value = choice(name, value, ACTIVATIONS)
+                case float() as default:
+                    value = number(name, value, above=0.0 if default else None)
+                case default:
+                    value = integer(name, value, 1, optional=default is None)
+            object.__setattr__(self, field.name, value)
+        if self.drop_rate >= 1:
+            raise ValueError(f"GPT2Config.drop_rate is {self.drop_rate}; it must be a number of at least 0 and below 1")
         if self.emb_dim % self.n_heads:
             raise ValueError(
-                f"GPT2Config: emb_dim {self.emb_dim} is not divisible by n_heads {self.n_heads}; "
-                "every head needs the same whole number of dimensions"
+                f"GPT2Config: emb_dim {self.emb_dim} is not divisible by n_heads {self.n_heads}; it must be"
             )
-        for name in ("drop_rate", "norm_eps", "init_std"):
-            value = getattr(self, name)
-            if not isinstance(value, int | float) or isinstance(value, bool):
-                raise ValueError(f"GPT2Config.{name} is {value!r}; it must be a number")
-        for name in ("qkv_bias", "scale_attention", "scale_attention_by_layer", "tied"):
-            if not isinstance(getattr(self, name), bool):
-                raise ValueError(f"GPT2Config.{name} is {getattr(self, name)!r}; it must be True or False")
-        if not 0.0 <= self.drop_rate < 1.0:
-            raise ValueError(f"GPT2Config.drop_rate is {self.drop_rate!r}; it must lie in [0, 1)")
-        if self.activation not in ACTIVATIONS:
-            raise ValueError(f"GPT2Config.activation is {self.activation!r}; choose from {', '.join(ACTIVATIONS)}")
-        for name in ("norm_eps", "init_std"):
-            if not getattr(self, name) > 0:
-                raise ValueError(f"GPT2Config.{name} is {getattr(self, name)!r}; it must be positive")
 
     @property
     def hidden_dim(self) -> int:
@@ -111,10 +106,8 @@ class GPT2Config:
         fields = [field.name for field in dataclasses.fields(cls)]
         unknown = sorted(set(values) - set(fields))
         if unknown:
-            raise ValueError(
-                f"unknown configuration key{'s' * (len(unknown) > 1)} {', '.join(map(repr, unknown))}; "
-                f"GPT2Config has {', '.join(fields)}"
-            )
+            named = f"key{'s' * (len(unknown) > 1)} {', '.join(map(repr, unknown))}"
+            raise ValueError(f"unknown configuration {named}; GPT2Config has {', '.join(fields)}")
         return cls(**values)
 
     def to_dict(self) -> dict[str, Any]:

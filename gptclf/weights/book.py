@@ -222,7 +222,7 @@ def _configure(seen: Mapping[str, Any], config: GPT2Config | Mapping[str, Any] |
         )
     try:
         return GPT2Config.from_dict({"tied": False, "n_heads": _HEADS.get(width), **given, **seen})
-    except ValueError as error:
+    except (TypeError, ValueError) as error:
         raise ValueError(f"{source}: {error}") from error
 
 

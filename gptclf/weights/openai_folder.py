@@ -91,7 +91,7 @@ def config_from_settings(settings: Mapping[str, Any], *, source: str = "settings
         raise ValueError(f"{source} lacks {', '.join(missing)}; OpenAI's settings have {', '.join(_FIELDS)}")
     try:
         return GPT2Config(**{ours: settings[theirs] for theirs, ours in _FIELDS.items()})
-    except ValueError as error:
+    except (TypeError, ValueError) as error:
         names = ", ".join(f"{theirs} {settings[theirs]!r}" for theirs in _FIELDS)
         raise ValueError(f"{source} does not describe a GPT-2 ({names}): {error}") from error
 
