@@ -20,7 +20,6 @@ from gptclf.gpt2.arithmetic import BFLOAT16, FLOAT32, Arithmetic, activated, eva
 from gptclf.gpt2.config import ACTIVATIONS
 from gptclf.gpt2.layers import Linear
 from gptclf.gpt2.learner import Learner
-from gptclf.gpt2.line import outputs_of
 from gptclf.gpt2.packed import RowGroup, advance, embed, outputs_at_end, row_groups
 from gptclf.gpt2.trunk import Block, Trunk
 
@@ -462,31 +461,32 @@ def test_line_of_packed_rows_equals_padded_rows(odd_config: GPT2Config, pooling:
     check_line(clf, ids, torch.tensor(lengths))
 
 
-def test_line_of_packed_rows_computes_nothing_for_padding(odd_config: GPT2Config) -> None:
-    shapes: list[tuple[int, ...]] = []
+def watching(clf: GPT2, shapes: list[tuple[int, ...]]) -> GPT2:
+    """Note the shape of what each block of a classifier is called with."""
 
     def watched(block: nn.Module, x: Tensor, *given: Any) -> Tensor:
         shapes.append(tuple(x.shape))
         return block(x, *given)  # type: ignore[no-any-return]
 
+    clf._call = watched  # type: ignore[method-assign]
+    return clf
+
+
+def test_line_of_packed_rows_computes_nothing_for_padding(odd_config: GPT2Config) -> None:
+    shapes: list[tuple[int, ...]] = []
     ids, lengths = torch.zeros(3, 12, dtype=torch.int64), torch.tensor([4, 12, 1])
     for pooling, blocks in (("mean", 3), ("last", 2)):
         shapes.clear()
         clf = classifier(odd_config, pooling)
-        logits = outputs_of(clf.blocks, clf.norm, clf.head, clf.embed(ids), lengths, watched)
-        assert torch.equal(logits, clf(ids, lengths))
+        logits = watching(clf, shapes)(ids, lengths)
         assert shapes == [(1, 17, 24)] * blocks
+        assert torch.equal(logits, classifier(odd_config, pooling)(ids, lengths))
 
 
 def test_block_of_another_class_in_the_line_is_called_on_padded_rows_and_the_others_stay_packed(
     odd_config: GPT2Config,
 ) -> None:
     shapes: list[tuple[int, ...]] = []
-
-    def watched(block: nn.Module, x: Tensor, *given: Any) -> Tensor:
-        shapes.append(tuple(x.shape))
-        return block(x, *given)  # type: ignore[no-any-return]
-
     ids, lengths = torch.ones(3, 12, dtype=torch.int64), torch.tensor([4, 12, 1])
     for layer, middle in ((LowRank, (1, 17, 24)), (Doubled.of, (3, 12, 24))):
         clf = classifier(odd_config, "mean").double()
@@ -494,7 +494,7 @@ def test_block_of_another_class_in_the_line_is_called_on_padded_rows_and_the_oth
         assert isinstance(block, Block)
         block.mlp.up = layer(block.mlp.up)
         shapes.clear()
-        logits = outputs_of(clf.blocks, clf.norm, clf.head, clf.embed(ids), lengths, watched)
+        logits = watching(clf, shapes)(ids, lengths)
         assert shapes == [(1, 17, 24), middle, (1, 17, 24)]
         torch.testing.assert_close(logits, clf.head(clf.trunk(ids), lengths), rtol=1e-10, atol=1e-10)
 

@@ -10,13 +10,12 @@ from torch.utils.checkpoint import checkpoint
 
 from gptclf.gpt2.gradients import KeptGradients
 from gptclf.gpt2.layers import Dropout, Embedding, Linear
-from gptclf.gpt2.line import hidden_states, outputs_of
+from gptclf.gpt2.line import Line
 from gptclf.gpt2.model import GPT2
-from gptclf.gpt2.sharing import refuse_borrowed_gradients, twins
-from gptclf.gpt2.trunk import Trunk
+from gptclf.gpt2.sharing import twins
 
 
-class Learner(nn.Module):
+class Learner(Line):
     """A model, or the end of one, with a mode, a source of randomness and gradient buffers of its own.
 
     The parameters are the model's, under the same names; the modules are not. So training with dropout never changes
@@ -63,15 +62,15 @@ class Learner(nn.Module):
                 self.whole = cast(GPT2, whole)
         else:
             self._take_end(model, depth)
-        self.generator: torch.Generator | None = None
-        if seed is not None:
-            self.generator = torch.Generator(model.device).manual_seed(seed)
-            self._draw_from(self.generator)
-        if keep_gradients:
-            gradients = KeptGradients()
-            for part in self.modules():
-                if isinstance(part, Linear | Embedding):
-                    part.gradients = gradients
+        self.generator = None if seed is None else torch.Generator(model.device).manual_seed(seed)
+        gradients = KeptGradients() if keep_gradients else None
+        for part in self.modules():
+            if type(part) is nn.Dropout and seed is not None:  # the user's; here it is the learner's own
+                part.__class__ = Dropout
+            if isinstance(part, Dropout):
+                part.generator = self.generator
+            elif isinstance(part, Linear | Embedding):
+                part.gradients = gradients
         self.train(training)
 
     def _take_end(self, model: GPT2, depth: int) -> None:
@@ -84,34 +83,6 @@ class Learner(nn.Module):
             self.trunk.norm = parts[-1]
         self.head = head
 
-    def _draw_from(self, generator: torch.Generator) -> None:
-        for part in self.modules():
-            if type(part) is nn.Dropout:  # of a head or a layer of the user's; here it is the learner's own
-                part.__class__ = Dropout
-            if isinstance(part, Dropout):
-                part.generator = generator
-
-    @property
-    def device(self) -> torch.device:
-        """Where the parameters live."""
-        return next(self.parameters()).device
-
-    @property
-    def embed(self) -> nn.Module | None:
-        """The embedding, or None if it was left out."""
-        return self.trunk.embed if isinstance(self.trunk, Trunk) else None
-
-    @property
-    def blocks(self) -> list[nn.Module]:
-        """The transformer blocks that are left."""
-        blocks = self.trunk.blocks
-        return list(blocks.values()) if isinstance(blocks, nn.ModuleDict) else list(blocks)  # type: ignore[arg-type]
-
-    @property
-    def norm(self) -> nn.Module | None:
-        """The final norm, or None if it was left out."""
-        return getattr(self.trunk, "norm", None)
-
     @property
     def is_plain(self) -> bool:
         """Whether the learner may be computed part by part, without a call of the model as a whole."""
@@ -120,23 +91,15 @@ class Learner(nn.Module):
     @property
     def output_matrix(self) -> Tensor | None:
         """A language-model head's matrix (V, D) if it may be multiplied in pieces, else None."""
-        return self.whole.output_matrix if self.whole is not None else getattr(self.head, "output_matrix", None)
+        return super().output_matrix if self.whole is None else self.whole.output_matrix
 
     def forward(self, inputs: Tensor, lengths: Tensor | None = None) -> Tensor:
         """Compute the outputs of ids (B, T), or of features (B, T, D), of rows with `lengths` positions."""
-        if self.whole is not None:
-            return self.whole(inputs, lengths)  # type: ignore[no-any-return]
-        refuse_borrowed_gradients(self)
-        x = inputs if self.embed is None else self.embed(inputs)
-        return outputs_of(self.blocks, self.norm, self.head, x, lengths, self._call)
+        return super().forward(inputs, lengths) if self.whole is None else self.whole(inputs, lengths)
 
     def hidden_states(self, inputs: Tensor) -> Tensor:
         """Compute the final hidden states (B, T, D) of ids (B, T), or of features (B, T, D)."""
-        if self.whole is not None:
-            return self.whole.hidden_states(inputs)
-        refuse_borrowed_gradients(self)
-        x = inputs if self.embed is None else self.embed(inputs)
-        return hidden_states(self.blocks, self.norm, x, self._call)
+        return super().hidden_states(inputs) if self.whole is None else self.whole.hidden_states(inputs)
 
     def _call(self, block: nn.Module, *given: Any) -> Tensor:
         if not (self.recompute and torch.is_grad_enabled()):

@@ -1,9 +1,8 @@
-"""From the residual stream to outputs along a line of blocks, computing no more than the head looks at.
+"""`Line`: from ids, or a residual stream, to outputs along stages, computing no more than the head looks at.
 
 This is the differentiable way, for training and hand-written loops; `packed.py` is the fast one without gradients.
 """
 
-from collections.abc import Callable, Sequence
 from typing import Any, cast
 
 import torch
@@ -11,68 +10,107 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
 from gptclf.gpt2.attend import packed
+from gptclf.gpt2.config import GPT2Config
 from gptclf.gpt2.heads import check_lengths, reads_of
+from gptclf.gpt2.sharing import refuse_borrowed_gradients
 from gptclf.gpt2.standard import is_standard
 from gptclf.gpt2.trunk import Block, can_pool
 
-# Calls a block with what it is given.
-Call = Callable[..., Tensor]
 
+class Line(nn.Module):
+    """A line of stages, or the end of one: embedding, blocks, final norm and head.
 
-def _call(block: nn.Module, *given: Any) -> Tensor:
-    return block(*given)  # type: ignore[no-any-return]
-
-
-def hidden_states(blocks: Sequence[nn.Module], norm: nn.Module | None, x: Tensor, call: Call = _call) -> Tensor:
-    """Take the residual stream x (B, T, D) through `blocks` and the norm: what a head of every position is given."""
-    for block in blocks:
-        x = call(block, x)
-    return x if norm is None else norm(x)
-
-
-def outputs_of(
-    blocks: Sequence[nn.Module],
-    norm: nn.Module | None,
-    head: nn.Module,
-    x: Tensor,
-    lengths: Tensor | None,
-    call: Call = _call,
-) -> Tensor:
-    """Compute the outputs of the residual stream x (B, T, D), whose rows have `lengths` positions.
-
-    Args:
-        blocks: The transformer blocks that are left.
-        norm: The final norm, or None if it belongs to the frozen prefix.
+    Attributes:
+        config: The `GPT2Config`.
+        depth: Number of stages left out. With 0 the line is given token ids, else the features (B, T, D) that the last
+            of the stages left out gives.
+        trunk: Holds those of the embedding, the blocks and the norm that are left.
         head: The head.
-        x: Padded on the right.
-        lengths: Real positions per row (B,), or None: every row ends at T.
-        call: Calls a block; a learner's may recompute it in the backward pass.
     """
-    B, T, _ = x.shape
-    if lengths is not None:
-        check_lengths(lengths, B, T)
-    reads, standard = reads_of(head), [is_standard(block) for block in blocks]
-    if reads == "first" and all(standard):  # a causal model: later tokens cannot matter
-        x, lengths, T = x[:, :1], None, 1
-    pooled = reads != "all" and B > 0 and bool(blocks) and can_pool(blocks[-1])
-    # Tokens of all rows one after the other: no work on padding. A GPU prefers few large launches to many exact ones.
-    packs = lengths is not None and x.device.type == "cpu" and bool((lengths < T).any())
-    rows: list[int] | None = None  # while the tokens are packed
-    for block, own in zip(blocks[:-1] if pooled else blocks, standard, strict=False):
-        if packs and own and rows is None:
-            rows = cast(Tensor, lengths).tolist()
-            real = (torch.arange(T) < cast(Tensor, lengths)[:, None]).flatten().nonzero().squeeze(1)
-            x = x[:, :T].flatten(0, 1).index_select(0, real)[None]
-        elif not own and rows is not None:  # a block of another class is called as it is
-            x, rows = _unpacked(x, rows, T), None
-        x = call(block, x) if rows is None else call(block, x, packed(rows))
-    if rows is not None:
-        x = _unpacked(x, rows, T)
-    if not pooled:
-        return head(x if norm is None else norm(x), lengths)  # type: ignore[no-any-return]
-    last = torch.full((B,), T - 1, device=x.device) if lengths is None else lengths - 1
-    x = cast(Block, blocks[-1]).at_position(x, torch.zeros_like(last) if reads == "first" else last)
-    return head((x if norm is None else norm(x))[:, None], None)  # type: ignore[no-any-return]
+
+    config: GPT2Config
+    trunk: nn.Module
+    head: nn.Module
+    depth = 0
+
+    @property
+    def device(self) -> torch.device:
+        """Where the parameters live."""
+        return next(self.parameters()).device
+
+    @property
+    def embed(self) -> Any:
+        """The embedding, or None if it was left out."""
+        return getattr(self.trunk, "embed", None)
+
+    @property
+    def blocks(self) -> list[nn.Module]:
+        """The transformer blocks that are left."""
+        blocks: Any = self.trunk.blocks
+        return list(blocks.values() if isinstance(blocks, nn.ModuleDict) else blocks)
+
+    @property
+    def norm(self) -> Any:
+        """The final norm, or None if it was left out."""
+        return getattr(self.trunk, "norm", None)
+
+    @property
+    def output_matrix(self) -> Tensor | None:
+        """A language-model head's matrix (V, D) if it may be multiplied in pieces, else None."""
+        return getattr(self.head, "output_matrix", None)
+
+    def hidden_states(self, inputs: Tensor) -> Tensor:
+        """Compute the final hidden states (B, T, D) of ids (B, T), or of features (B, T, D): the head's input."""
+        x = self._stream(inputs)
+        for block in self.blocks:
+            x = self._call(block, x)
+        return self._normed(x)
+
+    def forward(self, inputs: Tensor, lengths: Tensor | None = None) -> Tensor:
+        """Compute the outputs of ids (B, T), or of features (B, T, D), padded on the right.
+
+        Args:
+            inputs: Token ids or features.
+            lengths: Real positions per row (B,), or None: every row ends at T.
+        """
+        x = self._stream(inputs)
+        B, T, _ = x.shape
+        if lengths is not None:
+            check_lengths(lengths, B, T)
+        blocks, reads = self.blocks, reads_of(self.head)
+        standard = [is_standard(block) for block in blocks]
+        if reads == "first" and all(standard):  # a causal model: later tokens cannot matter
+            x, lengths, T = x[:, :1], None, 1
+        pools = reads != "all" and bool(blocks) and can_pool(blocks[-1])
+        # Tokens of all rows one after the other: no work on padding. A GPU prefers few large launches to exact ones.
+        packs = lengths if lengths is not None and x.device.type == "cpu" and int(lengths.min()) < T else None
+        rows: list[int] | None = None  # while the tokens are packed
+        for block, own in zip(blocks[:-1] if pools else blocks, standard, strict=False):
+            if own and packs is not None and rows is None:
+                rows = packs.tolist()
+                real = (torch.arange(T) < packs[:, None]).flatten().nonzero().squeeze(1)
+                x = x[:, :T].flatten(0, 1).index_select(0, real)[None]
+            elif not own and rows is not None:  # a block of another class is called as it is
+                x, rows = _unpacked(x, rows, T), None
+            x = self._call(block, x) if rows is None else self._call(block, x, packed(rows))
+        if rows is not None:
+            x = _unpacked(x, rows, T)
+        if not pools:
+            return self.head(self._normed(x), lengths)  # type: ignore[no-any-return]
+        last = torch.full((B,), T - 1, device=x.device) if lengths is None else lengths - 1
+        x = cast(Block, blocks[-1]).at_position(x, torch.zeros_like(last) if reads == "first" else last)
+        return self.head(self._normed(x)[:, None], None)  # type: ignore[no-any-return]
+
+    def _stream(self, inputs: Tensor) -> Tensor:
+        """Return the residual stream (B, T, D) before the first block."""
+        refuse_borrowed_gradients(self)
+        return inputs if self.embed is None else self.embed(inputs)
+
+    def _normed(self, x: Tensor) -> Tensor:
+        return x if self.norm is None else self.norm(x)
+
+    def _call(self, block: nn.Module, *given: Any) -> Tensor:
+        return block(*given)  # type: ignore[no-any-return]
 
 
 def _unpacked(x: Tensor, rows: list[int], width: int) -> Tensor:

@@ -8,12 +8,12 @@ from contextlib import suppress
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from gptclf.gpt2.config import GPT2Config
 from gptclf.gpt2.heads import ClassifierHead, Head, LMHead
 from gptclf.gpt2.initialise import initialise
-from gptclf.gpt2.line import hidden_states, outputs_of
+from gptclf.gpt2.line import Line
 from gptclf.gpt2.sharing import refuse_borrowed_gradients
 from gptclf.gpt2.standard import is_standard, is_standard_alone
 from gptclf.gpt2.trunk import Trunk
@@ -22,7 +22,7 @@ from gptclf.tasks import NextToken, Task
 from gptclf.tokenizer.tokens import check_same_tokenizer, check_tokenizer
 
 
-class GPT2(nn.Module):
+class GPT2(Line):
     """A GPT-2 trunk under a head: a language model, or a classifier after `add_classifier_head`.
 
     Args:
@@ -62,7 +62,7 @@ class GPT2(nn.Module):
     ) -> None:
         super().__init__()
         self.config = config
-        self.trunk = Trunk(config)
+        self.trunk: Trunk = Trunk(config)
         self.task = NextToken(config.vocab_size) if task is None else task
         if head is None and isinstance(self.task, NextToken):
             head = LMHead(config, self.trunk.embed.token)
@@ -83,11 +83,6 @@ class GPT2(nn.Module):
     def classes(self) -> list[Any] | None:
         """The labels in column order of the outputs; None if the task has no classes."""
         return None if self.task.classes is None else list(self.task.classes)
-
-    @property
-    def device(self) -> torch.device:
-        """Where the parameters live."""
-        return next(self.trunk.parameters()).device
 
     @property
     def tokenizer(self) -> Any:
@@ -111,32 +106,10 @@ class GPT2(nn.Module):
             )
         self._tokenizer = encoding
 
-    depth = 0  # A whole model is given token ids.
-
-    @property
-    def embed(self) -> nn.Module:
-        """The embedding."""
-        return self.trunk.embed
-
-    @property
-    def blocks(self) -> list[nn.Module]:
-        """The transformer blocks."""
-        return list(self.trunk.blocks)
-
-    @property
-    def norm(self) -> nn.Module:
-        """The final norm."""
-        return self.trunk.norm
-
     @property
     def is_plain(self) -> bool:
         """Whether the model may be computed part by part: its own class, trunk and embedding, without hooks."""
         return is_standard_alone(self) and is_standard_alone(self.trunk) and is_standard(self.trunk.embed)
-
-    @property
-    def output_matrix(self) -> Tensor | None:
-        """A language-model head's matrix (V, D) if it may be multiplied in pieces, else None."""
-        return getattr(self.head, "output_matrix", None)
 
     def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
         """Load as `torch.nn.Module` does, into tensors of this model's own: another model's never change."""
@@ -154,17 +127,17 @@ class GPT2(nn.Module):
         Returns:
             A classifier's outputs (B, n_outputs), or a language model's logits of the next token (B, T, V).
         """
+        if is_standard_alone(self.trunk):
+            return super().forward(input_ids, lengths)
         refuse_borrowed_gradients(self)
-        if not is_standard_alone(self.trunk):
-            return self.head(self.trunk(input_ids), lengths)  # type: ignore[no-any-return]
-        return outputs_of(self.blocks, self.norm, self.head, self.embed(input_ids), lengths)
+        return self.head(self.trunk(input_ids), lengths)  # type: ignore[no-any-return]
 
     def hidden_states(self, input_ids: Tensor) -> Tensor:
         """Compute the final hidden states (B, T, D) of ids (B, T), after the final norm: the head's input."""
+        if is_standard_alone(self.trunk):
+            return super().hidden_states(input_ids)
         refuse_borrowed_gradients(self)
-        if not is_standard_alone(self.trunk):
-            return self.trunk(input_ids)  # type: ignore[no-any-return]
-        return hidden_states(self.blocks, self.norm, self.embed(input_ids))
+        return self.trunk(input_ids)  # type: ignore[no-any-return]
 
     def token_logits(self, input_ids: Tensor) -> Tensor:
         """Apply the head at every token, unpooled: (B, T, n_outputs), as book section 6.5 looks at them."""
