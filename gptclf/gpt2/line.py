@@ -3,7 +3,7 @@
 This is the differentiable way, for training and hand-written loops; `packed.py` is the fast one without gradients.
 """
 
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -14,7 +14,7 @@ from gptclf.gpt2.config import GPT2Config
 from gptclf.gpt2.heads import check_lengths, reads_of
 from gptclf.gpt2.sharing import refuse_borrowed_gradients
 from gptclf.gpt2.standard import is_standard
-from gptclf.gpt2.trunk import Block, can_pool
+from gptclf.gpt2.trunk import can_pool
 
 
 class Line(nn.Module):
@@ -81,11 +81,12 @@ class Line(nn.Module):
         standard = [is_standard(block) for block in blocks]
         if reads == "first" and all(standard):  # a causal model: later tokens cannot matter
             x, lengths, T = x[:, :1], None, 1
-        pools = reads != "all" and bool(blocks) and can_pool(blocks[-1])
+        last_block = blocks[-1] if reads != "all" and blocks else None
+        pooled = last_block if can_pool(last_block) else None
         # Tokens of all rows one after the other: no work on padding. A GPU prefers few large launches to exact ones.
         packs = lengths if lengths is not None and x.device.type == "cpu" and int(lengths.min()) < T else None
         rows: list[int] | None = None  # while the tokens are packed
-        for block, own in zip(blocks[:-1] if pools else blocks, standard, strict=False):
+        for block, own in zip(blocks[:-1] if pooled is not None else blocks, standard, strict=False):
             if own and packs is not None and rows is None:
                 rows = packs.tolist()
                 real = (torch.arange(T) < packs[:, None]).flatten().nonzero().squeeze(1)
@@ -95,10 +96,10 @@ class Line(nn.Module):
             x = self._call(block, x) if rows is None else self._call(block, x, packed(rows))
         if rows is not None:
             x = _unpacked(x, rows, T)
-        if not pools:
+        if pooled is None:
             return self.head(self._normed(x), lengths)  # type: ignore[no-any-return]
         last = torch.full((B,), T - 1, device=x.device) if lengths is None else lengths - 1
-        x = cast(Block, blocks[-1]).at_position(x, torch.zeros_like(last) if reads == "first" else last)
+        x = pooled.at_position(x, torch.zeros_like(last) if reads == "first" else last)
         return self.head(self._normed(x)[:, None], None)  # type: ignore[no-any-return]
 
     def _stream(self, inputs: Tensor) -> Tensor:

@@ -103,24 +103,26 @@ def embed(embedding: nn.Module, ids: Tensor, groups: Sequence[RowGroup], *, capa
 
 def advance(block: nn.Module, x: Tensor, groups: Sequence[RowGroup], arithmetic: Arithmetic) -> None:
     """Take the residual stream x (N, D) through a block, in place. N may be larger than the groups' tokens."""
+    dtype = arithmetic.dtype
     if not is_standard(block):
-        _advance_as_it_is(block, x, groups, arithmetic)
+        with torch.autocast(x.device.type, dtype=dtype, enabled=dtype != torch.float32):
+            for group in groups:
+                group.of(x).copy_(block(group.of(x)))
         return
     block = cast(Block, block)
-    attention, mlp, dtype, size = block.attention, block.mlp, arithmetic.dtype, piece_size(x.device)
+    attention, mlp, size = block.attention, block.mlp, piece_size(x.device)
     layers = (attention.qkv, attention.out, mlp.up, mlp.down)
     qkv_of, out_of, up, down_of = (layer.prepared(arithmetic) for layer in layers)
     up_of = activated(up, mlp.activation)
     qkv = torch.empty(len(x), 3 * x.shape[1], dtype=dtype, device=x.device)
-    for part in _pieces(len(x), size):
-        qkv[part] = qkv_of(_normalised(block.norm1, x[part], dtype))
+    for stream, piece in zip(torch.split(x, size), torch.split(qkv, size), strict=True):
+        piece.copy_(qkv_of(_normalised(block.norm1, stream, dtype)))
     mixed = torch.zeros_like(x, dtype=dtype)
     for group in groups:
         mixed[group.tokens] = attention.mix(group.of(qkv)).flatten(0, 1)
     del qkv
-    for part in _pieces(len(x), size):
-        stream = x[part]
-        stream += out_of(mixed[part])
+    for stream, piece in zip(torch.split(x, size), torch.split(mixed, size), strict=True):
+        stream += out_of(piece)
         stream += down_of(up_of(_normalised(block.norm2, stream, dtype)))
 
 
@@ -156,68 +158,51 @@ def at_position(
         fixed: Use a batch size that depends only on the row length, so results do not depend on which rows are
             computed together.
     """
+    if not can_pool(block):
+        each = (group.of(x) if block is None else block(group.of(x)) for group in groups)
+        return torch.cat([rows[:, 0 if reads == "first" else -1] for rows in each])
     found = []
-    pooled = block is not None and can_pool(block)
-    if pooled and not fixed:
-        for some in _batches(groups):
-            rows, position = _side_by_side(x, some)
-            position = position if reads == "last" else torch.zeros_like(position)
-            found.append(cast(Block, block).at_position(rows, position))
-        return torch.cat(found)
-    for group in groups:
-        rows = group.of(x)
-        at = group.length - 1 if reads == "last" else 0
-        if block is None:
-            found.append(rows[:, at])
-        elif pooled:
-            size = max(1, min(_FIXED_ROWS, _ATTENTION_TOKENS // group.length))
-            for part in torch.split(rows, size):
-                full = rows.new_zeros(size, *rows.shape[1:])
-                full[: len(part)] = part
-                position = torch.full((size,), at, device=x.device)
-                found.append(cast(Block, block).at_position(full, position)[: len(part)])
-        else:
-            found.append(block(rows)[:, at])
+    for rows, last, n in _fixed_batches(x, groups) if fixed else _batches(x, groups):
+        found.append(block.at_position(rows, torch.zeros_like(last) if reads == "first" else last)[:n])
     return torch.cat(found)
 
 
-def _batches(groups: Sequence[RowGroup]) -> Iterator[list[RowGroup]]:
+# Rows padded to the longest (B, T, D), the last position of each (B,), and how many of them count.
+_Batch = tuple[Tensor, Tensor, int]
+
+
+def _batches(x: Tensor, groups: Sequence[RowGroup]) -> Iterator[_Batch]:
     """Join neighbouring groups to some hundred rows: a block at one position reads all its weights for each batch."""
-    batch: list[RowGroup] = []
-    rows = 0
+    some: list[RowGroup] = []
+    n = 0
     for group in groups:
-        if batch and (rows + group.rows > _POOLED_ROWS or (rows + group.rows) * group.length > 8 * _ATTENTION_TOKENS):
-            yield batch
-            batch, rows = [], 0
-        batch.append(group)
-        rows += group.rows
-    if batch:
-        yield batch
+        if some and (n + group.rows > _POOLED_ROWS or (n + group.rows) * group.length > 8 * _ATTENTION_TOKENS):
+            yield _side_by_side(x, some, n)
+            some, n = [], 0
+        some.append(group)
+        n += group.rows
+    if some:
+        yield _side_by_side(x, some, n)
 
 
-def _side_by_side(x: Tensor, groups: Sequence[RowGroup]) -> tuple[Tensor, Tensor]:
-    """Pad the rows of some groups to the longest (B, T, D), and give the last position of each (B,)."""
-    rows = x.new_zeros(sum(group.rows for group in groups), max(group.length for group in groups), x.shape[1])
-    start, last = 0, []
+def _side_by_side(x: Tensor, groups: Sequence[RowGroup], size: int) -> _Batch:
+    rows = x.new_zeros(size, max(group.length for group in groups), x.shape[1])
+    last: list[int] = []
     for group in groups:
-        rows[start : start + group.rows, : group.length] = group.of(x)
-        start += group.rows
+        rows[len(last) : len(last) + group.rows, : group.length] = group.of(x)
         last += [group.length - 1] * group.rows
-    return rows, torch.tensor(last, device=x.device)
+    return rows, torch.tensor(last, device=x.device), len(last)
 
 
-def _advance_as_it_is(block: nn.Module, x: Tensor, groups: Sequence[RowGroup], arithmetic: Arithmetic) -> None:
-    dtype = arithmetic.dtype
-    with torch.autocast(x.device.type, dtype=dtype, enabled=dtype != torch.float32):
-        for group in groups:
-            part = group.of(x)
-            part.copy_(block(part))
+def _fixed_batches(x: Tensor, groups: Sequence[RowGroup]) -> Iterator[_Batch]:
+    """Divide each group into batches of a size that follows from its length; zeros fill up the last one."""
+    for group in groups:
+        size = max(1, min(_FIXED_ROWS, _ATTENTION_TOKENS // group.length))
+        for part in torch.split(group.of(x), size):
+            full = part.new_zeros(size, *part.shape[1:])
+            full[: len(part)] = part
+            yield full, torch.full((size,), group.length - 1, device=x.device), len(part)
 
 
 def _normalised(norm: nn.LayerNorm, x: Tensor, dtype: torch.dtype) -> Tensor:
     return F.layer_norm(x, norm.normalized_shape, norm.weight, norm.bias, norm.eps).to(dtype)
-
-
-def _pieces(n: int, size: int) -> Iterator[slice]:
-    for start in range(0, n, size):
-        yield slice(start, start + size)

@@ -1,6 +1,6 @@
 """The trunk: embedding, blocks and final norm, from token ids to hidden states."""
 
-from typing import ClassVar
+from typing import ClassVar, TypeGuard
 
 import torch
 from torch import Tensor, nn
@@ -141,18 +141,6 @@ class Block(nn.Module):
         x = here + self.attention.at_position(normalised, norm.weight, norm.bias, position)
         return x + self.mlp(self.norm2(x))  # type: ignore[no-any-return]
 
-    @property
-    def can_pool(self) -> bool:
-        """Whether `at_position` holds: standard parts, and no randomness in the attention."""
-        attention, norm = self.attention, self.norm1
-        return (
-            is_standard(self)
-            and norm.weight is not None
-            and norm.bias is not None
-            and attention.qkv.folds
-            and not (attention.weights_dropout.draws or attention.dropout.draws)
-        )
-
 
 class Trunk(nn.Module):
     """Embedding, blocks and final norm: token ids (B, T) to normalised hidden states (B, T, D)."""
@@ -174,27 +162,27 @@ class Trunk(nn.Module):
         return self.norm(x)  # type: ignore[no-any-return]
 
 
-def can_pool(block: nn.Module) -> bool:
-    """Return True if a block, of whatever class, can be computed at one position of each row."""
-    return isinstance(block, Block) and block.can_pool
+def can_pool(block: nn.Module | None) -> TypeGuard[Block]:
+    """Return True if `at_position` holds: a `Block` of standard parts, without randomness in the attention."""
+    if not isinstance(block, Block) or not is_standard(block):
+        return False
+    attention, norm = block.attention, block.norm1
+    draws = attention.weights_dropout.draws or attention.dropout.draws
+    return norm.weight is not None and norm.bias is not None and attention.qkv.folds and not draws
 
 
 def _check_ids(input_ids: Tensor, vocab_size: int, context_length: int) -> None:
     if not isinstance(input_ids, Tensor) or input_ids.is_floating_point():
-        kind = input_ids.dtype if isinstance(input_ids, Tensor) else type(input_ids).__name__
+        kind = getattr(input_ids, "dtype", type(input_ids).__name__)
         raise TypeError(f"input_ids is {kind}; it must be a tensor of integer token ids")
     if input_ids.dim() != 2 or input_ids.shape[1] < 1:
         raise ValueError(f"input_ids has shape {tuple(input_ids.shape)}; it must be (batch, tokens), tokens at least 1")
-    if input_ids.shape[1] > context_length:
-        raise ValueError(
-            f"a row has {input_ids.shape[1]} tokens but the model's context length is {context_length}; "
-            "truncate the texts (max_length=) or the ids"
-        )
+    if (tokens := input_ids.shape[1]) > context_length:
+        limit = f"the model's context length is {context_length}"
+        raise ValueError(f"a row has {tokens} tokens but {limit}; truncate the texts (max_length=) or the ids")
     # On a GPU this check would wait for the device at every batch; data sets made here are checked at the source.
     if input_ids.device.type == "cpu" and input_ids.numel():
         low, high = int(input_ids.min()), int(input_ids.max())
         if low < 0 or high >= vocab_size:
-            raise ValueError(
-                f"token ids run from {low} to {high} but the vocabulary has ids 0 to {vocab_size - 1}; "
-                "the tokenizer does not belong to this model"
-            )
+            known = f"the vocabulary has ids 0 to {vocab_size - 1}"
+            raise ValueError(f"token ids run from {low} to {high} but {known}; use the tokenizer of this model")
