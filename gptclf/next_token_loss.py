@@ -41,10 +41,9 @@ class _Loss(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
-        wants_hidden, wants_weight = ctx.needs_input_grad[:2]
         total = torch.zeros((), dtype=torch.promote_types(hidden.dtype, torch.float32), device=hidden.device)
-        to_hidden = torch.empty_like(hidden) if wants_hidden else None
-        to_weight = torch.zeros_like(weight) if wants_weight else None
+        to_hidden = torch.empty_like(hidden) if ctx.needs_input_grad[0] else None
+        to_weight = torch.zeros_like(weight) if ctx.needs_input_grad[1] else None
         matrix = weight.to(_product_dtype(hidden))
         for logits, target, part in _pieces(hidden, matrix, targets):
             log_total = logits.logsumexp(dim=1)
@@ -57,16 +56,13 @@ class _Loss(torch.autograd.Function):
                 to_hidden[part] = gradient @ matrix
             if to_weight is not None:
                 to_weight += gradient.t() @ hidden[part].to(matrix.dtype)
-        ctx.save_for_backward(*(tensor for tensor in (to_hidden, to_weight) if tensor is not None))
-        ctx.wants = wants_hidden, wants_weight
+        ctx.save_for_backward(to_hidden, to_weight)
         return total
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        saved = iter(ctx.saved_tensors)
-        to_hidden, to_weight = (next(saved) * grad if wanted else None for wanted in ctx.wants)
-        return to_hidden, to_weight, None
+        return *(None if tensor is None else tensor * grad for tensor in ctx.saved_tensors), None
 
 
 def _pieces(hidden: Tensor, weight: Tensor, targets: Tensor) -> Iterator[tuple[Tensor, Tensor, slice]]:

@@ -313,7 +313,7 @@ def one_too_many(emb_dim: int, n_outputs: int) -> Head:
     [
         (SaysLast, ValueError, r"SaysLast\.reads is 'last', but its outputs depend on other positions; set reads = "),
         (SaysFirst, ValueError, r"SaysFirst\.reads is 'first', but its outputs depend on other positions"),
-        (SaysOther, ValueError, r"SaysOther\.reads is 'middle'; choose from all, last, first"),
+        (SaysOther, ValueError, r"SaysOther\.reads is 'middle'; it must be one of all, last, first"),
         (one_too_many, ValueError, r"Wrong maps hidden states \(3, 5, 64\) to \(3, 4\); it must give \(3, 3\)"),
         (GivesEveryPosition, ValueError, r"GivesEveryPosition maps .* to \(3, 5, 3\); it must give \(3, 3\)"),
         (GivesAPair, ValueError, r"GivesAPair maps hidden states \(3, 5, 64\) to tuple; it must give \(3, 3\)"),

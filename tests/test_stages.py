@@ -217,9 +217,9 @@ def test_lora_needs_a_model_that_has_it() -> None:
         freeze(classifier(), trainable="lora")
 
 
-@pytest.mark.parametrize(("trainable", "said"), [("head", "leaves nothing to train"), ([], "names nothing")])
-def test_leaving_nothing_to_train_is_an_error(trainable: Trainable, said: str) -> None:
-    with pytest.raises(ValueError, match=said):
+@pytest.mark.parametrize("trainable", ["head", [], ()])
+def test_leaving_nothing_to_train_is_an_error(trainable: Trainable) -> None:
+    with pytest.raises(ValueError, match="leaves nothing to train"):
         freeze(GPT2(CONFIG, seed=1), trainable=trainable)
 
 

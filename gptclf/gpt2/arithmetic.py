@@ -29,12 +29,8 @@ M = TypeVar("M", bound=nn.Module)
 
 Kernel = Callable[[Tensor], Tensor]
 
-ACTIVATIONS: dict[str, Kernel] = {
-    "gelu_tanh": lambda x: F.gelu(x, approximate="tanh"),
-    "gelu": F.gelu,
-    "relu": F.relu,
-    "silu": F.silu,
-}
+_gelu_tanh = functools.partial(F.gelu, approximate="tanh")
+ACTIVATIONS: dict[str, Kernel] = {"gelu_tanh": _gelu_tanh, "gelu": F.gelu, "relu": F.relu, "silu": F.silu}
 
 
 class Placed(Protocol):
@@ -64,39 +60,29 @@ class Arithmetic:
 
     def prepare(self, weight: Tensor, bias: Tensor | None) -> Kernel:
         """Return x -> x Wᵀ + b for a matrix W (out, in), cast and laid out once."""
-        cast = weight.detach().to(self.dtype)
-        operators = _fused_operators() if weight.device.type == "cpu" and self.dtype == torch.bfloat16 else None
-        return _Matrix(cast, None if bias is None else bias.detach().to(self.dtype), operators)
+        weight = weight.detach().to(self.dtype)
+        bias = None if bias is None else bias.detach().to(self.dtype)
+        fused = _fused_operators() if weight.device.type == "cpu" and self.dtype == torch.bfloat16 else None
+        return functools.partial(F.linear, weight=weight, bias=bias) if fused is None else _Packed(weight, bias, *fused)
 
 
 FLOAT32, BFLOAT16, FLOAT16 = Arithmetic("float32"), Arithmetic("bfloat16"), Arithmetic("float16")
 
 
-class _Matrix:
-    """A linear layer over pieces of one shape."""
+class _Packed:
+    """A linear layer over pieces of one shape, its matrix in the order that a private operator of torch's likes."""
 
-    def __init__(self, weight: Tensor, bias: Tensor | None, operators: tuple[Any, Any] | None) -> None:
-        self.weight, self.bias, self.linear = weight, bias, None
-        if operators is not None:
-            pack, self.linear = operators
-            self.weight = pack(weight.contiguous(), _PIECE["cpu"])
+    def __init__(self, weight: Tensor, bias: Tensor | None, pack: Any, linear: Any) -> None:
+        self.weight, self.bias, self.linear = pack(weight.contiguous(), _PIECE["cpu"]), bias, linear
 
-    def __call__(self, x: Tensor) -> Tensor:
-        if self.linear is None:
-            return F.linear(x, self.weight, self.bias)
-        return self.linear(x, self.weight, self.bias, "none", [], "")  # type: ignore[no-any-return]
-
-    def gelu_tanh(self, x: Tensor) -> Tensor:
-        """Multiply and activate in one pass."""
-        if self.linear is None:
-            return ACTIVATIONS["gelu_tanh"](self(x))
-        return self.linear(x, self.weight, self.bias, "gelu", [], "tanh")  # type: ignore[no-any-return]
+    def __call__(self, x: Tensor, activation: str = "none", form: str = "") -> Tensor:
+        return self.linear(x, self.weight, self.bias, activation, [], form)  # type: ignore[no-any-return]
 
 
 def activated(kernel: Kernel, activation: str) -> Kernel:
-    """Return a prepared layer followed by an activation, fused if the kernel can."""
-    if isinstance(kernel, _Matrix) and activation == "gelu_tanh":
-        return kernel.gelu_tanh
+    """Return a prepared layer followed by an activation, in one pass if the kernel can."""
+    if isinstance(kernel, _Packed) and activation == "gelu_tanh":
+        return functools.partial(kernel, activation="gelu", form="tanh")
     return lambda x: ACTIVATIONS[activation](kernel(x))
 
 
@@ -110,8 +96,7 @@ def resolve_precision(precision: str, model: Placed) -> str:
 
     "auto" is bfloat16 if the device multiplies bfloat16 matrices in hardware and the model is wide enough to gain.
     """
-    choice("precision", precision, PRECISIONS)
-    if precision != "auto":
+    if choice("precision", precision, PRECISIONS) != "auto":
         return precision
     fast = _multiplies_bfloat16(model.device) and model.config.emb_dim >= _WORTH_CASTING
     return "bfloat16" if fast else "float32"
@@ -151,12 +136,9 @@ def evaluating(model: M) -> Iterator[M]:
 def _multiplies_bfloat16(device: torch.device) -> bool:
     if device.type == "cuda":
         return bool(torch.cuda.is_bf16_supported(including_emulation=False))
-    if device.type == "cpu":
-        try:
-            return bool(torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported())
-        except AttributeError:  # private names: a release without them gets the arithmetic that is always right
-            return False
-    return False
+    # Private names: a release without them gets the arithmetic that is always right.
+    names = ("_is_amx_tile_supported", "_is_avx512_bf16_supported")
+    return device.type == "cpu" and any(hasattr(torch.cpu, name) and getattr(torch.cpu, name)() for name in names)
 
 
 @functools.cache

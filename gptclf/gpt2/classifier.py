@@ -4,7 +4,6 @@ import logging
 from collections.abc import Callable, Iterable
 from typing import Any
 
-import torch
 from torch import nn
 
 from gptclf.checks import integer
@@ -69,22 +68,15 @@ def add_classifier_head(
     clf = borrow(model)
     clf.task = task
     if head is None:
-        clf.head, seed = draw_head(clf, task, pooling, bias, seed)
+        fresh = ClassifierHead(model.config.emb_dim, task.n_outputs, pooling=pooling, bias=bias).float()
+        seed = initialise(fresh.to_empty(device="cpu"), model.config, seed, stream=1)
+        clf.head = fresh.to(model.device).eval()
+        shapes = ", ".join(f"{name} {tuple(p.shape)}" for name, p in fresh.named_parameters(prefix="head"))
+        logger.warning("new classifier head, drawn from seed %d: %s. Train it before use.", seed, shapes)
     else:
         clf.head = build_head(head, model.config, task.n_outputs).to(model.device)
     freeze(clf, trainable="last_block")
-    if head is None:
-        fresh = ", ".join(f"{name} {tuple(p.shape)}" for name, p in clf.head.named_parameters(prefix="head"))
-        logger.warning("new classifier head, drawn from seed %d: %s. Train it before use.", seed, fresh)
     return clf
-
-
-def draw_head(model: GPT2, task: Task, pooling: str, bias: bool, seed: int | None) -> tuple[ClassifierHead, int]:
-    """Return a freshly drawn head and the seed that was used."""
-    head = ClassifierHead(model.config.emb_dim, task.n_outputs, pooling=pooling, bias=bias).float()
-    head.to_empty(device="cpu")
-    seed = initialise(head, model.config, seed, stream=1)
-    return head.to(model.device).eval(), seed
 
 
 def build_head(head: HeadSource, config: GPT2Config, n_outputs: int) -> Head:
@@ -92,32 +84,25 @@ def build_head(head: HeadSource, config: GPT2Config, n_outputs: int) -> Head:
 
     Parts without data, such as those of a `ClassifierHead`, are drawn as GPT-2's are.
     """
-    makes = callable(head) and not isinstance(head, nn.Module)
-    built = head(config.emb_dim, n_outputs) if makes else head
+    built = head if isinstance(head, nn.Module) or not callable(head) else head(config.emb_dim, n_outputs)
     if not isinstance(built, Head):
         raise TypeError(f"head is a {type(built).__name__}; give a gptclf.Head (subclass it), or a class of heads")
     for part in built.modules():
         if any(parameter.is_meta for parameter in part.parameters(recurse=False)):
             initialise(part.to_empty(device="cpu", recurse=False), config, None, stream=1)
     check_head(built, config.emb_dim, n_outputs)
-    wrong = {p.dtype for p in built.parameters()} - {torch.float32}
-    if wrong:
-        raise ValueError(f"the head's weights are {wrong.pop()}; weights train in float32: call head.float()")
-    built.eval()
-    return built
+    check_float32(built, "training takes", name="head")
+    return built.eval()
 
 
 def _task_of(num_classes: int | None, classes: Iterable[Any] | None, task: Task | None) -> Task:
     if (num_classes is not None) + (classes is not None) + (task is not None) != 1:
-        raise ValueError(
-            "give exactly one of num_classes, classes and task: the number of classes, their labels, or a task"
-        )
+        raise ValueError("give exactly one of num_classes, classes and task: a number, the labels or a gptclf.Task")
+    if isinstance(num_classes, str):
+        raise TypeError(f"num_classes is {num_classes!r}; it must be an integer. For labels give classes=")
     if task is None:
-        if num_classes is not None and not isinstance(num_classes, str):
-            num_classes = integer("num_classes", num_classes)
-        elif num_classes is not None:
-            raise TypeError(f"num_classes is {num_classes!r}; it must be an integer. For labels give classes=")
-        task = SingleLabel(range(num_classes) if num_classes is not None else classes)  # type: ignore[arg-type]
+        labels = range(integer("num_classes", num_classes)) if classes is None else classes
+        task = SingleLabel(labels)
     if not isinstance(task, Task):
         raise TypeError(f"task is a {type(task).__name__}; it must be a gptclf.Task, such as SingleLabel(classes)")
     task.check_outputs()

@@ -40,9 +40,9 @@ def freeze(model: GPT2, *, trainable: Trainable = "last_block") -> None:
     check_gpt2(model)
     chosen = _chosen(model, python_value(trainable))
     if not chosen:
+        tied = "a language model's output matrix is the token embedding, not the head's"
         raise ValueError(
-            f"trainable={trainable!r} leaves nothing to train (a language model's head has no parameters of its own: its "
-            "output matrix is the token embedding); name blocks or use 'last_block' or 'all'"
+            f"trainable={trainable!r} leaves nothing to train ({tied}); name blocks, 'last_block' or 'all'"
         )
     own_parameters(model, chosen)
     for name, parameter in model.named_parameters():
@@ -60,12 +60,8 @@ def policy_of(model: GPT2) -> str | None:
 def _chosen(model: GPT2, trainable: Trainable) -> set[str]:
     names = [name for name, _ in model.named_parameters()]
     if isinstance(trainable, bool) or not isinstance(trainable, str | int | list | tuple):
-        raise TypeError(
-            f"trainable is {trainable!r} ({type(trainable).__name__}); it must be a policy's name, "
-            "a number of blocks, or names and patterns"
-        )
-    if trainable in ([], ()):
-        raise ValueError(f"trainable is {trainable!r}, which names nothing; give a policy, blocks or names")
+        allowed = "a policy's name, a number of blocks, or names and patterns"
+        raise TypeError(f"trainable is {trainable!r}; it must be {allowed}")
     if trainable == "all":
         return set(names)
     if trainable == "lora":
@@ -86,11 +82,9 @@ def _chosen(model: GPT2, trainable: Trainable) -> set[str]:
         forms = [form for base in (pattern, "trunk." + pattern) for form in (base, base.rstrip(".") + ".*")]
         found = {name for name in names if any(fnmatchcase(name, form) for form in forms)}
         if not found:
-            raise ValueError(
-                f"trainable: {pattern!r} is not a policy and matches no parameter. Policies: 'head', 'last_block', "
-                f"'last_two_blocks', 'all', or a number of blocks. Parameters: {', '.join(names[:4])}, ..., "
-                f"{', '.join(names[-4:])}"
-            )
+            policies = ", ".join(map(repr, ("head", *_POLICY_BLOCKS, "all")))
+            known = f"policies: {policies}, or a number of blocks; parameters: {', '.join(names[:4] + names[-4:])}, ..."
+            raise ValueError(f"trainable: {pattern!r} is not a policy and matches no parameter; {known}")
         chosen |= found
     return chosen
 

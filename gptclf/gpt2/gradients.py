@@ -20,7 +20,7 @@ from torch.autograd.function import once_differentiable
 View = Callable[[Tensor], Tensor]
 
 # Rows of a gradient that are converted at once: the converted piece stays in the cache.
-_CONVERTED_ROWS = 256
+_ROWS = 256
 
 
 class KeptGradients:
@@ -38,11 +38,10 @@ class KeptGradients:
         """Return the parameter's `.grad` and whether it still holds the previous step's values."""
         if parameter.grad is not None:
             return parameter.grad, False
-        buffer = self._buffers.get(parameter)
-        if buffer is None:
-            buffer = self._buffers[parameter] = torch.empty_like(parameter)
-        parameter.grad = buffer
-        return buffer, True
+        if parameter not in self._buffers:
+            self._buffers[parameter] = torch.empty_like(parameter)
+        parameter.grad = self._buffers[parameter]
+        return parameter.grad, True
 
     def add_product(self, parameter: Tensor, view: View, x: Tensor, grad: Tensor) -> None:
         """Add the product of x (..., M, K), transposed, and grad (..., M, N) to a part (..., K, N) of the gradient."""
@@ -60,13 +59,8 @@ class KeptGradients:
         if overwrite:
             part.copy_(value)
         else:
-            _add_converted(part, value)
-
-
-def _add_converted(slot: Tensor, value: Tensor) -> None:
-    pieces = zip(torch.split(slot, _CONVERTED_ROWS), torch.split(value, _CONVERTED_ROWS), strict=True)
-    for part, piece in pieces:
-        part.add_(piece)
+            for slot, piece in zip(torch.split(part, _ROWS), torch.split(value, _ROWS), strict=True):
+                slot.add_(piece)
 
 
 class _Product(torch.autograd.Function):

@@ -1,20 +1,20 @@
 """What is on top of the trunk: the head protocol, the language-model head and the classifier head."""
 
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from gptclf.checks import choice
+from gptclf.checks import boolean, choice
 from gptclf.gpt2.config import GPT2Config
 from gptclf.gpt2.layers import Linear
 from gptclf.gpt2.sharing import twin
 from gptclf.gpt2.standard import is_hooked, is_standard
 
-POOLINGS = ("last", "first", "mean", "max")
-_LOOKS_AT = {
+# How the hidden states of a row become one vector, and what it is made of.
+POOLINGS = {
     "last": "the last token",
     "first": "the first token",
     "mean": "the mean of all tokens",
@@ -30,6 +30,10 @@ class Head(nn.Module):
         reads: The positions that `forward` looks at. "all" is always right. A head that says "last" or "first" gives
             the same for (B, T, D) as for (B, 1, D) holding that position alone, and is much faster: the last block
             then computes that position only, and of a frozen trunk one vector per text is kept.
+        exported_as: The name of `output.weight` in Hugging Face's files.
+        looks_at: The tokens that it looks at, in a model card's words; "" if they are not known.
+        is_fresh: True for a head that still is what gptclf drew: never trained, in whatever loop, nor loaded.
+        output_matrix: The matrix (V, D) of a language-model head if it may be multiplied in pieces, else None.
 
     Example:
         >>> class Mean(Head):
@@ -41,25 +45,13 @@ class Head(nn.Module):
     """
 
     reads: str = "all"
-    exported_as = ""  # The name of `output.weight` in Hugging Face's files.
-
-    @property
-    def looks_at(self) -> str:
-        """The tokens that it looks at, in a model card's words; "" if they are not known."""
-        return ""
-
-    @property
-    def is_fresh(self) -> bool:
-        """True for a head that still is what gptclf drew: never trained, in whatever loop, nor loaded."""
-        return False
+    exported_as: str = ""
+    looks_at: str = ""
+    is_fresh: bool = False
+    output_matrix: Tensor | None = None
 
     def forget_fresh(self) -> None:
         """Note that training went through the head."""
-
-    @property
-    def output_matrix(self) -> Tensor | None:
-        """The matrix (V, D) of a language-model head if it may be multiplied in pieces, else None."""
-        return None
 
     def record(self) -> dict[str, Any] | None:
         """Return what a saved folder keeps of the head beside its tensors, as JSON values."""
@@ -103,7 +95,7 @@ class LMHead(Head):
         return self.output.weight if self._tied_to is None else self._tied_to[0].weight
 
     @property
-    def output_matrix(self) -> Tensor | None:
+    def output_matrix(self) -> Tensor | None:  # type: ignore[override]
         """The output matrix if nobody looks inside, so that it may be multiplied in pieces."""
         own = self._tied_to is not None or type(self.output) is Linear  # an adapter is more than its matrix
         return self.weight if own and is_standard(self) else None
@@ -136,12 +128,12 @@ class ClassifierHead(Head):
 
     standard = True
     kind = "classifier_head"
-    described: ClassVar[tuple[str, ...]] = ("pooling",)
+    described: tuple[str, ...] = ("pooling",)
     exported_as = "score.weight"
 
     def __init__(self, emb_dim: int, n_outputs: int, *, pooling: str = "last", bias: bool = True) -> None:
         super().__init__()
-        self.pooling = choice("pooling", pooling, POOLINGS)
+        self.pooling = choice("pooling", pooling, tuple(POOLINGS))
         self.output = Linear(emb_dim, n_outputs, bias=bias, device="meta")
         self._drawn: Tensor | None = None
 
@@ -151,12 +143,12 @@ class ClassifierHead(Head):
         return self.pooling if self.pooling in READS and type(self) is ClassifierHead else "all"
 
     @property
-    def looks_at(self) -> str:
+    def looks_at(self) -> str:  # type: ignore[override]
         """The pooled tokens; "" for a subclass."""
-        return _LOOKS_AT[self.pooling] if type(self) is ClassifierHead else ""
+        return POOLINGS[self.pooling] if type(self) is ClassifierHead else ""
 
     @property
-    def is_fresh(self) -> bool:
+    def is_fresh(self) -> bool:  # type: ignore[override]
         """True while the output layer's weights are those that were drawn."""
         weight = getattr(self.output, "weight", None)
         if self._drawn is None or not isinstance(weight, Tensor) or weight.shape != self._drawn.shape:
@@ -173,17 +165,15 @@ class ClassifierHead(Head):
 
     def record(self) -> dict[str, Any]:
         """Return the pooling and whether there is a bias; of a subclass its name."""
-        if type(self) is not ClassifierHead:
-            return {"class": type(self).__name__}
-        return {"pooling": self.pooling, "bias": getattr(self.output, "bias", None) is not None}
+        own = {"pooling": self.pooling, "bias": getattr(self.output, "bias", None) is not None}
+        return own if type(self) is ClassifierHead else {"class": type(self).__name__}
 
     def export_problem(self) -> str:
         """Name a pooling, or a subclass, that `transformers` does not have."""
         if type(self) is not ClassifierHead:
             return super().export_problem()
-        if self.pooling == "last":
-            return ""
-        return f"it pools {self.pooling!r}, and GPT2ForSequenceClassification the last token"
+        other = f"it pools {self.pooling!r}, and GPT2ForSequenceClassification the last token"
+        return "" if self.pooling == "last" else other
 
     def project(self, hidden: Tensor) -> Tensor:
         """Outputs (..., C) of hidden states (..., D)."""
@@ -198,10 +188,8 @@ def head_from_record(values: Mapping[str, Any] | None, emb_dim: int, n_outputs: 
     """Return the classifier head that a record describes, without data; None for any other kind of head."""
     if values is None or "class" in values:
         return None
-    for key, kind in (("pooling", str), ("bias", bool)):
-        if type(values.get(key)) is not kind:
-            raise ValueError(f"head.{key} is {values.get(key)!r}, not {kind.__name__}")
-    return ClassifierHead(emb_dim, n_outputs, pooling=values["pooling"], bias=values["bias"])
+    pooling = choice("head.pooling", values.get("pooling"), tuple(POOLINGS))
+    return ClassifierHead(emb_dim, n_outputs, pooling=pooling, bias=boolean("head.bias", values.get("bias")))
 
 
 def blank_like(head: Head, emb_dim: int, n_outputs: int) -> Head | None:
@@ -221,27 +209,24 @@ def check_head(head: Head, emb_dim: int, n_outputs: int) -> None:
     Raises:
         ValueError: It gives another number of outputs, or other outputs than its `reads` promises.
     """
-    reads, name = head.reads, type(head).__name__
-    if reads not in READS:
-        raise ValueError(f"{name}.reads is {reads!r}; choose from {', '.join(READS)}")
+    name = type(head).__name__
+    reads = choice(f"{name}.reads", head.reads, READS)
     parameter = next(head.parameters(), torch.zeros(()))
     hidden = torch.randn(3, 5, emb_dim, generator=torch.Generator().manual_seed(0)).to(parameter)
     lengths = torch.tensor([5, 2, 3], device=hidden.device)
     with torch.no_grad():
         trial = twin(head).eval()
         outputs = trial(hidden, lengths)
-        if not isinstance(outputs, Tensor) or outputs.shape != (3, n_outputs):
-            shape = tuple(outputs.shape) if isinstance(outputs, Tensor) else type(outputs).__name__
+        shape = tuple(outputs.shape) if isinstance(outputs, Tensor) else type(outputs).__name__
+        if shape != (3, n_outputs):
             raise ValueError(f"{name} maps hidden states (3, 5, {emb_dim}) to {shape}; it must give (3, {n_outputs})")
         if reads == "all":
             return
         position = lengths - 1 if reads == "last" else torch.zeros_like(lengths)
         alone = trial(hidden[torch.arange(3), position][:, None], None)
     if not torch.allclose(outputs, alone, rtol=1e-4, atol=1e-5):
-        raise ValueError(
-            f'{name}.reads is {reads!r}, but its outputs depend on other positions; set reads = "all", which is '
-            "always right"
-        )
+        wrong = f"{name}.reads is {reads!r}, but its outputs depend on other positions"
+        raise ValueError(f'{wrong}; set reads = "all", which is always right')
 
 
 def pool(hidden: Tensor, lengths: Tensor | None, pooling: str) -> Tensor:
@@ -258,15 +243,13 @@ def pool(hidden: Tensor, lengths: Tensor | None, pooling: str) -> Tensor:
     if pooling == "first":
         return hidden[:, 0]
     if pooling == "last":
-        if lengths is None:
-            return hidden[:, -1]
-        return hidden[torch.arange(B, device=hidden.device), lengths - 1]
+        return hidden[:, -1] if lengths is None else hidden[torch.arange(B, device=hidden.device), lengths - 1]
     if lengths is None:
         return hidden.mean(dim=1) if pooling == "mean" else hidden.amax(dim=1)
-    pad = torch.arange(T, device=hidden.device) >= lengths[:, None]
-    if pooling == "mean":
-        return hidden.masked_fill(pad[..., None], 0.0).sum(dim=1) / lengths[:, None]
-    return hidden.masked_fill(pad[..., None], float("-inf")).amax(dim=1)
+    pad = (torch.arange(T, device=hidden.device) >= lengths[:, None])[..., None]
+    if pooling == "max":
+        return hidden.masked_fill(pad, float("-inf")).amax(dim=1)
+    return hidden.masked_fill(pad, 0.0).sum(dim=1) / lengths[:, None]
 
 
 def check_lengths(lengths: Tensor, B: int, T: int) -> None:

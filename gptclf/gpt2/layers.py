@@ -5,7 +5,6 @@ with another algebra, such as a low-rank or quantised one, overrides these metho
 """
 
 from collections.abc import Callable
-from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -26,7 +25,6 @@ class Linear(nn.Linear):
 
     standard = True
     kind = "linear"
-    described: ClassVar[tuple[str, ...]] = ()
     gradients: KeptGradients | None = None
 
     def reset_parameters(self) -> None:
@@ -41,7 +39,7 @@ class Linear(nn.Linear):
         """Map (..., K) to (..., N)."""
         if self.gradients is None or not self.gradients.holds(self.weight):
             return F.linear(x, self.weight, self.bias)
-        rows = product(x.reshape(-1, x.shape[-1]), self.weight, _transposed, self.bias, self.gradients)
+        rows = product(x.reshape(-1, x.shape[-1]), self.weight, torch.t, self.bias, self.gradients)
         return rows.view(*x.shape[:-1], self.out_features)
 
     def rows(self, x: Tensor, rows: slice = ALL, heads: int = 1, bias: bool = True) -> Tensor:
@@ -90,7 +88,6 @@ class Embedding(nn.Embedding):
 
     standard = True
     kind = "embedding"
-    described: ClassVar[tuple[str, ...]] = ()
     gradients: KeptGradients | None = None
 
     def reset_parameters(self) -> None:
@@ -112,7 +109,7 @@ class Dropout(nn.Dropout):
 
     standard = True
     kind = "dropout"
-    described: ClassVar[tuple[str, ...]] = ("p",)
+    described: tuple[str, ...] = ("p",)
     generator: torch.Generator | None = None
 
     @property
@@ -127,7 +124,3 @@ class Dropout(nn.Dropout):
         if self.p >= 1:
             return torch.zeros_like(x)
         return x * torch.empty_like(x).bernoulli_(1 - self.p, generator=self.generator).div_(1 - self.p)
-
-
-def _transposed(weight: Tensor) -> Tensor:
-    return weight.t()

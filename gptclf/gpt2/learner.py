@@ -61,7 +61,14 @@ class Learner(Line):
             if not model.is_plain:  # its own call does more than its parts
                 self.whole = cast(GPT2, whole)
         else:
-            self._take_end(model, depth)
+            blocks = {str(i): block for i, block in enumerate(model.trunk.blocks) if i >= depth - 1}
+            norm = [model.trunk.norm] if depth <= len(model.trunk.blocks) + 1 else []
+            *parts, head = twins([*blocks.values(), *norm, model.head])
+            self.trunk = nn.Module()
+            self.trunk.blocks = nn.ModuleDict(dict(zip(blocks, parts, strict=False)))
+            if norm:
+                self.trunk.norm = parts[-1]
+            self.head = head
         self.generator = None if seed is None else torch.Generator(model.device).manual_seed(seed)
         gradients = KeptGradients() if keep_gradients else None
         for part in self.modules():
@@ -72,16 +79,6 @@ class Learner(Line):
             elif isinstance(part, Linear | Embedding):
                 part.gradients = gradients
         self.train(training)
-
-    def _take_end(self, model: GPT2, depth: int) -> None:
-        blocks = {str(i): block for i, block in enumerate(model.trunk.blocks) if i >= depth - 1}
-        norm = [model.trunk.norm] if depth <= len(model.trunk.blocks) + 1 else []
-        *parts, head = twins([*blocks.values(), *norm, model.head])
-        self.trunk = nn.Module()
-        self.trunk.blocks = nn.ModuleDict(dict(zip(blocks, parts, strict=False)))
-        if norm:
-            self.trunk.norm = parts[-1]
-        self.head = head
 
     @property
     def is_plain(self) -> bool:

@@ -10,7 +10,6 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
 from gptclf.gpt2.attend import packed
-from gptclf.gpt2.config import GPT2Config
 from gptclf.gpt2.heads import check_lengths, reads_of
 from gptclf.gpt2.sharing import refuse_borrowed_gradients
 from gptclf.gpt2.standard import is_standard
@@ -21,14 +20,12 @@ class Line(nn.Module):
     """A line of stages, or the end of one: embedding, blocks, final norm and head.
 
     Attributes:
-        config: The `GPT2Config`.
         depth: Number of stages left out. With 0 the line is given token ids, else the features (B, T, D) that the last
             of the stages left out gives.
         trunk: Holds those of the embedding, the blocks and the norm that are left.
         head: The head.
     """
 
-    config: GPT2Config
     trunk: nn.Module
     head: nn.Module
     depth = 0

@@ -8,7 +8,7 @@ from contextlib import suppress
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from gptclf.gpt2.config import GPT2Config
 from gptclf.gpt2.heads import ClassifierHead, Head, LMHead
@@ -87,23 +87,19 @@ class GPT2(Line):
     @property
     def tokenizer(self) -> Any:
         """The `tiktoken.Encoding` that belongs to the weights, found on first use."""
-        if self._tokenizer is None:
-            if self.tokenizer_source is None:
-                raise ValueError(
-                    "this GPT2 has no tokenizer: pass tokenizer= to load_gpt2, or set model.tokenizer to a "
-                    f"tiktoken.Encoding of {self.config.vocab_size} tokens"
-                )
+        if self._tokenizer is None and self.tokenizer_source is not None:
             self.tokenizer = self.tokenizer_source()
+        if self._tokenizer is None:
+            wanted = f"a tiktoken.Encoding of {self.config.vocab_size} tokens"
+            raise ValueError(f"this GPT2 has no tokenizer; load it with tokenizer= or set model.tokenizer to {wanted}")
         return self._tokenizer
 
     @tokenizer.setter
     def tokenizer(self, encoding: Any) -> None:
         check_tokenizer(encoding)
         if encoding.n_vocab > self.config.vocab_size:
-            raise ValueError(
-                f"the tokenizer has {encoding.n_vocab} tokens but the model's vocabulary is "
-                f"{self.config.vocab_size}; they do not belong together"
-            )
+            ours = f"the model's vocabulary is {self.config.vocab_size}; they do not belong together"
+            raise ValueError(f"the tokenizer has {encoding.n_vocab} tokens but {ours}")
         self._tokenizer = encoding
 
     @property
@@ -144,26 +140,26 @@ class GPT2(Line):
         return self.head.project(self.hidden_states(input_ids))
 
 
-def check_gpt2(model: object) -> None:
-    """Raise if `model` is not a GPT2."""
+def check_gpt2(model: object) -> GPT2:
+    """Return `model` if it is a GPT2, else raise."""
     if not isinstance(model, GPT2):
         raise TypeError(f"model is a {type(model).__name__}; it must be a gptclf GPT2, as load_gpt2 returns")
+    return model
 
 
 def check_classifier(model: object) -> None:
     """Raise if `model` is not a classifier."""
-    check_gpt2(model)
-    if isinstance(model, GPT2) and isinstance(model.task, NextToken):
+    if isinstance(check_gpt2(model).task, NextToken):
         raise TypeError("this is a language model; put a classifier head on it first: add_classifier_head(model, ...)")
 
 
 def check_language_model(model: object) -> None:
     """Raise if `model` is not a language model."""
-    check_gpt2(model)
-    if isinstance(model, GPT2) and not isinstance(model.task, NextToken):
+    task = check_gpt2(model).task
+    if not isinstance(task, NextToken):
+        made_from = "the language model it was made from, as load_gpt2 returns it"
         raise TypeError(
-            f"this is a classifier ({model.task.n_outputs} outputs); its vocabulary head is gone. Give the language "
-            "model it was made from, as load_gpt2 returns it"
+            f"this is a classifier ({task.n_outputs} outputs); its vocabulary head is gone: give {made_from}"
         )
 
 
@@ -176,8 +172,8 @@ def check_encoding(model: GPT2, encoding: Any) -> None:
         check_same_tokenizer(model._tokenizer, encoding)
 
 
-def check_float32(model: GPT2, what: str) -> None:
-    """Raise if a model has parameters of another type."""
-    other = {parameter.dtype for parameter in model.parameters()} - {torch.float32}
+def check_float32(module: nn.Module, what: str, name: str = "model") -> None:
+    """Raise if a model, or a part of one called `name`, has parameters of another type."""
+    other = {parameter.dtype for parameter in module.parameters()} - {torch.float32}
     if other:
-        raise ValueError(f"the model's weights are {other.pop()}; {what} float32 ones: call model.float()")
+        raise ValueError(f"the {name}'s weights are {other.pop()}; {what} float32 ones: call {name}.float()")

@@ -17,7 +17,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from gptclf.gpt2.arithmetic import Arithmetic, activated, piece_size
 from gptclf.gpt2.heads import reads_of
@@ -62,6 +61,9 @@ class RowGroup:
         return x[self.tokens].view(self.rows, self.length, *x.shape[1:])
 
 
+Groups = Sequence[RowGroup]
+
+
 def row_groups(lengths: NDArray[np.int64]) -> list[RowGroup]:
     """Group neighbouring rows of equal length, each group of a limited number of tokens."""
     found, start, i = [], 0, 0
@@ -87,7 +89,7 @@ def chunks_of(lengths: NDArray[np.int64], rows: int | None = None) -> Iterator[s
         yield slice(start, len(lengths))
 
 
-def embed(embedding: nn.Module, ids: Tensor, groups: Sequence[RowGroup], *, capacity: int, width: int) -> Tensor:
+def embed(embedding: nn.Module, ids: Tensor, groups: Groups, *, capacity: int, width: int) -> Tensor:
     """Compute the residual stream (capacity, width) before the first block, float32; past the last token it is 0."""
     x = torch.zeros(capacity, width, dtype=torch.float32, device=ids.device)
     if not is_standard(embedding):
@@ -101,7 +103,7 @@ def embed(embedding: nn.Module, ids: Tensor, groups: Sequence[RowGroup], *, capa
     return x
 
 
-def advance(block: nn.Module, x: Tensor, groups: Sequence[RowGroup], arithmetic: Arithmetic) -> None:
+def advance(block: nn.Module, x: Tensor, groups: Groups, arithmetic: Arithmetic) -> None:
     """Take the residual stream x (N, D) through a block, in place. N may be larger than the groups' tokens."""
     dtype = arithmetic.dtype
     if not is_standard(block):
@@ -116,23 +118,18 @@ def advance(block: nn.Module, x: Tensor, groups: Sequence[RowGroup], arithmetic:
     up_of = activated(up, mlp.activation)
     qkv = torch.empty(len(x), 3 * x.shape[1], dtype=dtype, device=x.device)
     for stream, piece in zip(torch.split(x, size), torch.split(qkv, size), strict=True):
-        piece.copy_(qkv_of(_normalised(block.norm1, stream, dtype)))
+        piece.copy_(qkv_of(block.norm1(stream).to(dtype)))
     mixed = torch.zeros_like(x, dtype=dtype)
     for group in groups:
         mixed[group.tokens] = attention.mix(group.of(qkv)).flatten(0, 1)
     del qkv
     for stream, piece in zip(torch.split(x, size), torch.split(mixed, size), strict=True):
         stream += out_of(piece)
-        stream += down_of(up_of(_normalised(block.norm2, stream, dtype)))
+        stream += down_of(up_of(block.norm2(stream).to(dtype)))
 
 
 def outputs_at_end(
-    block: nn.Module | None,
-    norm: nn.Module | None,
-    head: nn.Module,
-    x: Tensor,
-    groups: Sequence[RowGroup],
-    arithmetic: Arithmetic,
+    block: nn.Module | None, norm: nn.Module | None, head: nn.Module, x: Tensor, groups: Groups, arithmetic: Arithmetic
 ) -> Tensor:
     """Compute the outputs (rows, n_outputs) of the residual stream before the last block, only where the head looks."""
     reads = reads_of(head)
@@ -145,9 +142,7 @@ def outputs_at_end(
     return torch.cat([head(hidden, None).float() for hidden in rows])
 
 
-def at_position(
-    block: nn.Module | None, x: Tensor, groups: Sequence[RowGroup], reads: str, *, fixed: bool = False
-) -> Tensor:
+def at_position(block: nn.Module | None, x: Tensor, groups: Groups, reads: str, *, fixed: bool = False) -> Tensor:
     """Compute the residual stream after `block` at the last or first position of each row (rows, D), in float32.
 
     Args:
@@ -171,7 +166,7 @@ def at_position(
 _Batch = tuple[Tensor, Tensor, int]
 
 
-def _batches(x: Tensor, groups: Sequence[RowGroup]) -> Iterator[_Batch]:
+def _batches(x: Tensor, groups: Groups) -> Iterator[_Batch]:
     """Join neighbouring groups to some hundred rows: a block at one position reads all its weights for each batch."""
     some: list[RowGroup] = []
     n = 0
@@ -185,7 +180,7 @@ def _batches(x: Tensor, groups: Sequence[RowGroup]) -> Iterator[_Batch]:
         yield _side_by_side(x, some, n)
 
 
-def _side_by_side(x: Tensor, groups: Sequence[RowGroup], size: int) -> _Batch:
+def _side_by_side(x: Tensor, groups: Groups, size: int) -> _Batch:
     rows = x.new_zeros(size, max(group.length for group in groups), x.shape[1])
     last: list[int] = []
     for group in groups:
@@ -194,7 +189,7 @@ def _side_by_side(x: Tensor, groups: Sequence[RowGroup], size: int) -> _Batch:
     return rows, torch.tensor(last, device=x.device), len(last)
 
 
-def _fixed_batches(x: Tensor, groups: Sequence[RowGroup]) -> Iterator[_Batch]:
+def _fixed_batches(x: Tensor, groups: Groups) -> Iterator[_Batch]:
     """Divide each group into batches of a size that follows from its length; zeros fill up the last one."""
     for group in groups:
         size = max(1, min(_FIXED_ROWS, _ATTENTION_TOKENS // group.length))
@@ -202,7 +197,3 @@ def _fixed_batches(x: Tensor, groups: Sequence[RowGroup]) -> Iterator[_Batch]:
             full = part.new_zeros(size, *part.shape[1:])
             full[: len(part)] = part
             yield full, torch.full((size,), group.length - 1, device=x.device), len(part)
-
-
-def _normalised(norm: nn.LayerNorm, x: Tensor, dtype: torch.dtype) -> Tensor:
-    return F.layer_norm(x, norm.normalized_shape, norm.weight, norm.bias, norm.eps).to(dtype)

@@ -90,19 +90,16 @@ def refuse_borrowed_gradients(module: nn.Module) -> None:
         return
     for name, parameter in module.named_parameters():
         if parameter.requires_grad and is_borrowed(parameter):
-            raise ValueError(
-                f"{name} is set to train, but its tensor is also another model's, or a file's; choose "
-                "what to train with freeze(model, trainable=...), before the optimizer is made"
-            )
+            remedy = "call freeze(model, trainable=...) before you make the optimizer"
+            raise ValueError(f"{name} is set to train, but its tensor is also another model's, or a file's; {remedy}")
 
 
 def own_before_loading(module: nn.Module) -> None:
     """Let `load_state_dict`, of the module or of any part of it, write into memory of its own."""
     for part in module.modules():
         # One hook for all: a copy of a tree brings it along.
-        if part._parameters and all(
-            getattr(hook, "hook", hook) is not _own for hook in part._load_state_dict_pre_hooks.values()
-        ):
+        known = [getattr(hook, "hook", hook) for hook in part._load_state_dict_pre_hooks.values()]
+        if part._parameters and _own not in known:
             part.register_load_state_dict_pre_hook(_own)  # type: ignore[no-untyped-call]
 
 
@@ -206,7 +203,7 @@ def _opened(value: Any) -> tuple[list[Any], Callable[..., Any] | None]:
     if isinstance(value, types.MethodType):
         return [value.__self__], functools.partial(types.MethodType, value.__func__)
     if isinstance(value, functools.partial):
-        return [value.func, value.args, value.keywords], _partial
+        return [value.func, value.args, value.keywords], lambda f, args, named: functools.partial(f, *args, **named)
     if isinstance(value, weakref.ref):
         return [value()], weakref.ref
     if isinstance(value, _WrappedHook):
@@ -223,7 +220,3 @@ def _refilled(table: dict[Any, Any], *parts: Any) -> dict[Any, Any]:
     new.clear()
     new.update(zip(parts[: len(table)], parts[len(table) :], strict=True))
     return new
-
-
-def _partial(function: Any, given: Any, named: Any) -> Any:
-    return functools.partial(function, *given, **named)

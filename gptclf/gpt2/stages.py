@@ -26,8 +26,5 @@ def frozen_depth(model: GPT2) -> int:
 
     The number of stages when nothing trains. A language model's tied matrix counts as the embedding's.
     """
-    line = stages(model)
-    for depth, (_, stage) in enumerate(line):
-        if any(parameter.requires_grad for parameter in stage.parameters()):
-            return depth
-    return len(line)
+    trains = [any(parameter.requires_grad for parameter in stage.parameters()) for _, stage in stages(model)]
+    return [*trains, True].index(True)

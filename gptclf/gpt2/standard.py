@@ -52,13 +52,10 @@ def described(module: nn.Module) -> Iterator[list[str]]:
         TypeError: A class says that it is standard but does not name its kind.
     """
     for part in module.modules():
-        if type(part) in _TORCH:
-            kind, names = _TORCH[type(part)]
-        else:
-            own = vars(type(part))
-            if "kind" not in own:
-                raise TypeError(f'{type(part).__name__} says standard = True; it must also name its kind = "..."')
-            kind, names = own["kind"], own.get("described", ())
+        own = vars(type(part))
+        kind, names = _TORCH.get(type(part)) or (own.get("kind"), own.get("described", ()))
+        if kind is None:
+            raise TypeError(f'{type(part).__name__} says standard = True; it must also name its kind = "..."')
         yield [kind, *(f"{name}={getattr(part, name)}" for name in names)]
 
 

@@ -1,6 +1,6 @@
 """The trunk: embedding, blocks and final norm, from token ids to hidden states."""
 
-from typing import ClassVar, TypeGuard
+from typing import TypeGuard
 
 import torch
 from torch import Tensor, nn
@@ -37,7 +37,7 @@ class Attention(nn.Module):
 
     standard = True
     kind = "attention"
-    described: ClassVar[tuple[str, ...]] = ("n_heads", "scale")
+    described: tuple[str, ...] = ("n_heads", "scale")
 
     def __init__(self, config: GPT2Config, layer: int) -> None:
         super().__init__()
@@ -98,7 +98,7 @@ class MLP(nn.Module):
 
     standard = True
     kind = "mlp"
-    described: ClassVar[tuple[str, ...]] = ("activation",)
+    described: tuple[str, ...] = ("activation",)
 
     def __init__(self, config: GPT2Config) -> None:
         super().__init__()
