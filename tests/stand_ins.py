@@ -1,7 +1,9 @@
 """Layers and heads that somebody outside the package may write, for tests of what the package makes of them."""
 
 from collections.abc import Callable
+from typing import Any
 
+import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -10,6 +12,7 @@ from gptclf import ClassifierHead, Head, Linear
 from gptclf.gpt2.arithmetic import Arithmetic
 from gptclf.gpt2.heads import pool
 from gptclf.gpt2.sharing import is_borrowed
+from gptclf.gpt2.trunk import Block
 
 ALL = slice(None)
 
@@ -145,3 +148,15 @@ class TwoLayersOverLast(TwoLayers):
 def borrowed_names(module: nn.Module) -> set[str]:
     """The names of a module's borrowed parameters."""
     return {name for name, parameter in module.named_parameters() if is_borrowed(parameter)}
+
+
+def calls_of_blocks(monkeypatch: pytest.MonkeyPatch) -> list[nn.Module]:
+    """A list that grows by each block that is called as a module from now on; fast paths do not call blocks."""
+    called: list[nn.Module] = []
+
+    def watched(block: nn.Module, *given: Any) -> Any:
+        called.append(block)
+        return nn.Module.__call__(block, *given)
+
+    monkeypatch.setattr(Block, "__call__", watched)
+    return called

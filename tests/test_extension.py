@@ -12,6 +12,7 @@ import pytest
 import torch
 from conftest import byte_gpt2
 from sklearn.metrics import r2_score
+from stand_ins import calls_of_blocks
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -41,7 +42,6 @@ from gptclf import (
 )
 from gptclf.features.frozen_prefix import FrozenPrefix
 from gptclf.features.reuse import prefix_of
-from gptclf.gpt2 import packed
 from gptclf.gpt2.learner import Learner
 from gptclf.gpt2.trunk import can_pool
 
@@ -229,8 +229,7 @@ def test_a_low_rank_layer_in_a_middle_block_leaves_the_others_packed(monkeypatch
     clf = adapted(add_classifier_head(wide(), classes=["ham", "spam"], seed=1), 1)
     freeze(clf, trainable="last_block")
     assert isinstance(prefix_of(clf, "float32"), FrozenPrefix)
-    called: list[int] = []
-    monkeypatch.setattr(packed, "_advance_as_it_is", lambda *_: called.append(1))
+    called = calls_of_blocks(monkeypatch)
     expected = predict_proba(clf, TEXTS, precision="float32")
     assert not called
     monkeypatch.undo()
@@ -239,17 +238,11 @@ def test_a_low_rank_layer_in_a_middle_block_leaves_the_others_packed(monkeypatch
 
 def test_a_foreign_layer_in_one_block_leaves_the_others_packed(monkeypatch: pytest.MonkeyPatch) -> None:
     clf = dense(adapted(add_classifier_head(wide(), classes=["ham", "spam"], seed=1), 1))
-    called: list[nn.Module] = []
-    real = packed._advance_as_it_is
-
-    def watched(block: nn.Module, *rest: Any) -> None:
-        called.append(block)
-        real(block, *rest)
-
-    monkeypatch.setattr(packed, "_advance_as_it_is", watched)
+    called = calls_of_blocks(monkeypatch)
     predict_proba(clf, TEXTS, precision="float32")
     assert called
     assert {id(block) for block in called} == {id(clf.trunk.blocks[1])}
+    monkeypatch.undo()
     shapes: dict[int, tuple[int, ...]] = {}
     learner = Learner(clf)
     for i, block in enumerate(learner.blocks):

@@ -158,7 +158,7 @@ class Noisy(LowRank):
         self.dropout = Dropout(0.5)
 
     @property
-    def folds(self) -> bool:
+    def folds(self) -> bool:  # type: ignore[override]
         return not self.dropout.draws
 
     def forward(self, x: Tensor) -> Tensor:

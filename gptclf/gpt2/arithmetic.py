@@ -111,9 +111,8 @@ def arithmetic_for(precision: str, model: Placed, n_tokens: int) -> Arithmetic:
     resolved = resolve_precision(precision, model)
     if precision == "auto" and model.device.type == "cuda" and resolved == "float32":
         return FLOAT16
-    if resolved == "bfloat16" and not (precision == "auto" and n_tokens < _WORTH_CASTING_TOKENS):
-        return BFLOAT16
-    return FLOAT32
+    worth_it = precision != "auto" or n_tokens >= _WORTH_CASTING_TOKENS
+    return BFLOAT16 if resolved == "bfloat16" and worth_it else FLOAT32
 
 
 def casting(precision: str, model: Placed) -> torch.autocast:

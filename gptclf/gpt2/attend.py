@@ -32,9 +32,8 @@ def causal(q: Tensor, k: Tensor, v: Tensor, *, scale: float, dropout: Dropout | 
     if dropout is None or not dropout.draws:
         return F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=scale)
     # The fused kernel would draw from torch's global generator.
-    T = q.shape[2]
     scores = q @ k.mT * scale
-    later = torch.ones(T, T, dtype=torch.bool, device=q.device).triu(1)
+    later = torch.ones(scores.shape[-2:], dtype=torch.bool, device=q.device).triu(1)
     return dropout(scores.masked_fill(later, float("-inf")).softmax(dim=-1)) @ v  # type: ignore[no-any-return]
 
 

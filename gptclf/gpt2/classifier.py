@@ -101,8 +101,7 @@ def _task_of(num_classes: int | None, classes: Iterable[Any] | None, task: Task 
     if isinstance(num_classes, str):
         raise TypeError(f"num_classes is {num_classes!r}; it must be an integer. For labels give classes=")
     if task is None:
-        labels = range(integer("num_classes", num_classes)) if classes is None else classes
-        task = SingleLabel(labels)
+        task = SingleLabel(range(integer("num_classes", num_classes)) if classes is None else classes)
     if not isinstance(task, Task):
         raise TypeError(f"task is a {type(task).__name__}; it must be a gptclf.Task, such as SingleLabel(classes)")
     task.check_outputs()

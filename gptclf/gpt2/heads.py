@@ -172,8 +172,7 @@ class ClassifierHead(Head):
         """Name a pooling, or a subclass, that `transformers` does not have."""
         if type(self) is not ClassifierHead:
             return super().export_problem()
-        other = f"it pools {self.pooling!r}, and GPT2ForSequenceClassification the last token"
-        return "" if self.pooling == "last" else other
+        return "" if self.pooling == "last" else f"it pools {self.pooling!r}, and transformers pools the last token"
 
     def project(self, hidden: Tensor) -> Tensor:
         """Outputs (..., C) of hidden states (..., D)."""
@@ -225,8 +224,7 @@ def check_head(head: Head, emb_dim: int, n_outputs: int) -> None:
         position = lengths - 1 if reads == "last" else torch.zeros_like(lengths)
         alone = trial(hidden[torch.arange(3), position][:, None], None)
     if not torch.allclose(outputs, alone, rtol=1e-4, atol=1e-5):
-        wrong = f"{name}.reads is {reads!r}, but its outputs depend on other positions"
-        raise ValueError(f'{wrong}; set reads = "all", which is always right')
+        raise ValueError(f'{name}.reads is {reads!r}, but its outputs depend on other positions; set reads = "all"')
 
 
 def pool(hidden: Tensor, lengths: Tensor | None, pooling: str) -> Tensor:

@@ -20,20 +20,17 @@ class Linear(nn.Linear):
     """`torch.nn.Linear` with the products that GPT-2's fast paths need, and kept gradients.
 
     Attributes:
+        folds: Whether `rows` and `onto` may stand for `forward`: False while the layer draws randomness.
         gradients: Where gradients of the weight are accumulated, on a learner's layers; None leaves them to autograd.
     """
 
     standard = True
     kind = "linear"
+    folds: bool = True
     gradients: KeptGradients | None = None
 
     def reset_parameters(self) -> None:
         """Draw nothing: weights are loaded, or drawn by `initialise`."""
-
-    @property
-    def folds(self) -> bool:
-        """Whether `rows` and `onto` may stand for `forward`: False while the layer draws randomness."""
-        return True
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (..., K) to (..., N)."""

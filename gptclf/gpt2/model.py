@@ -125,8 +125,7 @@ class GPT2(Line):
         """
         if is_standard_alone(self.trunk):
             return super().forward(input_ids, lengths)
-        refuse_borrowed_gradients(self)
-        return self.head(self.trunk(input_ids), lengths)  # type: ignore[no-any-return]
+        return self.head(self.hidden_states(input_ids), lengths)  # type: ignore[no-any-return]
 
     def hidden_states(self, input_ids: Tensor) -> Tensor:
         """Compute the final hidden states (B, T, D) of ids (B, T), after the final norm: the head's input."""

@@ -67,8 +67,7 @@ Groups = Sequence[RowGroup]
 def row_groups(lengths: NDArray[np.int64]) -> list[RowGroup]:
     """Group neighbouring rows of equal length, each group of a limited number of tokens."""
     found, start, i = [], 0, 0
-    changes = [*(np.flatnonzero(np.diff(lengths)) + 1).tolist(), len(lengths)]
-    for end in changes:
+    for end in [*(np.flatnonzero(np.diff(lengths)) + 1).tolist(), len(lengths)]:
         while i < end:
             length = int(lengths[i])
             rows = min(end - i, max(1, _ATTENTION_TOKENS // length))
@@ -92,14 +91,13 @@ def chunks_of(lengths: NDArray[np.int64], rows: int | None = None) -> Iterator[s
 def embed(embedding: nn.Module, ids: Tensor, groups: Groups, *, capacity: int, width: int) -> Tensor:
     """Compute the residual stream (capacity, width) before the first block, float32; past the last token it is 0."""
     x = torch.zeros(capacity, width, dtype=torch.float32, device=ids.device)
-    if not is_standard(embedding):
-        for group in groups:
-            group.of(x).copy_(embedding(group.of(ids)))
-        return x
-    token, position = cast(TokenPositions, embedding).token.weight, cast(TokenPositions, embedding).position.weight
+    own = cast(TokenPositions, embedding) if is_standard(embedding) else None
     for group in groups:
-        part = group.of(x)
-        torch.add(token[ids[group.tokens]].view_as(part), position[: group.length], out=part)
+        part, its = group.of(x), group.of(ids)
+        if own is None:
+            part.copy_(embedding(its))
+        else:
+            torch.add(own.token.weight[its], own.position.weight[: group.length], out=part)
     return x
 
 

@@ -7,7 +7,6 @@ memory of its own before it may change: in `freeze`, in `train` and in `load_sta
 
 import functools
 import gc
-import operator
 import types
 import weakref
 from collections.abc import Callable, Collection
@@ -182,7 +181,7 @@ class _Copy:
         self._open.add(id(value))
         new = [self._redirected(part) for part in parts]
         self._open.remove(id(value))
-        return value if all(map(operator.is_, new, parts)) else rebuilt(*new)
+        return value if all(a is b for a, b in zip(new, parts, strict=True)) else rebuilt(*new)
 
     def _reaches(self, value: Any, depth: int = 3) -> bool:
         """Return True if a value that cannot be rebuilt refers to something that is copied."""
