@@ -66,16 +66,14 @@ class GPT2Config:
                 case str():
                     value = choice(name, value, ACTIVATIONS)
                 case float() as default:
-                    value = number(name, value, above=0.0 if default else None)
+                    value = number(name, value, above=0.0) if default else number(name, value)
                 case default:
                     value = integer(name, value, 1, optional=default is None)
             object.__setattr__(self, field.name, value)
         if self.drop_rate >= 1:
             raise ValueError(f"GPT2Config.drop_rate is {self.drop_rate}; it must be a number of at least 0 and below 1")
         if self.emb_dim % self.n_heads:
-            raise ValueError(
-                f"GPT2Config: emb_dim {self.emb_dim} is not divisible by n_heads {self.n_heads}; it must be"
-            )
+            raise ValueError(f"GPT2Config.emb_dim is {self.emb_dim}; it must be a multiple of n_heads ({self.n_heads})")
 
     @property
     def hidden_dim(self) -> int:

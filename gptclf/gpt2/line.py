@@ -78,10 +78,10 @@ class Line(nn.Module):
         standard = [is_standard(block) for block in blocks]
         if reads == "first" and all(standard):  # a causal model: later tokens cannot matter
             x, lengths, T = x[:, :1], None, 1
-        last_block = blocks[-1] if reads != "all" and blocks else None
+        last_block = blocks[-1] if reads != "all" and blocks and B > 0 else None
         pooled = last_block if can_pool(last_block) else None
         # Tokens of all rows one after the other: no work on padding. A GPU prefers few large launches to exact ones.
-        packs = lengths if lengths is not None and x.device.type == "cpu" and int(lengths.min()) < T else None
+        packs = lengths if lengths is not None and x.device.type == "cpu" and (lengths < T).any() else None
         rows: list[int] | None = None  # while the tokens are packed
         for block, own in zip(blocks[:-1] if pooled is not None else blocks, standard, strict=False):
             if own and packs is not None and rows is None:
