@@ -72,8 +72,9 @@ class GPT2Config:
             object.__setattr__(self, field.name, value)
         if self.drop_rate >= 1:
             raise ValueError(f"GPT2Config.drop_rate is {self.drop_rate}; it must be a number of at least 0 and below 1")
-        if self.emb_dim % self.n_heads:
-            raise ValueError(f"GPT2Config.emb_dim is {self.emb_dim}; it must be a multiple of n_heads ({self.n_heads})")
+        width, heads = self.emb_dim, self.n_heads
+        if width % heads:
+            raise ValueError(f"GPT2Config: emb_dim {width} is not divisible by n_heads {heads}; give a multiple of it")
 
     @property
     def hidden_dim(self) -> int:

@@ -21,6 +21,9 @@ M = TypeVar("M", bound=nn.Module)
 # Rebuilt if an element is replaced; anything else that refers into the tree is refused.
 _CONTAINERS = (list, tuple, set, frozenset)
 
+# Refer to nothing.
+_PLAIN = (types.NoneType, str, bytes, int, float, type)
+
 
 def twin(module: M) -> M:
     """Copy a tree of modules over the same parameters and buffers; modes, hooks and children are its own."""
@@ -164,7 +167,7 @@ class _Copy:
 
     def _redirected(self, value: Any) -> Any:
         """Return what takes the place of a value: itself, unless it refers to a copied module or tensor."""
-        if value is None or isinstance(value, str | bytes | int | float | type):
+        if isinstance(value, _PLAIN) or (isinstance(value, dict) and not value):
             return value
         if isinstance(value, nn.Module | Tensor) and value in self._made:
             return self._made[value]
