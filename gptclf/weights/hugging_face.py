@@ -226,7 +226,10 @@ def config_from_hugging_face(values: Mapping[str, Any], *, source: str) -> GPT2C
     # reorder_and_upcast_attn only moves a scaling in half precision; in float32 the result is the same.
     given = {"n_positions": values["n_ctx"], **values} if "n_ctx" in values else values
     same = {ours: given[theirs] for theirs, ours in _KEYS.items() if theirs in given}
-    return GPT2Config(activation=_ACTIVATIONS[activation], **same)
+    try:
+        return GPT2Config(activation=_ACTIVATIONS[activation], **same)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{source}: {error}") from error
 
 
 def config_to_hugging_face(config: GPT2Config, end_of_text: int) -> dict[str, Any]:
