@@ -101,7 +101,7 @@ class GPT2Config:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "GPT2Config":
-        """The configuration whose fields are `values`; a key that is no field is an error that names it."""
+        """The configuration whose fields are `values`; another key is an error that names it."""
         fields = [field.name for field in dataclasses.fields(cls)]
         unknown = sorted(set(values) - set(fields))
         if unknown:
