@@ -102,7 +102,11 @@ def estimate(
         kept_bytes = prefix.nbytes(np.array([len(rows[i]) for i in missing_rows(rows, None)], dtype=np.int64))
         depth, lengths = prefix.depth, torch.from_numpy(prefix.positions(batch.lengths.numpy()))
         shape = (len(batch), int(lengths.max()), model.config.emb_dim)
-        batch = replace(batch, inputs=torch.randn(shape, generator=torch.Generator().manual_seed(0)), lengths=lengths)
+        batch = replace(
+            batch,
+            inputs=torch.randn(shape, generator=torch.Generator().manual_seed(0), dtype=torch.float32),
+            lengths=lengths,
+        )
     seconds = run.total_steps * step_seconds(run.build_objective(depth), batch, recipe.accumulate)
     return Estimate(frozen, seconds, run.total_steps, kept_bytes, 16 * sum(p.numel() for p in run.trained().values()))
 
