@@ -163,7 +163,7 @@ class TestIds:
 
     @pytest.mark.parametrize("bad", [-1, 257])
     def test_an_id_outside_the_vocabulary_says_whose_fault_it_is(self, bad: int, small_gpt2: GPT2) -> None:
-        with pytest.raises(ValueError, match="ids 0 to 256; the tokenizer does not belong to this model"):
+        with pytest.raises(ValueError, match="ids 0 to 256; use the tokenizer of this model"):
             small_gpt2(torch.tensor([[0, bad]]))
 
     def test_ids_need_two_dimensions(self, small_gpt2: GPT2) -> None:

@@ -442,7 +442,7 @@ class TestWhereItIsFound:
         assert load_gpt2(config, weights="random", seed=0, tokenizer=ours).tokenizer is ours
 
     def test_a_model_made_by_hand_says_that_it_has_no_tokenizer(self, small_gpt2: GPT2) -> None:
-        with pytest.raises(ValueError, match=r"pass tokenizer= to load_gpt2, or set model\.tokenizer"):
+        with pytest.raises(ValueError, match=r"load it with tokenizer= or set model\.tokenizer"):
             _ = small_gpt2.tokenizer
 
 
