@@ -1,8 +1,8 @@
 """Cross-entropy over a vocabulary without ever holding the logits of all tokens.
 
 A batch of 8 rows of 1,024 tokens has 1.6 GB of logits over GPT-2's 50,257 tokens, and autograd keeps them three times.
-Here a piece of the tokens is projected, scored and turned into its gradient before the next one, so memory is that of
-one piece, and the softmax never leaves the cache.
+Here the tokens are taken in pieces. Each piece is projected, scored and turned into its gradient before the next one.
+So only one piece is in memory at a time, and the softmax never leaves the cache.
 """
 
 from collections.abc import Iterator
@@ -12,12 +12,12 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-# Tokens whose logits exist at once: fewer multiply more slowly, more leave the cache.
+# Tokens whose logits exist at once. With fewer, products are slower; with more, logits do not fit in the cache.
 _PIECE = 512
 
 
 def next_token_loss(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
-    """Cross-entropy in nats summed over tokens, a differentiable scalar.
+    """Compute the cross-entropy in nats, summed over tokens, as a differentiable scalar.
 
     Args:
         hidden: Hidden states (..., D).
@@ -28,7 +28,7 @@ def next_token_loss(hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
 
 
 def hits_and_loss(hidden: Tensor, weight: Tensor, targets: Tensor) -> tuple[int, float]:
-    """Return the number of targets that are the most probable token, and the sum of cross-entropies; no gradients."""
+    """Return how many targets are the most probable token, and the sum of cross-entropies; no gradients."""
     hits, total = 0, 0.0
     for logits, target, _ in _pieces(hidden.flatten(0, -2), weight, targets.flatten()):
         hits += int((logits.argmax(dim=1) == target).sum())
@@ -37,7 +37,7 @@ def hits_and_loss(hidden: Tensor, weight: Tensor, targets: Tensor) -> tuple[int,
 
 
 class _Loss(torch.autograd.Function):
-    """The loss, its gradients computed in the forward pass, where the logits are."""
+    """The loss. Its gradients are computed in the forward pass, while the logits exist."""
 
     @staticmethod
     def forward(ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor) -> Tensor:
@@ -66,7 +66,7 @@ class _Loss(torch.autograd.Function):
 
 
 def _pieces(hidden: Tensor, weight: Tensor, targets: Tensor) -> Iterator[tuple[Tensor, Tensor, slice]]:
-    """Logits in at least float32, targets and place of some tokens after the other."""
+    """Yield the logits (at least float32), the targets and the position of each piece of tokens."""
     matrix = weight.to(_product_dtype(hidden))
     for start in range(0, len(targets), _PIECE):
         part = slice(start, start + _PIECE)
@@ -79,6 +79,6 @@ def _at(logits: Tensor, target: Tensor) -> Tensor:
 
 
 def _product_dtype(hidden: Tensor) -> torch.dtype:
-    """Return the type of matrix products; autocast does not reach into a function with its own backward pass."""
+    """Return the type of matrix products, because autocast has no effect in a function with its own backward pass."""
     kind = hidden.device.type
     return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else hidden.dtype

@@ -12,12 +12,12 @@ def plot_training(
     *,
     step_losses: tuple[Sequence[float], Sequence[float]] | None = None,
 ) -> Path:
-    """Plot measures over epochs, one panel beside the other, and save the figure.
+    """Plot measures over epochs, one panel per measure, and save the figure.
 
     Args:
-        path: The file to write. Its suffix names the format, .png if there is none.
-        epochs: Times of the measurements in epochs, the x axis.
-        curves: By the name of a measure, such as "loss" or "accuracy", one series per data set; None leaves a gap.
+        path: The file to write. Its suffix sets the format; without a suffix, .png is added.
+        epochs: The time of each measurement in epochs, for the x axis.
+        curves: For each measure, such as "loss" or "accuracy", one series per data set; None leaves a gap.
         step_losses: (epochs, losses) of single optimizer steps, drawn in a pale color in the panel of "loss".
 
     Returns:

@@ -11,14 +11,14 @@ _EVERY = 10.0
 class Meter:
     """Progress of work whose amount is known, with the estimated time left.
 
-    It is a bar if standard error is a terminal and tqdm is installed. Otherwise it is a line every ten seconds, so
+    Shows a bar if standard error is a terminal and tqdm is installed. Otherwise prints a line every ten seconds, so
     short work prints nothing.
 
     Args:
         total: The amount of work.
         what: A few words that say what is being done.
         unit: The unit of the amount.
-        enabled: False shows nothing.
+        enabled: Whether to show anything.
 
     Example:
         >>> with Meter(3, "reading", enabled=False) as meter:

@@ -29,14 +29,14 @@ class Rows(Protocol):
 
     @property
     def lengths(self) -> NDArray[np.int64]:
-        """Positions in each row (N,)."""
+        """Number of positions in each row (N,)."""
 
     @property
     def weights(self) -> NDArray[np.float32] | None:
         """Each row's weight in the training loss (N,), or None if all are 1."""
 
     def targets(self, task: Task | None = None) -> NDArray[Any]:
-        """Return each row's target under `task` (None: the rows' own), (N,) or (N, k), or its next tokens (N, T)."""
+        """Return each row's target under `task` (None: the rows' own task), (N,) or (N, k), or next tokens (N, T)."""
 
     def subset(self, indices: NDArray[np.int64]) -> Self:
         """Return the rows at `indices`."""

@@ -67,7 +67,7 @@ class TextDataset(RaggedIds):
 
     Raises:
         TypeError: If an argument has the wrong type; the error names the row.
-        ValueError: If a label or a weight is not allowed (the error names the row), or a text has none.
+        ValueError: If a label or a weight is not allowed (the error names the row), or a text lacks one.
 
     Example:
         >>> from gptclf import load_gpt2
@@ -160,8 +160,8 @@ class TextDataset(RaggedIds):
         """Take columns of a DataFrame, a Hugging Face `datasets.Dataset` or a dictionary of columns.
 
         `text`, `label` and `weights` name the columns. The options are `tokenizer`, and optionally `classes`, `task`,
-        `max_length`, `truncation` and `pad_to`, as in the constructor. A `datasets` column of type ClassLabel gives the
-        names of its classes, in its order.
+        `max_length`, `truncation` and `pad_to`, as in the constructor. A `datasets` column of type ClassLabel gives its
+        class names as labels and, unless `classes` or `task` is given, their order.
         """
         columns = read_table(table, text, label, weights)
         if options.get("classes") is None and options.get("task") is None:

@@ -34,7 +34,7 @@ class RaggedIds:
 
     @property
     def lengths(self) -> NDArray[np.int64]:
-        """Tokens in each row (N,)."""
+        """Number of tokens in each row (N,)."""
         return np.diff(self.offsets)
 
     def row(self, index: int) -> NDArray[np.int32]:

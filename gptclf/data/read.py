@@ -14,7 +14,7 @@ _SEPARATORS = {".csv": ",", ".tsv": "\t"}
 
 
 class Columns(NamedTuple):
-    """The columns that were asked for, each with a value per row, and the names of a ClassLabel column."""
+    """The requested columns, each with one value per row, and the class names of a ClassLabel column."""
 
     texts: list[Any]
     labels: list[Any] | None

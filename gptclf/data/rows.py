@@ -14,7 +14,7 @@ _LARGEST = float(np.finfo(np.float32).max)
 
 
 def row_numbers(indices: Sequence[int] | NDArray[Any], n: int) -> NDArray[np.int64]:
-    """Return the row numbers, each from 0 to `n` - 1, that `indices` means among `n` rows.
+    """Return the row numbers, from 0 to `n` - 1, that `indices` selects from `n` rows.
 
     Args:
         indices: Row numbers, negative ones counted from the end as in numpy, or a mask over all rows.
@@ -75,8 +75,8 @@ def check_weights(weights: Any, n_texts: int) -> NDArray[np.float32]:
 
     Raises:
         TypeError: If a weight is not a number; the error names its row.
-        ValueError: If a weight is negative or not finite (the error names its row), or their number is not that of
-            the texts.
+        ValueError: If a weight is negative or not finite (the error names its row), or there is not one weight per
+            text.
     """
     column = check_column(weights, "weight", n_texts)
     checked = [number(f"weight {i}", weight, most=_LARGEST) for i, weight in enumerate(column)]

@@ -19,8 +19,8 @@ def split(
 ) -> tuple[TextDataset, ...]:
     """Split a data set at random into parts, with the proportions of the classes in each.
 
-    A text that occurs in several parts is reported as a warning through `logging`: a score on test texts that were
-    trained on measures memory. `shared_texts` finds them.
+    Texts that occur in several parts are reported as a warning through `logging`, because a score on texts seen in
+    training measures memory. `shared_texts` finds them.
 
     Args:
         dataset: The rows to split.
@@ -81,14 +81,14 @@ def shared_texts(first: TextDataset, second: TextDataset) -> NDArray[np.int64]:
 
 
 def _deal(order: NDArray[np.int64], labels: NDArray[np.int64], sizes: NDArray[np.int64]) -> list[NDArray[np.int64]]:
-    """Deal rows out in `order` to parts of these sizes; each part takes the classes in proportion to the rows left."""
+    """Deal out rows in `order` to parts of these sizes; each part takes the classes in proportion to the rows left."""
     piles = [order[labels[order] == label] for label in np.unique(labels)]
     parts = []
     for size in sizes:
         left = np.asarray([len(pile) for pile in piles])
         ideal = left * size / left.sum()
         take = np.floor(ideal).astype(int)
-        # The rows lost to rounding down go to the classes that lost most.
+        # Rounding down leaves some rows; they go to the classes that lost most by it.
         take[np.argsort(take - ideal, kind="stable")[: size - take.sum()]] += 1
         parts.append(np.sort(np.concatenate([pile[:n] for pile, n in zip(piles, take, strict=True)])))
         piles = [pile[n:] for pile, n in zip(piles, take, strict=True)]

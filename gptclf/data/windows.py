@@ -1,4 +1,4 @@
-"""`TextWindows`: running text as windows of token ids, each position's target the token that follows it."""
+"""`TextWindows`: running text cut into windows of token ids. Each position's target is the token that follows it."""
 
 import copy
 from collections.abc import Iterable, Iterator, Sequence
@@ -53,7 +53,7 @@ class TextWindows:
         True
     """
 
-    # As data sets of labelled texts have them.
+    # Attributes that data sets of labelled texts also have.
     labelled = True
     weights: NDArray[np.float32] | None = None
     preparation = Preparation()

@@ -1,7 +1,7 @@
 """Tasks: the targets of a model, its loss, its scores and its answers.
 
 A `Task` is the only place that knows what targets mean. The training loop, `evaluate`, `predict` and the saved folder
-ask it and never look at its type, so a subclass adds a task without a change elsewhere.
+ask it and never look at its type, so a subclass adds a task without any change elsewhere.
 """
 
 from collections.abc import Mapping
@@ -16,7 +16,7 @@ _KINDS: dict[str, type[SingleLabel] | type[NextToken]] = {kind.kind: kind for ki
 
 
 def task_from_record(values: Mapping[str, Any]) -> Task | None:
-    """Return the task of gptclf's own that a record describes, or None if it is of another class."""
+    """Return the task that a record describes, or None if it is not one of gptclf's own tasks."""
     kind = _KINDS.get(str(values.get("kind")))
     return None if kind is None else kind.from_record(values)
 

@@ -12,7 +12,7 @@ from gptclf.checks import python_value
 
 def check_column(values: Any, name: str, n_texts: int | None = None) -> list[Any]:
     """Return a column as a list of Python values, one for each text; `name` is "label", "weight" or "class"."""
-    # A text would fall into characters, a dictionary into keys, a set into any order, a table into column names.
+    # Iterating over a text gives characters, over a mapping keys, over a set any order, over a table column names.
     several = isinstance(values, Iterable) and not isinstance(values, str | bytes | Mapping | set | frozenset)
     if not several or hasattr(values, "columns"):
         plural = "classes" if name == "class" else f"{name}s"
@@ -49,12 +49,12 @@ def infer_classes(labels: list[Any]) -> list[Any]:
     found = list(dict.fromkeys(labels))
     try:
         return sorted(found)
-    except TypeError:  # labels of several kinds have no order but that of their first appearance
+    except TypeError:  # labels of several types have no order other than that of their first appearance
         return found
 
 
 def index_labels(labels: list[Any], classes: list[Any]) -> NDArray[np.int64]:
-    """Return each label's place among the classes; an unknown label is an error that names it and its row."""
+    """Return each label's position among the classes; an unknown label is an error that names it and its row."""
     index = {label: i for i, label in enumerate(classes)}
     unknown = {label: i for i, label in enumerate(labels) if label not in index}
     if unknown:

@@ -28,7 +28,7 @@ class NextToken(Task):
         self.n_outputs = n_outputs
 
     def loss(self, outputs: Tensor, targets: Tensor, weights: Tensor | None = None) -> tuple[Tensor, float]:
-        """Return the cross-entropies in nats of logits (B, T, V), summed over all positions, and their number."""
+        """Return the cross-entropy in nats of logits (B, T, V), summed over all positions, and their number."""
         reduction = "sum" if weights is None else "none"
         loss = F.cross_entropy(outputs.flatten(0, -2).float(), targets.flatten(), reduction=reduction)
         total = loss if weights is None else (loss.view_as(targets) * weights[:, None]).sum()
@@ -39,7 +39,7 @@ class NextToken(Task):
         return float(targets.numel()) if weights is None else float(weights.double().sum() * targets.shape[1])
 
     def targets(self, labels: Sequence[Any]) -> NDArray[Any]:
-        """Raise: a language model's targets are its own tokens."""
+        """Raise a TypeError, because a language model's targets are its own tokens."""
         raise TypeError(_NO_LABELS)
 
     def card(self) -> TaskCard:
@@ -69,7 +69,7 @@ class NextToken(Task):
     def batch_loss(
         self, model: Predictor, inputs: Tensor, lengths: Tensor, targets: Tensor, weights: Tensor | None = None
     ) -> tuple[Tensor, float]:
-        """Compute a batch, its logits in pieces if the head allows it, and return its loss as `loss` does."""
+        """Return the loss of a batch as `loss` does, computing the logits in pieces if the head allows it."""
         matrix = model.output_matrix
         if matrix is None or weights is not None:
             return self.loss(model(inputs, lengths), targets, weights)

@@ -28,9 +28,9 @@ class SingleLabel(Task):
 
     Args:
         classes: The labels, hashable and distinct, in the order of the outputs.
-        class_weight: A weight per label as a mapping (1 for a label that it lacks), or "balanced": n / (C n_c) for a
-            class that n_c of the n training texts have, computed when training starts (scikit-learn's rule).
-        label_smoothing: Share of each target that is spread evenly over all classes, in [0, 1).
+        class_weight: A mapping from labels to weights (1 for a label that it lacks), or "balanced". The latter gives a
+            class with n_c of the n training texts the weight n / (C n_c), as scikit-learn does, when training starts.
+        label_smoothing: The share of each target that is spread evenly over all classes, in [0, 1).
 
     Example:
         >>> SingleLabel(["ham", "spam"], class_weight={"spam": 3.0}).classes
@@ -68,7 +68,7 @@ class SingleLabel(Task):
             raise TypeError(f"class_weight is {class_weight!r}; it must be {rule}")
 
     def targets(self, labels: Sequence[Any]) -> NDArray[np.int64]:
-        """Return each label's place among the classes (N,); an unknown label is an error that names its row."""
+        """Return each label's position among the classes (N,); an unknown label is an error that names its row."""
         return index_labels(check_labels(labels), self.classes)
 
     def loss(self, outputs: Tensor, targets: Tensor, weights: Tensor | None = None) -> tuple[Tensor, float]:
@@ -106,19 +106,19 @@ class SingleLabel(Task):
         return outputs.softmax(dim=1).numpy()
 
     def columns(self, outputs: Tensor) -> dict[str, NDArray[Any]]:
-        """Return a column of probabilities per class; 1 and "1" look alike, their columns must not."""
+        """Return a column of probabilities per class. Column names are distinct, even for the labels 1 and "1"."""
         return dict(zip([f"p({name})" for name in self._names()], self.probabilities(outputs).T, strict=True))
 
     def _names(self) -> list[str]:
-        """Return the labels as distinct texts: by their repr if two look alike."""
+        """Return the labels as distinct strings: their repr if two of them look alike."""
         names = [str(label) for label in self.classes]
         return names if len(set(names)) == len(names) else [repr(label) for label in self.classes]
 
     def details(self, outputs: Tensor, targets: Tensor) -> dict[str, Any]:
-        """Return the confusion matrix, scores per class and their mean F1 over the classes that occur."""
+        """Return the confusion matrix, the scores of each class, and the mean F1 of the classes that occur."""
         confusion = confusion_matrix(targets.numpy(), outputs.argmax(dim=1).numpy(), self.n_outputs)
         per_class = per_class_scores(confusion)
-        # As targets or as predictions, which is scikit-learn's convention.
+        # A class occurs if it is a target or a prediction, which is scikit-learn's convention.
         occurs = (confusion.sum(axis=0) + confusion.sum(axis=1)) > 0
         return {"confusion": confusion, "per_class": per_class, "macro_f1": float(per_class["f1"][occurs].mean())}
 
@@ -134,12 +134,12 @@ class SingleLabel(Task):
         return lines
 
     def fitted(self, targets: NDArray[Any]) -> "SingleLabel":
-        """Return the task with the weights that "balanced" means for these targets."""
+        """Return the task with the class weights that "balanced" gives for these targets."""
         if self.class_weight != "balanced":
             return self
         counts = np.bincount(targets, minlength=self.n_outputs)
         task = copy.copy(self)
-        # A class without a row has no loss to weigh.
+        # A class without rows has no loss to weight.
         task.weights = (len(targets) / (self.n_outputs * np.maximum(counts, 1))).tolist()
         return task
 
@@ -162,7 +162,7 @@ class SingleLabel(Task):
             raise ValueError(f"{problem}; pass task=model.task to Batches, or classes=model.classes to TextDataset")
 
     def check_saved(self) -> None:
-        """Raise if two labels would be one in a saved folder; log those that will be text."""
+        """Raise if two labels would become the same in a saved folder; log labels that will be saved as text."""
         saved: dict[str, Any] = {}
         for label, written in ((label, label_to_json(label)) for label in self.classes):
             other = saved.setdefault(repr(written), label)
@@ -184,7 +184,7 @@ class SingleLabel(Task):
         return TaskCard(summary, "text-classification", ours, theirs, labels=self.classes, limits=limits)
 
     def exported(self) -> dict[str, Any]:
-        """Return the classes under the names of `transformers`; labels of equal text are told apart by their repr."""
+        """Return the classes under the keys of `transformers`; labels are written by their repr if two look alike."""
         names = self._names()
         return {
             "architectures": ["GPT2ForSequenceClassification"],
@@ -213,7 +213,7 @@ class SingleLabel(Task):
 
     @classmethod
     def from_record(cls, values: Mapping[str, Any]) -> Self:
-        """Build the task that `record` described; keys that are missing have their defaults."""
+        """Build the task that `record` described. Missing keys take their defaults."""
         if not isinstance(values.get("classes"), list):
             raise ValueError(f"the task's classes are {values.get('classes')!r}, not a list")
         classes = [label_from_json(label) for label in values["classes"]]

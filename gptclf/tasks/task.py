@@ -1,4 +1,4 @@
-"""`Task`, the base of all tasks, what it asks of a model, and what it tells a model card."""
+"""`Task`, the base class of all tasks, with the interface it needs of a model and the text it gives a model card."""
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -16,10 +16,10 @@ class TaskCard:
     Attributes:
         summary: The start of a sentence that ends with the size of the model.
         pipeline: The name of the task on the Hugging Face hub, or None if it has none.
-        ours: Code that loads and uses the model.
-        theirs: The same with a pipeline of `transformers`; "" if it has no such task.
+        ours: Code that loads and uses the model with gptclf.
+        theirs: Code that does so with a `transformers` pipeline; "" if `transformers` has no such task.
         labels: The labels in column order.
-        takes_texts: Whether texts are prepared as in training.
+        takes_texts: Whether the card says how texts are prepared.
         limits: Further paragraphs about the model's limits.
     """
 
@@ -107,7 +107,7 @@ class Task:
         raise NotImplementedError(f"{type(self).__name__} defines no loss(outputs, targets, weights)")
 
     def weight(self, targets: Tensor, weights: Tensor | None = None) -> float:
-        """Return the weight of some rows, which `loss` returns with their sum."""
+        """Return the total weight of some rows: the divisor that `loss` returns along with the sum."""
         return float(len(targets)) if weights is None else float(weights.double().sum())
 
     def scores(self, outputs: Tensor, targets: Tensor) -> dict[str, float]:
@@ -127,23 +127,23 @@ class Task:
         raise TypeError(f"{type(self).__name__} gives no probabilities; predict returns its answers")
 
     def columns(self, outputs: Tensor) -> dict[str, NDArray[Any]]:
-        """Return the columns of a table of answers, by name: here the outputs as they are."""
+        """Return the columns of a table of answers, by name; by default one column per output."""
         return {f"output {i}": column.numpy() for i, column in enumerate(outputs.T)}
 
     def details(self, outputs: Tensor, targets: Tensor) -> dict[str, Any]:
-        """Return what else an evaluation holds, by name, such as a confusion matrix."""
+        """Return further results of an evaluation, by name, such as a confusion matrix."""
         return {}
 
     def report(self, measures: Mapping[str, float], details: Mapping[str, Any]) -> list[str]:
-        """Return the lines that an evaluation prints: the measures, then what `details` has to say."""
+        """Return the lines that an evaluation prints: the measures, then any details."""
         return [", ".join(f"{name} {value:.4f}" for name, value in measures.items())]
 
     def fitted(self, targets: NDArray[Any]) -> "Task":
-        """Return the task with everything fixed that depends on the training set."""
+        """Return this task with every setting filled in that depends on the training set."""
         return self
 
     def check_outputs(self) -> None:
-        """Raise if a model with these outputs could learn nothing, such as a classifier with one class."""
+        """Raise if a model with these outputs could not learn anything, such as a classifier with one class."""
 
     def check_training(self, targets: NDArray[Any]) -> None:
         """Raise if nothing can be learned from these targets."""
@@ -160,22 +160,22 @@ class Task:
         return self.loss(model(inputs, lengths), targets, weights)
 
     def measure(self, rows: Scored) -> dict[str, float]:
-        """Compute some rows and return their measures as `scores` does."""
+        """Compute the outputs of some rows and return their measures as `scores` does."""
         return self.scores(rows.outputs(), rows.targets)
 
     def check_saved(self) -> None:
         """Raise if the task would not be the same after saving and loading."""
 
     def card(self) -> TaskCard:
-        """Return what a model card says about the task."""
+        """Return the parts of a model card that depend on the task."""
         return TaskCard(summary=f"A GPT-2 for the task `{self.kind or type(self).__name__}`, with")
 
     def exported(self) -> dict[str, Any] | None:
-        """Return what the task adds to a `config.json` of `transformers`, or None if it has no such task."""
+        """Return the keys that the task adds to a `transformers` config.json, or None if it has no such task."""
         return None
 
     def record(self) -> dict[str, Any]:
-        """Return what a saved folder keeps of the task, as JSON values."""
+        """Return the task's record in a saved folder, as JSON values."""
         return {"kind": self.kind or type(self).__name__, "n_outputs": self.n_outputs}
 
     def __eq__(self, other: object) -> bool:
