@@ -394,7 +394,7 @@ class TestFoldersWithTorchFiles:
     @pytest.mark.parametrize("name", ["../model.bin", "/etc/passwd", 3, None], ids=str)
     def test_a_shard_outside_the_folder_is_refused(self, name: Any, tmp_path: Path) -> None:
         (tmp_path / "pytorch_model.bin.index.json").write_text(json.dumps({"weight_map": {"a": name}}))
-        with pytest.raises((ValueError, FileNotFoundError), match=r"shards are beside the index|does not exist"):
+        with pytest.raises((ValueError, FileNotFoundError), match=r"shards must be beside the index|does not exist"):
             read_weights(tmp_path)
 
     def test_a_folder_with_neither_says_what_it_holds(self, tmp_path: Path) -> None:

@@ -117,7 +117,7 @@ class TestFoldersOfTransformers:
     def test_a_shard_outside_the_folder_is_refused(self, folder: Path, name: str) -> None:
         (folder / "model.safetensors").rename(folder.parent / "model.safetensors")
         (folder / "model.safetensors.index.json").write_text(json.dumps({"weight_map": {"wte.weight": name}}))
-        with pytest.raises(ValueError, match="shards are beside the index"):
+        with pytest.raises(ValueError, match="shards must be beside the index"):
             load_gpt2(folder)
 
     def test_an_output_matrix_of_its_own_is_used(self, tmp_path: Path) -> None:
@@ -568,7 +568,7 @@ def test_attention_that_is_not_causal_is_refused(tmp_path: Path) -> None:
 
 def test_a_part_of_a_tensorflow_checkpoint_is_recognised(tmp_path: Path) -> None:
     (tmp_path / "hparams.json").write_text("{}")
-    with pytest.raises(FileNotFoundError, match=r"no model\.ckpt\.index: OpenAI's TensorFlow checkpoint is not whole"):
+    with pytest.raises(FileNotFoundError, match=r"no model\.ckpt\.index: OpenAI's TensorFlow checkpoint is incomplete"):
         load_gpt2(tmp_path)
 
 

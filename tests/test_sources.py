@@ -381,7 +381,7 @@ class TestContradictions:
         save_model(model, tmp_path)
         path = tmp_path / "model.safetensors"
         assert_same(load_gpt2(path, settings=model.config), model)
-        with pytest.raises(ValueError, match=r"settings= and .*config\.json say different things"):
+        with pytest.raises(ValueError, match=r"settings= and .*config\.json disagree"):
             load_gpt2(path, settings=model.config.replace(n_heads=2))
 
     def test_the_books_folder_of_sizes_gives_the_size_that_is_asked_for(

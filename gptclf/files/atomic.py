@@ -27,7 +27,7 @@ def write_all(folder: Path, writers: Mapping[str, Writer]) -> None:
     """
     beside = {name: folder / f".{name}.{os.getpid()}.tmp" for name in writers}
     for name in writers:
-        # Left by a save that was killed at least an hour ago.
+        # Remove temporary files of a save that was killed.
         for path in folder.glob(f".{glob.escape(name)}.*.tmp"):
             if time.time() - path.stat().st_mtime > _ABANDONED_SECONDS:
                 path.unlink(missing_ok=True)

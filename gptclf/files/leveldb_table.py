@@ -117,6 +117,6 @@ def varint(data: bytes, at: int) -> tuple[int, int]:
 
 
 def unmask(crc: int) -> int:
-    """Return a checksum as computed; both formats store it rotated, with a constant added."""
+    """Return the original checksum; both formats store it rotated, with a constant added."""
     crc = (crc - 0xA282EAD8) & 0xFFFFFFFF
     return (crc >> 17) | (crc << 15) & 0xFFFFFFFF

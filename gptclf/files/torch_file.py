@@ -29,7 +29,7 @@ _STARTS = (
     (b"\x89HDF", "is an HDF5 (Keras) file, not one that torch.save wrote"),
 )
 
-# Messages of the restricted unpickler, and what it refused.
+# Patterns in the restricted unpickler's messages, and the reason to report for each.
 _REFUSED = (
     (r"TorchScript archives", "it is a TorchScript program"),
     (r"GLOBAL (\S+) (?:was not an allowed|whose module)", r"it names \1"),
@@ -92,7 +92,7 @@ def read_torch_file(path: Path) -> dict[str, Tensor]:
 
 
 def unwrap_names(tensors: Mapping[str, Tensor], *, source: str) -> dict[str, Tensor]:
-    """Remove what torch.compile (`_orig_mod.`), DataParallel (`module.`) and FSDP add to the names of tensors.
+    """Remove the prefixes of torch.compile (`_orig_mod.`), DataParallel (`module.`) and FSDP from tensor names.
 
     Raises:
         ValueError: Two tensors would get the same name.

@@ -68,7 +68,7 @@ class Wanted(NamedTuple):
 
 
 def wanted_file(repo: str, filename: str, revision: str | None, cache_dir: str | Path | None) -> Wanted:
-    """Return a `Wanted` after checking that no name leads out of the cache or the repository."""
+    """Return a `Wanted`, after checking that no name leads outside the cache or the repository."""
     revision = "main" if revision is None else revision
     if not _REPO.fullmatch(repo):
         raise ValueError(f"repository {repo!r} is not a hub name; give owner/name or name, of letters, digits, - _ .")

@@ -35,9 +35,9 @@ class EntryNotFoundError(FileNotFoundError):
 def hub_file(repo: str, filename: str, *, revision: str | None = None, cache_dir: str | Path | None = None) -> Path:
     """Return the path of a file in the Hugging Face cache, downloading the file first if it is not cached.
 
-    A cached file is returned without any network request. A branch stands for the commit that the cache has
-    recorded for it, so files downloaded at different times come from the same commit. The hub is asked for the
-    current commit only if the cache has none or the hub no longer has that one.
+    A cached file is returned without any network request. A branch means the commit that the cache has recorded for
+    it, so files downloaded at different times come from the same commit. The hub is asked for the branch's current
+    commit only if the cache has none, or if the hub no longer has the recorded one.
 
     Args:
         repo: The repository, such as "openai-community/gpt2".
@@ -172,5 +172,5 @@ def _metadata(wanted: Wanted, revision: str) -> _Remote:
 
 
 def _is_within_hub(response: requests.Response, target: str) -> bool:
-    """Return True if a redirect leads to another page of the hub; one to a storage server comes with the metadata."""
+    """Return True if a redirect leads to another page of the hub. A redirect to storage already has the metadata."""
     return "X-Linked-Etag" not in response.headers and origin(target) == origin(response.url)

@@ -1,4 +1,4 @@
-"""HTTP requests: redirects, where a token may be sent, errors with advice, and retries."""
+"""HTTP requests: redirects, the servers that a token may be sent to, errors with advice, and retries."""
 
 from __future__ import annotations
 
@@ -111,7 +111,7 @@ def send(
 
 
 def origin(url: str) -> tuple[str, str | None, int | None]:
-    """Return scheme, host and port of an address: a token is valid for one combination of these."""
+    """Return the scheme, host and port of an address: a token is valid for one combination of these."""
     parts = urlsplit(url)
     return parts.scheme, parts.hostname, parts.port or {"http": 80, "https": 443}.get(parts.scheme)
 
@@ -134,7 +134,7 @@ def _bearer(token: str) -> Callable[[requests.PreparedRequest], requests.Prepare
 
 
 def announced_size(response: requests.Response) -> int | None:
-    """Return the announced size of the file; None if the length is that of a redirect or a compressed body."""
+    """Return the announced size of the file, or None if the length is that of a redirect or a compressed body."""
     length = response.headers.get("Content-Length", "")
     plain = not response.is_redirect and not is_encoded(response)
     return int(length) if plain and re.fullmatch(r"[0-9]{1,18}", length) else None

@@ -36,7 +36,7 @@ def replace(source: Path, target: Path) -> None:
 
 @contextmanager
 def writing(what: str, folder: Path, elsewhere: str, size: int | None = None) -> Iterator[None]:
-    """Add to file system errors (those with an errno) what was being written and what to do.
+    """Add the file's name and a remedy to file system errors (those with an errno).
 
     Args:
         what: The name of the file in messages.
@@ -59,12 +59,12 @@ def writing(what: str, folder: Path, elsewhere: str, size: int | None = None) ->
 
 @contextmanager
 def claimed(target: Path, version: str = "") -> Iterator[Path]:
-    """Give this call exclusive use of a partial file next to `target`, starting from what an interrupted call left.
+    """Give this call exclusive use of a partial file next to `target`, resuming one that an interrupted call left.
 
     After an error the partial file is kept for the next call, unless the disk is full.
 
     Args:
-        target: Where the complete file will go; the caller renames the partial file.
+        target: The path of the complete file; the caller renames the partial file to it.
         version: Identifies the file version; a partial download is resumed only if its version matches.
     """
     name = f"{target.name}{version}"

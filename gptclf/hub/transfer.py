@@ -141,7 +141,7 @@ class _Transfer:
             raise
 
     def _append(self) -> None:
-        """Request the missing bytes and append them; after a ConnectionError, those that arrived are kept."""
+        """Request the missing bytes and append them. After a ConnectionError, the bytes that arrived are kept."""
         source, have = self.source, size_of(self.partial)
         if have and source.digest is None and self.etag is None:
             # Without a hash or an ETag, nothing could tell whether the next piece belongs to the same content.
@@ -221,7 +221,7 @@ class _Transfer:
 
 @contextmanager
 def _progress(source: Source, total: int, done: int) -> Iterator[Callable[[int], object]]:
-    """Yield a function that reports the bytes so far: to a tqdm bar, or to the log at each tenth."""
+    """Yield a function that reports the bytes so far, to a tqdm bar or to the log at every tenth of the file."""
     name = unquote(source.url.rpartition("/")[2])
     if total < PROGRESS_FROM_BYTES or not source.progress:
         yield lambda done: None

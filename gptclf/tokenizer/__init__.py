@@ -1,1 +1,1 @@
-"""GPT-2's byte-level BPE: reading its files, finding the one that belongs to a model, text to ids and back."""
+"""GPT-2's byte-level BPE: reading and writing its files, finding a model's tokenizer, text to ids and back."""

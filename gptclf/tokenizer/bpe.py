@@ -22,7 +22,7 @@ END_OF_TEXT = "<|endoftext|>"
 # cannot backtrack: a megabyte without a space takes a fraction of a second.
 _PATTERN = r"""'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s++$|\s+(?!\S)|\s"""
 
-# OpenAI's and Hugging Face's names of the file with the merges and of the one with the token ids.
+# The names of the merges file and of the file with the token ids, as OpenAI and Hugging Face call them.
 _MERGES_FILES = ("vocab.bpe", "merges.txt")
 _IDS_FILES = ("encoder.json", "vocab.json")
 
@@ -148,7 +148,7 @@ def _id_table(ranks: Mapping[bytes, int]) -> dict[str, int]:
 
 
 def merges_of(ranks: Mapping[bytes, int]) -> list[tuple[bytes, bytes]]:
-    """Return the pair of tokens that each token of several bytes is merged from, in the order of ids.
+    """Return the two tokens from which each token of several bytes is merged, in the order of ids.
 
     An encoding keeps only the tokens. Running BPE on the bytes of a token with the merges before it leaves the pair.
     """

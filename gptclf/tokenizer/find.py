@@ -30,8 +30,8 @@ def find_tokenizer(
 ) -> "tiktoken.Encoding":
     """Return the tokenizer of a model, from the first place that has it.
 
-    The places are, in this order: the folder of the weights, the model's own hub repository and, if the vocabulary has
-    at least the size of GPT-2's, the Hugging Face cache, tiktoken's cache (`TIKTOKEN_CACHE_DIR`) and the hub.
+    The places are, in this order: the folder of the weights, the model's own hub repository and, if the vocabulary is
+    at least as large as GPT-2's, the Hugging Face cache, tiktoken's cache (`TIKTOKEN_CACHE_DIR`) and the hub.
 
     Args:
         folder: The folder of the weights; None if they are not in a local folder.

@@ -19,7 +19,7 @@ TORCH_INDEX = "pytorch_model.bin.index.json"
 
 
 def read_config(path: Path) -> dict[str, Any]:
-    """Return the JSON object in a folder's configuration file. If missing, the error guesses what the folder is."""
+    """Return the JSON object in a folder's configuration file. If it is missing, the error guesses what is there."""
     try:
         return read_json(path)
     except FileNotFoundError as error:
@@ -34,7 +34,7 @@ def shard_names(index: dict[str, Any], source: Path) -> list[str]:
     names = sorted(set(map(str, weight_map.values())))
     wrong = [name for name in names if Path(name).name != name]
     if wrong:
-        raise ValueError(f"{source} names a shard {wrong[0]!r}; shards are beside the index")
+        raise ValueError(f"{source} names a shard {wrong[0]!r}; shards must be beside the index")
     return names
 
 

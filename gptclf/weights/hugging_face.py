@@ -43,7 +43,7 @@ _ACTIVATIONS = {
     "swish": "silu",
 }
 
-# Their key in a config.json and our name, for values that mean the same.
+# Their keys in a config.json and our names, for values with the same meaning.
 _KEYS = {
     "vocab_size": "vocab_size",
     "n_positions": "context_length",
@@ -126,7 +126,7 @@ def from_hugging_face(
     needed = {ours: names[ours] for ours in shapes if ours not in without}
     wanted = {theirs: shapes[ours][::-1] if flip else shapes[ours] for ours, (theirs, flip) in needed.items()}
     check_shapes(source, found, wanted, spare, in_file, twice=twice)
-    # Loaded under both names, the output matrix would be the one that came last.
+    # A tied matrix under both names: if the two differed, whichever was loaded last would count.
     tied = "head.output.weight" not in needed and "lm_head.weight" in found
     if tied and not torch.equal(found["lm_head.weight"], found["wte.weight"]):
         raise ValueError(

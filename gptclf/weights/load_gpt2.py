@@ -46,12 +46,12 @@ def load_gpt2(
     """Load GPT-2 with its language-model head, in eval mode, float32.
 
     Args:
-        name: "gpt2", "gpt2-medium", "gpt2-large", "gpt2-xl" (or "124M", "355M", "774M", "1558M"), "nano" (ships
-            with the package), a hub repository "owner/name", a local folder (a folder wins over a name and says so):
-            Hugging Face's layout or OpenAI's TensorFlow checkpoint; a file of the book's `GPTModel` (.pth), or a
-            `GPT2Config`.
-        weights: "pretrained", or "random" for GPT-2's initialisation from `seed`; then a name or folder only gives
-            the shape.
+        name: "gpt2", "gpt2-medium", "gpt2-large" or "gpt2-xl" (or "124M", "355M", "774M" or "1558M"); "nano", which
+            ships with the package; a hub repository "owner/name"; a local folder in Hugging Face's layout or with
+            OpenAI's TensorFlow checkpoint; a file of the book's `GPTModel` (.pth); or a `GPT2Config`. A folder takes
+            precedence over a published name, with a warning.
+        weights: "pretrained", or "random" for GPT-2's initialisation from `seed`. With "random", a name or folder
+            gives only the shape.
         seed: Seed of random weights; None draws one from torch's global generator.
         dropout: Dropout probability in training mode, everywhere GPT-2 has dropout. None is 0, or the value in a
             `GPT2Config` or in `settings`.
@@ -119,7 +119,7 @@ def load_gpt2(
 
 
 def _place_of(name: str | Path, revision: str | None, settings: Settings | None) -> tuple[Path | None, str | None]:
-    """Return the local folder or file that a name means, or its hub repository."""
+    """Return the local folder or file that a name refers to, or its hub repository."""
     found = locate(name)
     place, repo = (found, None) if isinstance(found, Path) else (None, found)
     if revision is not None and repo is None:
@@ -138,7 +138,7 @@ def _tokenizer_folder(place: Path | None) -> Path | None:
 
 
 def _open(place: Path, settings: Settings | None, verify: bool, *, with_weights: bool) -> Opened:
-    """Open a folder or a file; without weights only its configuration is read."""
+    """Open a folder or a file. Unless `with_weights`, read only its configuration."""
     if place.is_file():
         return _open_file(place, settings)
     theirs = (place / CONFIG).is_file()
@@ -149,7 +149,7 @@ def _open(place: Path, settings: Settings | None, verify: bool, *, with_weights:
         hparams, params = load_gpt2_params_from_tf_ckpt(prefix.parent, verify=verify)
         return Opened(*tensors_from_params(params, hparams))
     if not theirs and (place / HPARAMS).is_file():
-        problem = f"{place} holds {HPARAMS} but no model.ckpt.index: OpenAI's TensorFlow checkpoint is not whole"
+        problem = f"{place} holds {HPARAMS} but no model.ckpt.index: OpenAI's TensorFlow checkpoint is incomplete"
         raise FileNotFoundError(f"{problem}. download_openai_checkpoint fetches the missing files")
     if not theirs and (place / OURS).is_file():
         raise ValueError(f"{place} holds a model in gptclf's own layout only; load it with load_model")
@@ -171,5 +171,5 @@ def _open_file(path: Path, settings: Settings | None) -> Opened:
     else:
         config, _ = opened.read_hugging_face_config(path.parent)
         if given is not None and given.replace(drop_rate=config.drop_rate) != config:
-            raise ValueError(f"settings= and {beside} say different things; leave settings out, or move the file")
+            raise ValueError(f"settings= and {beside} disagree; leave settings out, or move the file")
     return Opened(config, from_hugging_face(tensors, opened.shapes_of(config), config.n_layers, source=str(path)))

@@ -55,8 +55,8 @@ def load_model(
         task: Your own task, if the model was saved with one.
 
     Returns:
-        The model in eval mode. The parameters that were trainable when it was saved are trainable again; of a
-        classifier that gptclf did not save, the last block is.
+        The model in eval mode. The parameters that were trainable when it was saved are trainable again. If gptclf
+        did not save it, the last block, final norm and head are trainable.
 
     Raises:
         FileNotFoundError: The folder or one of its files is missing.
@@ -82,8 +82,8 @@ def load_model(
     else:
         model = _load_book(source, classes, settings) if source.is_file() else _load_theirs(source)
         freeze(model, trainable="last_block")
-    # The last block's matrices are transposed views on the file. It multiplies few rows, those at the position that the
-    # head reads, and such products round differently in another layout than that of fresh weights: without a copy a
+    # The last block's matrices are transposed views on the file, and it multiplies only the few rows that the head
+    # reads. Products of few rows round differently in another layout than that of fresh weights, so without a copy a
     # reloaded model's answers would differ from the saved one's in the last bits.
     last = f"trunk.blocks.{model.config.n_layers - 1}."
     own_parameters(model, {name for name, _ in model.named_parameters() if name.startswith(last)})

@@ -24,7 +24,7 @@ _WEIGHTS = ((WEIGHTS, INDEX), (TORCH_WEIGHTS, TORCH_INDEX))
 
 # Files that tell what a repository without a config.json holds.
 _TELLING_FILES = ("adapter_config.json", "modules.json")
-# File name suffixes; a name with one of them is not taken for a repository.
+# File name suffixes; a name that ends in one of them is not a repository.
 _FILES = (".pth", ".pt", ".bin", ".safetensors", ".ckpt", ".index")
 _HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
 

@@ -48,7 +48,7 @@ def markdown_text(text: str) -> str:
 
 
 def markdown_code(text: str) -> str:
-    """Return a text as Markdown code on one line; quoted if it is empty, has outer spaces or is not printable."""
+    """Return a text as Markdown code on one line, quoted if it is empty, unprintable, or has spaces at an end."""
     if text != text.strip() or not text or not text.isprintable():
         text = json.dumps(text, ensure_ascii=False)
     text = "".join(map(_escape, text))

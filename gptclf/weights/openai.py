@@ -64,7 +64,7 @@ def load_gpt2_params_from_tf_ckpt(folder: str | Path, *, verify: bool = True) ->
         raise FileNotFoundError(f"{folder} holds no {PREFIX}.index, and {below}; give a folder in OpenAI's layout")
     settings = read_settings(prefix)
     config = config_from_settings(settings, source=str(prefix.parent / HPARAMS))
-    # Half a gigabyte is verified only after its names and shapes are known to be right.
+    # Verifying reads at least half a gigabyte, so names and shapes are checked first.
     bundle = open_bundle(prefix, verify=False)
     names = [name for name in bundle if not _TRAINING.fullmatch(name)]
     arrays = _matching(names, bundle.__getitem__, config, _variable, str(prefix))

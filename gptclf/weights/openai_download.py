@@ -23,7 +23,7 @@ from gptclf.tokenizer.find import TIKTOKEN_FILES
 from gptclf.weights.openai import parameter_count
 from gptclf.weights.openai_folder import config_from_settings
 
-# Each has one folder per size: OpenAI's own address, and the backup that the book's repository names.
+# OpenAI's own address, and the backup that the book's repository names. Each has one folder per size.
 ADDRESSES = (
     "https://openaipublic.blob.core.windows.net/gpt-2/models",
     "https://f001.backblazeb2.com/file/LLMs-from-scratch/gpt2",
@@ -38,9 +38,9 @@ _logger = logging.getLogger(__name__)
 def download_openai_checkpoint(
     size: str = "124M", folder: str | Path | None = None, *, addresses: Iterable[str] = ADDRESSES
 ) -> Path:
-    """Download OpenAI's TensorFlow checkpoint of one size (book section 5.5). Files that are there and intact are kept.
+    """Download OpenAI's TensorFlow checkpoint of one size (book section 5.5). Intact files in the folder are kept.
 
-    Each file is compared with what the server announces (length, Content-MD5) and with what is known about it: the
+    Each file is checked against the server's announcement (length, Content-MD5) and against the published values: the
     hashes of the tokenizer's files, the numbers in hparams.json, the checksum of every tensor. Interrupted downloads
     resume on the next call. If an address fails or gives wrong content, a warning is logged and the next one is tried.
 
@@ -96,7 +96,7 @@ def download_openai_checkpoint(
 
 
 def _expected(name: str, size: str, folder: Path) -> Source:
-    """Return what is known about a file of one size, wherever it comes from; the address is still empty."""
+    """Return a `Source` with the facts about a file of one size that hold for any address; its `url` is empty."""
     config = PRESETS[ALIASES[size]]
     return Source(
         url="",
@@ -155,7 +155,7 @@ def _fetch_from_any(addresses: list[str], path: str, expected: Source, target: P
 
 
 def _announced(source: Source) -> tuple[Source, str]:
-    """Return the source with what its server announces about the file, and a short identifier of that version."""
+    """Return the source with the size, hash and ETag that its server announces, and a short id of that version."""
     with send("HEAD", source) as response:
         raise_for_status(response, source)
         size, etag = announced_size(response), response.headers.get("ETag")

@@ -50,7 +50,7 @@ def find_checkpoint(folder: Path) -> Path | None:
 
 
 def read_settings(prefix: Path) -> dict[str, Any]:
-    """Return the settings in the `hparams.json` next to a checkpoint; without one, infer them from the tensors' shapes.
+    """Return the settings in the `hparams.json` next to a checkpoint, or infer them from the tensors' shapes.
 
     Raises:
         ValueError: The file is damaged; or it is missing and the shapes are not those of a published size, so the
@@ -73,7 +73,7 @@ def read_settings(prefix: Path) -> dict[str, Any]:
 
 
 def config_from_settings(settings: Mapping[str, Any], *, source: str = "settings") -> GPT2Config:
-    """Return the configuration that OpenAI's settings describe; other keys than the five are ignored.
+    """Return the configuration that OpenAI's settings describe; keys other than these five are ignored.
 
     Args:
         settings: `n_vocab`, `n_ctx`, `n_embd`, `n_head` and `n_layer`.

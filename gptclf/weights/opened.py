@@ -30,7 +30,7 @@ def build(opened: Opened, *, task: Task | None = None, head: Head | None = None)
 
     Args:
         opened: Configuration and tensors.
-        task: The model's task; None is to predict the next token.
+        task: The model's task; None means next-token prediction.
         head: The head; None makes the standard one.
     """
     if task is not None:
@@ -69,7 +69,7 @@ def read_hugging_face_config(folder: Path) -> tuple[GPT2Config, dict[str, Any]]:
 
 
 def config_from(settings: Settings) -> GPT2Config:
-    """Return the configuration that OpenAI's settings or the book's describe, told apart by their keys."""
+    """Return the configuration that settings describe, OpenAI's or the book's; their keys tell which."""
     if isinstance(settings, GPT2Config):
         return settings
     if not isinstance(settings, Mapping):

@@ -12,11 +12,11 @@ from gptclf.gpt2.config import GPT2Config
 from gptclf.gpt2.model import GPT2
 from gptclf.preparation import Preparation
 
-# The key under which every file of one save carries the same mark, so that a mixture of two saves is noticed.
+# The key of the mark that all files of one save share, so that a mixture of two saves is noticed.
 SAVE_MARK = "gptclf_save"
 _FORMAT = 1
 
-# The record, and the tensors that Hugging Face's format holds in another form or not at all.
+# File names: the record, and the tensors that Hugging Face's format holds in another form or not at all.
 OURS = "gptclf.json"
 ORIGINALS = "gptclf.safetensors"
 
@@ -31,7 +31,7 @@ class Record:
         head: The record of the head; None for a language model.
         preparation: How texts were prepared.
         base: Name of the published weights that the model started from.
-        mark: The mark that every file of the same save carries.
+        mark: The mark that all files of one save share.
         originals: Names of the tensors in our own file.
         exported: Whether the folder is also in Hugging Face's layout.
         trainable: Names of the trainable parameters.
@@ -78,7 +78,7 @@ def write_record(model: GPT2, *, mark: str, originals: list[str], exported: bool
 
 @contextmanager
 def damaged(source: Path) -> Iterator[None]:
-    """Turn errors about values that were read from a file into one that names the file."""
+    """Re-raise a ValueError or TypeError about values in a file as a ValueError that names the file."""
     try:
         yield
     except (ValueError, TypeError) as error:

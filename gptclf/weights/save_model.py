@@ -114,7 +114,7 @@ def save_model(
     was_ours = (target / OURS).exists()
     target.mkdir(parents=True, exist_ok=True)
     write_all(target, writers)
-    # Files of an earlier save that this one lacks would be read as part of it.
+    # Delete files of an earlier save that this one lacks: they would be read as part of it.
     if was_ours:
         for name in _OPTIONAL - set(writers):
             (target / name).unlink(missing_ok=True)
@@ -203,7 +203,7 @@ def _fold(weight: Tensor, bias: Tensor, shift: Tensor) -> Tensor | None:
     if not all(tensor.isfinite().all() for tensor in (W, b, s)):
         return None
     folded = (s + torch.linalg.pinv(W) @ b).float()
-    # Checked as it will be used, after rounding to float32.
+    # Check the shift as it will be used, after rounding to float32.
     error = (W @ (folded.double() - s) - b).abs().max()
     return folded if error <= 1e-6 * max(1.0, float(b.abs().max())) else None
 
