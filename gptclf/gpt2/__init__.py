@@ -1,1 +1,1 @@
-"""The network: configuration, trunk, heads, and what of it trains."""
+"""The network: configuration, trunk and heads, and the choice of trainable parameters."""

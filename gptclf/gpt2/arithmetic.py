@@ -1,4 +1,4 @@
-"""Which arithmetic a computation runs in. Weights, residual stream and losses are float32 whatever is chosen here."""
+"""The arithmetic of matrix products. Weights, residual stream and losses are float32 whatever is chosen here."""
 
 import functools
 from collections.abc import Callable, Iterator
@@ -19,10 +19,10 @@ PRECISIONS = ("auto", "float32", "bfloat16")
 # Below this width casting costs more than bf16 matrix products save (measured on two cores with AVX512-BF16).
 _WORTH_CASTING = 256
 
-# Casting a block's weights takes as long as running so many tokens through it.
+# Casting a block's weights takes as long as running this many tokens through it.
 _WORTH_CASTING_TOKENS = 512
 
-# Tokens per product. On a CPU more does not multiply faster, and less keeps the MLP's inside out of the caches' reach.
+# Tokens per product. On a CPU larger pieces are no faster, and the inside of the MLP no longer fits in the caches.
 _PIECE = {"cpu": 1024, "cuda": 16384}
 
 M = TypeVar("M", bound=nn.Module)
@@ -34,7 +34,7 @@ ACTIVATIONS: dict[str, Kernel] = {"gelu_tanh": _gelu_tanh, "gelu": F.gelu, "relu
 
 
 class Placed(Protocol):
-    """A model, or a part of one, of which the device and the shape are known."""
+    """A model, or a part of one, with a known device and shape."""
 
     config: GPT2Config
 
@@ -55,7 +55,7 @@ class Arithmetic:
 
     @property
     def dtype(self) -> torch.dtype:
-        """What matrix products take and give."""
+        """The type of the inputs and results of matrix products."""
         return getattr(torch, self.name)  # type: ignore[no-any-return]
 
     def prepare(self, weight: Tensor, bias: Tensor | None) -> Kernel:
@@ -70,7 +70,7 @@ FLOAT32, BFLOAT16, FLOAT16 = Arithmetic("float32"), Arithmetic("bfloat16"), Arit
 
 
 class _Packed:
-    """A linear layer over pieces of one shape, its matrix in the order that a private operator of torch's likes."""
+    """A linear layer over pieces of one shape, with its matrix laid out for one of torch's private operators."""
 
     def __init__(self, weight: Tensor, bias: Tensor | None, pack: Any, linear: Any) -> None:
         self.weight, self.bias, self.linear = pack(weight.contiguous(), _PIECE["cpu"]), bias, linear
@@ -105,8 +105,8 @@ def resolve_precision(precision: str, model: Placed) -> str:
 def arithmetic_for(precision: str, model: Placed, n_tokens: int) -> Arithmetic:
     """Return the arithmetic in which weights are cast once for `n_tokens` tokens, without gradients.
 
-    "auto" is bfloat16 if `resolve_precision` says so and there are enough tokens to repay the casting; on a CUDA
-    card that cannot multiply it, float16.
+    "auto" is bfloat16 if `resolve_precision` says so and there are enough tokens to repay the casting. If
+    `resolve_precision` says float32 on a CUDA device, "auto" is float16.
     """
     resolved = resolve_precision(precision, model)
     if precision == "auto" and model.device.type == "cuda" and resolved == "float32":
@@ -123,9 +123,9 @@ def casting(precision: str, model: Placed) -> torch.autocast:
 
 @contextmanager
 def evaluating(model: M) -> Iterator[M]:
-    """Give the model in evaluation mode, without gradients in the block; the model's own mode is never changed.
+    """Yield the model in evaluation mode, without gradients in the block; the model's own mode is never changed.
 
-    Anything in training mode is computed by a copy of the modules over the same parameters.
+    If any part is in training mode, this yields a copy of the modules over the same parameters.
     """
     training = any(part.training for part in model.modules())
     with torch.inference_mode():
@@ -135,7 +135,7 @@ def evaluating(model: M) -> Iterator[M]:
 def _multiplies_bfloat16(device: torch.device) -> bool:
     if device.type == "cuda":
         return bool(torch.cuda.is_bf16_supported(including_emulation=False))
-    # Private names: a release without them gets the arithmetic that is always right.
+    # Private names: a release without them gets float32, which is always right.
     names = ("_is_amx_tile_supported", "_is_avx512_bf16_supported")
     return device.type == "cpu" and any(hasattr(torch.cpu, name) and getattr(torch.cpu, name)() for name in names)
 

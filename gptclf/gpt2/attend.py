@@ -1,6 +1,7 @@
-"""What a token may look at: the attention of a block, as a function of query, key and value (B, H, T, d_h).
+"""The attention of a block, as a function of query, key and value (B, H, T, d_h): which tokens a token may look at.
 
-A block is told how to attend and is the same in training, scoring and generation. All of these are causal.
+A block takes this function as an argument, so it is the same in training, scoring and generation. All of these
+functions are causal.
 """
 
 from typing import Protocol
@@ -59,7 +60,7 @@ def masked(sees: Tensor) -> Attend:
 class Cache:
     """Attention over the tokens so far, whose keys and values are kept. Draws no dropout.
 
-    The first call brings any number of tokens, each later call one.
+    The first call may append any number of tokens, each later call only one.
 
     Args:
         like: A tensor of the type and on the device that keys and values have.

@@ -17,7 +17,7 @@ from gptclf.tasks import SingleLabel, Task
 
 logger = logging.getLogger(__name__)
 
-# A head, or what makes one from the trunk's width and the number of outputs.
+# A head, or a function that makes one from the trunk's width and the number of outputs.
 HeadSource = Head | Callable[[int, int], Head]
 
 
@@ -35,8 +35,8 @@ def add_classifier_head(
     """Put a new head on the trunk of `model`: a new model whose last block, final norm and head are trainable.
 
     The new model shares the tensors that stay frozen and owns copies of those that may train, so `model` and other
-    classifiers made from it never change. Layers that were replaced in `model` come along. A classifier given gets a
-    new head. (Book section 6.5.)
+    classifiers made from it never change. Layers that you have replaced in `model` are kept; a classifier's old head is
+    not. (Book section 6.5.)
 
     Args:
         model: A language model, or a classifier whose trunk is used.
@@ -46,13 +46,13 @@ def add_classifier_head(
         pooling: Where the head looks: "last" (the last real token), "first", "mean" or "max".
         bias: Whether the head has a bias (Hugging Face's classifier has none).
         head: A `Head` of your own, or a class that is called with the trunk's width and the number of outputs. It is
-            tried once. `pooling`, `bias` and `seed` are the standard head's.
+            tried once. `pooling`, `bias` and `seed` apply to the standard head only.
         seed: Seed of the head's weights; None draws one from torch's global generator. It is logged.
 
     Raises:
-        TypeError: An argument is of a wrong type.
-        ValueError: There are fewer than two classes or a label twice, the model is not float32, or the head does not
-            give the task's outputs.
+        TypeError: An argument has a wrong type.
+        ValueError: There are fewer than two classes, a label occurs twice, the model is not float32, or the head does
+            not give the task's outputs.
 
     Example:
         >>> from gptclf import load_gpt2
@@ -80,9 +80,9 @@ def add_classifier_head(
 
 
 def build_head(head: HeadSource, config: GPT2Config, n_outputs: int) -> Head:
-    """Return a head of the user's, made if it is a class, and tried once.
+    """Return the user's head, made first if a class was given, after trying it once.
 
-    Parts without data, such as those of a `ClassifierHead`, are drawn as GPT-2's are.
+    Parts without data, such as those of a `ClassifierHead`, get fresh weights as GPT-2's parts do.
     """
     built = head if isinstance(head, nn.Module) or not callable(head) else head(config.emb_dim, n_outputs)
     if not isinstance(built, Head):

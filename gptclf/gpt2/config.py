@@ -19,7 +19,7 @@ class GPT2Config:
     """A GPT-2's shape and the choices that change what it computes; the defaults are GPT-2 124M.
 
     The first seven fields have the names of the book's configuration dictionaries (Raschka, "Build a Large Language
-    Model (From Scratch)", section 4.1), so `GPT2Config(**GPT_CONFIG_124M)` works as it stands.
+    Model (From Scratch)", section 4.1), so `GPT2Config(**GPT_CONFIG_124M)` works.
 
     Attributes:
         vocab_size: Number of token ids (V).
@@ -83,14 +83,14 @@ class GPT2Config:
 
     @classmethod
     def from_book(cls, base: Mapping[str, Any], size: Mapping[str, Any] | None = None) -> "GPT2Config":
-        """The configuration of the book's own `GPTModel`: a base dictionary updated by a size's.
+        """Return the configuration of the book's own `GPTModel`: a base dictionary updated by that of a size.
 
-        The book's class has an output layer of its own, so the result is untied; write
+        The book's class has an output layer of its own, so the result is untied. Write
         `GPT2Config(**{**base, **size})` for the same shape with GPT-2's tied head.
 
         Args:
             base: For example the book's `BASE_CONFIG` or `GPT_CONFIG_124M`; it is not changed.
-            size: For example `model_configs["gpt2-medium (355M)"]`; its values win.
+            size: For example `model_configs["gpt2-medium (355M)"]`; its values take precedence.
 
         Example:
             >>> base = {"vocab_size": 50257, "context_length": 256, "drop_rate": 0.1, "qkv_bias": False}
@@ -101,7 +101,7 @@ class GPT2Config:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "GPT2Config":
-        """The configuration whose fields are `values`; another key is an error that names it."""
+        """Return the configuration with these fields. An unknown key is an error that names it."""
         fields = [field.name for field in dataclasses.fields(cls)]
         unknown = sorted(set(values) - set(fields))
         if unknown:
@@ -110,11 +110,11 @@ class GPT2Config:
         return cls(**values)
 
     def to_dict(self) -> dict[str, Any]:
-        """The fields as a plain dictionary; `GPT2Config.from_dict` takes it back."""
+        """Return the fields as a plain dictionary, as `GPT2Config.from_dict` takes it."""
         return dataclasses.asdict(self)
 
     def replace(self, **changes: Any) -> "GPT2Config":
-        """A copy with some fields changed."""
+        """Return a copy with some fields changed."""
         return GPT2Config.from_dict({**self.to_dict(), **changes})
 
 

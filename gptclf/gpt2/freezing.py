@@ -1,4 +1,4 @@
-"""Which parameters train: policies, names and patterns, and a report of the choice."""
+"""The choice of trainable parameters by policy, name or pattern, and a report of the choice."""
 
 import logging
 from dataclasses import dataclass
@@ -21,8 +21,8 @@ def freeze(model: GPT2, *, trainable: Trainable = "last_block") -> None:
     """Set which parameters train. Every parameter is set, so earlier calls leave no trace.
 
     Args:
-        model: Changed in place: `requires_grad` of every parameter, and a parameter that another model also uses
-            becomes this model's own copy once it may train.
+        model: Changed in place. `requires_grad` of every parameter is set, and a parameter that may train but is
+            shared with another model gets its own copy of the values.
         trainable: "head" (the output layer only), "last_block" (last block, final norm and head: the book's
             section 6.6), "last_two_blocks", an int n >= 1 (last n blocks, final norm and head), "all", or a name,
             a pattern or a list of them: "blocks.3", "trunk.blocks.*.mlp.*", "norm". A name covers all below it.
@@ -95,7 +95,7 @@ class TrainableReport:
 
     Attributes:
         names: Trainable parameters, in the model's order.
-        counts: Stage name to (trainable, all) numbers of scalar parameters.
+        counts: For each stage name, the numbers of trainable and of all scalar parameters.
     """
 
     names: list[str]

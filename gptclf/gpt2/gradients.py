@@ -1,11 +1,11 @@
 """Weight gradients added straight into buffers that are kept from step to step.
 
-Plain autograd makes each weight's gradient as a new tensor and then adds it to `.grad`, whose memory is given back
-after the step, to be paged in again in the next. For a small batch that costs more than the products themselves. The
-layers of a learner hold a `KeptGradients`, and a product's backward pass adds its gradient to the buffer in one go.
+Plain autograd makes each weight's gradient as a new tensor and then adds it to `.grad`, whose memory is freed after the
+step and paged in again in the next. For a small batch that costs more than the products themselves. The layers of a
+learner hold a `KeptGradients`, and a product's backward pass adds its gradient to the buffer in one go.
 
-The values are those of plain autograd. Hooks on a parameter's gradient would not see it, so parameters with hooks take
-the plain way. DistributedDataParallel reads `.grad` after it is written, and works.
+The values are those of plain autograd. Hooks on a parameter's gradient would not see it, so parameters with hooks use
+plain autograd. DistributedDataParallel works, because it reads `.grad` after it is written.
 """
 
 from collections.abc import Callable
@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-# Takes a parameter, or a tensor of its shape, to a part of it as a matrix (K, N) or a stack of them (H, K, N), without
+# Maps a parameter, or a tensor of its shape, to a part of it: a matrix (K, N) or a stack of matrices (H, K, N), without
 # a copy.
 View = Callable[[Tensor], Tensor]
 
@@ -31,7 +31,7 @@ class KeptGradients:
 
     def holds(self, parameter: Tensor) -> bool:
         """Return True if gradients of this parameter are accumulated in a buffer."""
-        hooked = parameter._backward_hooks or parameter._post_accumulate_grad_hooks  # which want to see the gradient
+        hooked = parameter._backward_hooks or parameter._post_accumulate_grad_hooks  # hooks want to see the gradient
         return torch.is_grad_enabled() and parameter.requires_grad and parameter.is_leaf and not hooked
 
     def gradient(self, parameter: Tensor) -> tuple[Tensor, bool]:
@@ -49,11 +49,11 @@ class KeptGradients:
         part = view(whole)
         overwrite = stale and x.dtype != part.dtype and part.numel() == whole.numel()
         if stale and not overwrite:
-            whole.zero_()  # and then add: in one type that is faster than a product that overwrites
+            whole.zero_()  # then add, which within one type is faster than a product that overwrites
         if x.dtype == part.dtype:
             (part.addmm_ if part.dim() == 2 else part.baddbmm_)(x.mT, grad)
             return
-        # Made in the buffer's own layout: adding across it is slow.
+        # The product is made in the buffer's own layout, because adding across it is slow.
         across = part.stride(-1) > part.stride(-2)
         part, value = (part.mT, grad.mT @ x) if across else (part, x.mT @ grad)
         if overwrite:
@@ -93,10 +93,10 @@ def product(
     """Compute x (..., M, K) @ view(parameter) (..., K, N), differentiably.
 
     Args:
-        x: Left side.
-        parameter: Holds the right side.
-        view: Takes the parameter to the matrix.
-        bias: Added (N,), if x and the matrix have two dimensions.
+        x: The left factor.
+        parameter: The parameter that holds the right factor.
+        view: Maps the parameter to the right factor, a matrix or a stack of matrices.
+        bias: A bias (N,) to add; x and the matrix then have two dimensions.
         kept: Where the parameter's gradient is accumulated; None leaves it to autograd.
     """
     if kept is not None and kept.holds(parameter):
@@ -106,7 +106,7 @@ def product(
 
 
 def look_up(parameter: Tensor, ids: Tensor, kept: KeptGradients) -> Tensor:
-    """Return rows of a parameter (V, D) at ids (...), the gradient accumulated row by row in its buffer."""
+    """Return the rows of a parameter (V, D) at ids (...). Their gradient is added to its buffer row by row."""
     return _Lookup.apply(parameter, ids, kept)  # type: ignore[no-any-return, no-untyped-call]
 
 

@@ -1,4 +1,4 @@
-"""What is on top of the trunk: the head protocol, the language-model head and the classifier head."""
+"""Heads on top of the trunk: the base class, the language-model head and the classifier head."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -13,7 +13,7 @@ from gptclf.gpt2.layers import Linear
 from gptclf.gpt2.sharing import twin
 from gptclf.gpt2.standard import is_hooked, is_standard
 
-# How the hidden states of a row become one vector, and what it is made of.
+# The ways to pool the hidden states of a row into one vector, and in words what each reads.
 POOLINGS = {
     "last": "the last token",
     "first": "the first token",
@@ -27,12 +27,12 @@ class Head(nn.Module):
     """Maps the final hidden states of each row to the model's outputs. Subclass it for a head of your own.
 
     Attributes:
-        reads: The positions that `forward` looks at. "all" is always right. A head that says "last" or "first" gives
-            the same for (B, T, D) as for (B, 1, D) holding that position alone, and is much faster: the last block
-            then computes that position only, and of a frozen trunk one vector per text is kept.
+        reads: The positions that `forward` looks at. "all" is always right. "last" or "first" promises the same result
+            for (B, T, D) as for (B, 1, D) that holds only that position. This is much faster: the last block computes
+            that position only, and one vector per text is kept of a frozen trunk.
         exported_as: The name of `output.weight` in Hugging Face's files.
-        looks_at: The tokens that it looks at, in a model card's words; "" if they are not known.
-        is_fresh: True for a head that still is what gptclf drew: never trained, in whatever loop, nor loaded.
+        looks_at: The tokens that the head looks at, in a model card's words; "" if they are not known.
+        is_fresh: True while the head has the weights that gptclf drew: neither trained, in whatever loop, nor loaded.
         output_matrix: The matrix (V, D) of a language-model head if it may be multiplied in pieces, else None.
 
     Example:
@@ -51,10 +51,10 @@ class Head(nn.Module):
     output_matrix: Tensor | None = None
 
     def forget_fresh(self) -> None:
-        """Note that training went through the head."""
+        """Note that the head is no longer fresh, because the model was trained."""
 
     def record(self) -> dict[str, Any] | None:
-        """Return what a saved folder keeps of the head beside its tensors, as JSON values."""
+        """Return the head's record in a saved folder, everything but its tensors, as JSON values."""
         return {"class": type(self).__name__}
 
     def export_problem(self) -> str:
@@ -84,7 +84,7 @@ class LMHead(Head):
 
     def __init__(self, config: GPT2Config, embedding: nn.Embedding) -> None:
         super().__init__()
-        # Held in a tuple, so not registered: the tied matrix is a parameter of the embedding, once.
+        # In a tuple, so that the embedding is not registered here: the tied matrix is a parameter only once.
         self._tied_to = (embedding,) if config.tied else None
         if not config.tied:
             self.output = Linear(config.emb_dim, config.vocab_size, bias=False, device="meta")
@@ -96,7 +96,7 @@ class LMHead(Head):
 
     @property
     def output_matrix(self) -> Tensor | None:  # type: ignore[override]
-        """The output matrix if nobody looks inside, so that it may be multiplied in pieces."""
+        """The output matrix if the head has no adapter or hook, so that it may be multiplied in pieces; else None."""
         own = self._tied_to is not None or type(self.output) is Linear  # an adapter is more than its matrix
         return self.weight if own and is_standard(self) else None
 
@@ -108,11 +108,11 @@ class LMHead(Head):
         return ""
 
     def project(self, hidden: Tensor) -> Tensor:
-        """Logits (..., V) of hidden states (..., D)."""
+        """Compute the logits (..., V) of hidden states (..., D)."""
         return F.linear(hidden, self.weight) if self._tied_to is not None else self.output(hidden)
 
     def forward(self, hidden: Tensor, lengths: Tensor | None = None) -> Tensor:
-        """Logits of the next token at every position (B, T, V)."""
+        """Compute the logits of the next token at every position (B, T, V)."""
         return self.project(hidden)
 
 
@@ -149,7 +149,7 @@ class ClassifierHead(Head):
 
     @property
     def is_fresh(self) -> bool:  # type: ignore[override]
-        """True while the output layer's weights are those that were drawn."""
+        """True while the output layer still has the weights that were drawn."""
         weight = getattr(self.output, "weight", None)
         if self._drawn is None or not isinstance(weight, Tensor) or weight.shape != self._drawn.shape:
             return False
@@ -160,26 +160,26 @@ class ClassifierHead(Head):
         self._drawn = self.output.weight.detach().cpu().clone()
 
     def forget_fresh(self) -> None:
-        """Note that training went through the head, even if only parameters before it changed."""
+        """Note that the model was trained, even if only parameters before the head changed."""
         self._drawn = None
 
     def record(self) -> dict[str, Any]:
-        """Return the pooling and whether there is a bias; of a subclass its name."""
+        """Return the pooling and whether there is a bias; for a subclass, its name."""
         own = {"pooling": self.pooling, "bias": getattr(self.output, "bias", None) is not None}
         return own if type(self) is ClassifierHead else {"class": type(self).__name__}
 
     def export_problem(self) -> str:
-        """Name a pooling, or a subclass, that `transformers` does not have."""
+        """Name the pooling or the subclass that `transformers` does not have; "" if it can hold the head."""
         if type(self) is not ClassifierHead:
             return super().export_problem()
         return "" if self.pooling == "last" else f"it pools {self.pooling!r}, and transformers pools the last token"
 
     def project(self, hidden: Tensor) -> Tensor:
-        """Outputs (..., C) of hidden states (..., D)."""
+        """Compute the outputs (..., C) of hidden states (..., D)."""
         return self.output(hidden)  # type: ignore[no-any-return]
 
     def forward(self, hidden: Tensor, lengths: Tensor | None = None) -> Tensor:
-        """Outputs (B, C) of hidden states (B, T, D)."""
+        """Compute the outputs (B, C) of hidden states (B, T, D)."""
         return self.project(pool(hidden, lengths, self.pooling))
 
 
@@ -192,13 +192,13 @@ def head_from_record(values: Mapping[str, Any] | None, emb_dim: int, n_outputs: 
 
 
 def blank_like(head: Head, emb_dim: int, n_outputs: int) -> Head | None:
-    """Return a head that the loader of a saved folder would start from; None is a language model's."""
+    """Return the head that loading a saved folder would start from; None for a language model."""
     record = head.record()
     return head if record is not None and "class" in record else head_from_record(record, emb_dim, n_outputs)
 
 
 def reads_of(head: nn.Module) -> str:
-    """Return which positions a head looks at: what it says, or "all" if it says nothing or is hooked."""
+    """Return the positions that a head looks at: its `reads`, or "all" if it has none or is hooked."""
     return "all" if is_hooked(head) else getattr(head, "reads", "all")
 
 
@@ -206,7 +206,7 @@ def check_head(head: Head, emb_dim: int, n_outputs: int) -> None:
     """Try a head once on random hidden states.
 
     Raises:
-        ValueError: It gives another number of outputs, or other outputs than its `reads` promises.
+        ValueError: The number of outputs is wrong, or they depend on positions that its `reads` excludes.
     """
     name = type(head).__name__
     reads = choice(f"{name}.reads", head.reads, READS)
@@ -228,7 +228,7 @@ def check_head(head: Head, emb_dim: int, n_outputs: int) -> None:
 
 
 def pool(hidden: Tensor, lengths: Tensor | None, pooling: str) -> Tensor:
-    """One vector (B, D) per row of hidden states (B, T, D), from its real tokens alone.
+    """Pool hidden states (B, T, D) to one vector (B, D) per row, from its real tokens alone.
 
     Args:
         hidden: Hidden states, padded on the right.

@@ -1,4 +1,4 @@
-"""How fresh weights are drawn."""
+"""Drawing fresh weights."""
 
 import numpy as np
 import torch
@@ -20,8 +20,8 @@ def initialise(module: nn.Module, config: GPT2Config, seed: int | None, *, strea
         module: Its linear layers, embeddings and norms are drawn.
         config: Gives the standard deviation and the depth.
         seed: None takes a seed from torch's global generator.
-        stream: Keeps apart what is drawn from one seed: a head drawn like the embedding before it would be a copy of
-            its first rows.
+        stream: Number of the random stream of this seed. A head drawn from the embedding's own stream would be a copy
+            of its first rows.
     """
     seed = int(torch.randint(2**31, ())) if seed is None else integer("seed", seed)
     state = np.random.SeedSequence([seed, stream]).generate_state(1, np.uint64)

@@ -1,6 +1,6 @@
 """The layers that hold parameters: linear, embedding, dropout. A `Linear` owns its algebra.
 
-Whoever needs part of a product asks the layer (`rows`, `onto`, `prepared`) and never slices its weight. So a layer
+Code that needs part of a product asks the layer (`rows`, `onto`, `prepared`) and never slices its weight. So a layer
 with another algebra, such as a low-rank or quantised one, overrides these methods and keeps every fast path.
 """
 
@@ -20,7 +20,7 @@ class Linear(nn.Linear):
     """`torch.nn.Linear` with the products that GPT-2's fast paths need, and kept gradients.
 
     Attributes:
-        folds: Whether `rows` and `onto` may stand for `forward`: False while the layer draws randomness.
+        folds: Whether `rows` and `onto` may replace `forward`: False while the layer draws randomness.
         gradients: Where gradients of the weight are accumulated, on a learner's layers; None leaves them to autograd.
     """
 
@@ -59,7 +59,7 @@ class Linear(nn.Linear):
         return y if b is None else y + b
 
     def onto(self, x: Tensor, rows: slice = ALL, heads: int = 1) -> Tensor:
-        """Multiply by the transpose: take outputs `rows` back onto the inputs.
+        """Multiply by the transpose: from outputs `rows` back to the inputs.
 
         Args:
             x: (M, n), or (..., n) with one head.
@@ -88,7 +88,7 @@ class Embedding(nn.Embedding):
     gradients: KeptGradients | None = None
 
     def reset_parameters(self) -> None:
-        """Draw nothing, as in `Linear`; on the meta device torch would import its compiler for it, a second's work."""
+        """Draw nothing, as in `Linear`. On the meta device torch would import its compiler to draw, which takes 1 s."""
 
     def forward(self, ids: Tensor) -> Tensor:
         """Map ids (...) to vectors (..., D)."""
@@ -98,7 +98,7 @@ class Embedding(nn.Embedding):
 
 
 class Dropout(nn.Dropout):
-    """`torch.nn.Dropout` that draws from a generator of its owner's.
+    """`torch.nn.Dropout` that can draw from a given generator.
 
     Attributes:
         generator: Set on a learner's layers; None draws from torch's global generator.
@@ -115,7 +115,7 @@ class Dropout(nn.Dropout):
         return self.training and self.p > 0
 
     def forward(self, x: Tensor) -> Tensor:
-        """Set a share `p` of the numbers to 0 in training and scale the others, so that means stay."""
+        """Set a share `p` of the numbers to 0 in training, and scale the others so that the mean is unchanged."""
         if not self.draws:
             return x
         if self.p >= 1:

@@ -19,13 +19,13 @@ class Learner(Line):
     """A model, or the end of one, with a mode, a source of randomness and gradient buffers of its own.
 
     The parameters are the model's, under the same names; the modules are not. So training with dropout never changes
-    the mode in which another thread computes answers, and nothing has to be put back when a run ends. A module that is
-    changed or hooked later, in the model, stays as it was here.
+    the mode in which another thread computes answers, and nothing has to be put back when a run ends. If a module of
+    the model is changed or hooked later, the learner's copy stays as it was.
 
     Args:
         model: The model.
-        depth: Number of stages left out (`stages.stages`). With 0 the learner is given token ids, else the features
-            (B, T, D) that the last of the stages left out gives.
+        depth: Number of leading stages left out (`stages.stages`). With 0 the learner takes token ids, otherwise the
+            features (B, T, D) that the last of those stages computes.
         training: Whether dropout is on.
         recompute: Keep only each block's input for the backward pass and compute the rest again there: a third more
             work for a fraction of the memory (Chen et al., 2016, "Training Deep Nets with Sublinear Memory Cost").
@@ -33,7 +33,7 @@ class Learner(Line):
         keep_gradients: Accumulate weight gradients in buffers that are kept from step to step.
 
     Attributes:
-        generator: What dropout draws from, attention dropout included; None without a seed.
+        generator: The generator that dropout draws from, attention dropout included; None without a seed.
 
     Example:
         >>> from gptclf import add_classifier_head, load_gpt2

@@ -1,6 +1,7 @@
 """`Line`: from ids, or a residual stream, to outputs along stages, computing no more than the head looks at.
 
-This is the differentiable way, for training and hand-written loops; `packed.py` is the fast one without gradients.
+This is the differentiable computation, for training and hand-written loops; `packed.py` is the fast one without
+gradients.
 """
 
 from typing import Any
@@ -20,9 +21,9 @@ class Line(nn.Module):
     """A line of stages, or the end of one: embedding, blocks, final norm and head.
 
     Attributes:
-        depth: Number of stages left out. With 0 the line is given token ids, else the features (B, T, D) that the last
-            of the stages left out gives.
-        trunk: Holds those of the embedding, the blocks and the norm that are left.
+        depth: Number of leading stages left out. With 0 the line takes token ids, otherwise the features (B, T, D) that
+            the last of those stages computes.
+        trunk: Holds the remaining stages of the trunk: embedding, blocks and norm.
         head: The head.
     """
 
@@ -80,7 +81,7 @@ class Line(nn.Module):
             x, lengths, T = x[:, :1], None, 1
         last_block = blocks[-1] if reads != "all" and blocks and B > 0 else None
         pooled = last_block if can_pool(last_block) else None
-        # Tokens of all rows one after the other: no work on padding. A GPU prefers few large launches to exact ones.
+        # Tokens of all rows one after the other, so no work on padding. A GPU prefers a few large launches.
         packs = lengths if lengths is not None and x.device.type == "cpu" and (lengths < T).any() else None
         rows: list[int] | None = None  # while the tokens are packed
         for block, own in zip(blocks[:-1] if pooled is not None else blocks, standard, strict=False):
@@ -112,7 +113,7 @@ class Line(nn.Module):
 
 
 def _unpacked(x: Tensor, rows: list[int], width: int) -> Tensor:
-    """Give rows that lie one after the other (1, N, D) as (B, T, D), zeros on the right."""
+    """Return rows that lie one after the other (1, N, D) as (B, T, D), with zeros on the right."""
     padded = pad_sequence(list(torch.split(x[0], rows)), batch_first=True)
     short = width - padded.shape[1]
     return padded if not short else torch.nn.functional.pad(padded, (0, 0, 0, short))

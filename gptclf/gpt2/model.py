@@ -27,20 +27,21 @@ class GPT2(Line):
 
     Args:
         config: The shape.
-        task: What the model predicts; None is the next token.
-        head: The head; None is a language-model head without a task, else a `ClassifierHead` over the last token.
-        seed: Seed of the fresh weights. None draws one from torch's global generator, so `torch.manual_seed` rules.
+        task: What the model predicts; None means the next token.
+        head: The head. None means a language-model head for next-token prediction, and for any other task a
+            `ClassifierHead` over the last token.
+        seed: Seed of the fresh weights. None draws one from torch's global generator, which `torch.manual_seed` seeds.
         device: Where the weights live; "meta" leaves them without data, to be filled by a loader.
 
     Attributes:
         config: The `GPT2Config`.
         trunk: Embedding, blocks, final norm.
-        head: `LMHead`, `ClassifierHead` or a head of yours.
+        head: `LMHead`, `ClassifierHead` or a head of your own.
         task: The `Task`.
         classes: List of labels in column order of the outputs, or None if the task has no classes.
         tokenizer: The `tiktoken.Encoding`, found on first use.
         base: Name of the published weights it started from, or None.
-        preparation: How texts were prepared in training; `predict` prepares them alike.
+        preparation: How texts were prepared in training; `predict` prepares them in the same way.
 
     Example:
         >>> model = GPT2(GPT2Config(vocab_size=50, context_length=8, emb_dim=8, n_heads=2, n_layers=2), seed=0)
@@ -104,12 +105,12 @@ class GPT2(Line):
 
     @property
     def is_plain(self) -> bool:
-        """Whether the model may be computed part by part: its own class, trunk and embedding, without hooks."""
+        """True if the model may be computed stage by stage: standard model, trunk and embedding, without hooks."""
         return is_standard_alone(self) and is_standard_alone(self.trunk) and is_standard(self.trunk.embed)
 
     def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
-        """Load as `torch.nn.Module` does, into tensors of this model's own: another model's never change."""
-        if assign:  # assigned tensors would stay the giver's as well
+        """Load as `torch.nn.Module` does, but into this model's own tensors, so that no other model changes."""
+        if assign:  # the caller would still hold the assigned tensors
             state_dict = {name: tensor.clone() for name, tensor in state_dict.items()}
         return super().load_state_dict(state_dict, strict=strict, assign=assign)
 
@@ -135,7 +136,7 @@ class GPT2(Line):
         return self.trunk(input_ids)  # type: ignore[no-any-return]
 
     def token_logits(self, input_ids: Tensor) -> Tensor:
-        """Apply the head at every token, unpooled: (B, T, n_outputs), as book section 6.5 looks at them."""
+        """Apply the head at every token, without pooling: (B, T, n_outputs), as in the book's section 6.5."""
         return self.head.project(self.hidden_states(input_ids))
 
 
@@ -164,7 +165,7 @@ def check_language_model(model: object) -> None:
 
 def check_encoding(model: GPT2, encoding: Any) -> None:
     """Raise if texts were encoded with a different tokenizer. Only checked once the model's has been loaded."""
-    if encoding.n_vocab != model.config.vocab_size:  # a padded vocabulary, or another's tokens: worth finding out
+    if encoding.n_vocab != model.config.vocab_size:  # padded vocabulary or other tokenizer?
         with suppress(OSError, ValueError):
             _ = model.tokenizer
     if model._tokenizer is not None:
@@ -172,7 +173,7 @@ def check_encoding(model: GPT2, encoding: Any) -> None:
 
 
 def check_float32(module: nn.Module, what: str, name: str = "model") -> None:
-    """Raise if a model, or a part of one called `name`, has parameters of another type."""
+    """Raise if a model, or a part of one called `name`, has parameters that are not float32."""
     other = {parameter.dtype for parameter in module.parameters()} - {torch.float32}
     if other:
         raise ValueError(f"the {name}'s weights are {other.pop()}; {what} float32 ones: call {name}.float()")

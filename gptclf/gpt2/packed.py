@@ -1,12 +1,12 @@
-"""Blocks over packed tokens without gradients: how features and answers are computed fast.
+"""Blocks over packed tokens without gradients: the fast computation of features and answers.
 
 The tokens of many rows lie one after the other, rows of one length side by side. Everything that treats tokens one by
 one (norms, projections, MLP) runs over pieces of a fixed number of tokens, whatever rows they belong to, and attention
-over rows of one exact length. So nothing is computed for padding, and because every product has one shape, a row's
-result does not depend on the rows computed with it: computed today or next to others tomorrow, it has the same bits.
+over rows of one exact length. So nothing is computed for padding. Because every product has one shape, a row's result
+is the same, bit for bit, whatever rows are computed with it.
 
-The residual stream is float32; the `Arithmetic` is that of matrix products. Blocks that are hooked or of another class
-are called as they are, on rows of one length.
+The residual stream is float32; the `Arithmetic` applies to matrix products only. Blocks that are hooked or of another
+class are called as they are, on rows of one length.
 """
 
 from collections.abc import Iterator, Sequence
@@ -30,10 +30,10 @@ CHUNK_TOKENS = 32768
 # Tokens whose attention is computed at once, to keep its buffers small.
 _ATTENTION_TOKENS = 2048
 
-# Rows whose last block is computed at once, if only one position of each is looked at.
+# Rows whose last block is computed at once, if only one position of each is read.
 _POOLED_ROWS = 128
 
-# The same if the number has to follow from the rows' length alone.
+# The same if the number must depend on the rows' length alone.
 _FIXED_ROWS = 32
 
 
@@ -65,7 +65,7 @@ Groups = Sequence[RowGroup]
 
 
 def row_groups(lengths: NDArray[np.int64]) -> list[RowGroup]:
-    """Group neighbouring rows of equal length, each group of a limited number of tokens."""
+    """Group neighbouring rows of equal length; the number of tokens in a group is limited."""
     found, start, i = [], 0, 0
     for end in [*(np.flatnonzero(np.diff(lengths)) + 1).tolist(), len(lengths)]:
         while i < end:
@@ -77,7 +77,7 @@ def row_groups(lengths: NDArray[np.int64]) -> list[RowGroup]:
 
 
 def chunks_of(lengths: NDArray[np.int64], rows: int | None = None) -> Iterator[slice]:
-    """Divide rows into neighbours of at most `CHUNK_TOKENS` tokens, and at most `rows` rows, together."""
+    """Divide rows into chunks of neighbours with at most `CHUNK_TOKENS` tokens, and at most `rows` rows, each."""
     start, tokens = 0, 0
     for i, length in enumerate(lengths.tolist()):
         if i > start and (tokens + length > CHUNK_TOKENS or (rows is not None and i - start >= rows)):
@@ -129,7 +129,7 @@ def advance(block: nn.Module, x: Tensor, groups: Groups, arithmetic: Arithmetic)
 def outputs_at_end(
     block: nn.Module | None, norm: nn.Module | None, head: nn.Module, x: Tensor, groups: Groups, arithmetic: Arithmetic
 ) -> Tensor:
-    """Compute the outputs (rows, n_outputs) of the residual stream before the last block, only where the head looks."""
+    """Compute the outputs (rows, n_outputs) from the residual stream before the last block, where the head looks."""
     reads = reads_of(head)
     if reads != "all":
         hidden = at_position(block, x, groups, reads)
@@ -144,7 +144,7 @@ def at_position(block: nn.Module | None, x: Tensor, groups: Groups, reads: str, 
     """Compute the residual stream after `block` at the last or first position of each row (rows, D), in float32.
 
     Args:
-        block: The block, or None: x itself at those positions.
+        block: The block; None returns x itself at those positions.
         x: Packed tokens before the block.
         groups: Its rows, of rising length.
         reads: "last" or "first".
@@ -165,7 +165,7 @@ _Batch = tuple[Tensor, Tensor, int]
 
 
 def _batches(x: Tensor, groups: Groups) -> Iterator[_Batch]:
-    """Join neighbouring groups to some hundred rows: a block at one position reads all its weights for each batch."""
+    """Join groups into batches of about a hundred rows: at one position a block reads all its weights per batch."""
     some: list[RowGroup] = []
     n = 0
     for group in groups:
@@ -188,7 +188,7 @@ def _side_by_side(x: Tensor, groups: Groups, size: int) -> _Batch:
 
 
 def _fixed_batches(x: Tensor, groups: Groups) -> Iterator[_Batch]:
-    """Divide each group into batches of a size that follows from its length; zeros fill up the last one."""
+    """Divide each group into batches of a size that depends on its length alone; zeros fill up the last one."""
     for group in groups:
         size = max(1, min(_FIXED_ROWS, _ATTENTION_TOKENS // group.length))
         for part in torch.split(group.of(x), size):

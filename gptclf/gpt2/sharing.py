@@ -1,8 +1,8 @@
-"""Whose tensors are these? Module trees over the tensors of others, and copying before they change.
+"""Sharing tensors between module trees, and copying them before they change.
 
-`twin` makes modules of its own over the same parameters, for a computation that needs its own mode. `borrow` makes a
-second model: its parameters are new, frozen and marked as borrowed, over the same memory. A borrowed parameter gets
-memory of its own before it may change: in `freeze`, in `train` and in `load_state_dict`.
+`twin` copies the modules but not the parameters, for a computation that needs its own mode. `borrow` makes a second
+model: its parameters are new, frozen and marked as borrowed, over the same memory. A borrowed parameter gets memory of
+its own before it may change: in `freeze`, in `train` and in `load_state_dict`.
 """
 
 import functools
@@ -21,7 +21,7 @@ M = TypeVar("M", bound=nn.Module)
 # Rebuilt if an element is replaced; anything else that refers into the tree is refused.
 _CONTAINERS = (list, tuple, set, frozenset)
 
-# Refer to nothing.
+# Types whose values refer to nothing.
 _PLAIN = (types.NoneType, str, bytes, int, float, type)
 
 
@@ -44,7 +44,7 @@ def borrow(module: M) -> M:
     parameter under two names.
 
     Raises:
-        TypeError: A module refers to another one in a way that cannot be followed; says which and how.
+        TypeError: A module refers to another one in a way that cannot be followed; the message says which and how.
     """
 
     def lend(tensor: Tensor) -> Tensor:
@@ -70,13 +70,13 @@ def mark_borrowed(parameter: nn.Parameter) -> nn.Parameter:
 
 
 def own_parameters(module: nn.Module, names: Collection[str] | None = None) -> None:
-    """Give those of the named parameters (all if None) that are borrowed a copy of their memory.
+    """Give every borrowed parameter among `names` (all if None) its own copy of the memory.
 
     The parameter objects stay, so optimizers, tied modules and other references follow.
     """
     for name, parameter in module.named_parameters():
         if is_borrowed(parameter) and (names is None or name in names):
-            # Contiguous: a loaded matrix is a transposed view, which the optimizer would walk against the grain.
+            # Contiguous: a loaded matrix is a transposed view, whose order in memory would slow the optimizer.
             parameter.data = parameter.detach().clone(memory_format=torch.contiguous_format)
             parameter.borrowed = False  # type: ignore[attr-defined]
 
@@ -97,9 +97,9 @@ def refuse_borrowed_gradients(module: nn.Module) -> None:
 
 
 def own_before_loading(module: nn.Module) -> None:
-    """Let `load_state_dict`, of the module or of any part of it, write into memory of its own."""
+    """Make `load_state_dict`, of the module or of any part of it, write into the module's own memory."""
     for part in module.modules():
-        # One hook for all: a copy of a tree brings it along.
+        # One hook object for all parts, so that it is recognised in a copied tree.
         known = [getattr(hook, "hook", hook) for hook in part._load_state_dict_pre_hooks.values()]
         if part._parameters and _own not in known:
             part.register_load_state_dict_pre_hook(_own)  # type: ignore[no-untyped-call]
@@ -110,7 +110,7 @@ def _own(module: nn.Module, *_: Any) -> None:
 
 
 def set_parameter(module: nn.Module, name: str, tensor: Tensor) -> nn.Parameter:
-    """Put `tensor` in the place of the named parameter, frozen and borrowed, without a copy.
+    """Replace the named parameter by `tensor`, frozen and borrowed, without a copy.
 
     Raises:
         KeyError: The module has no parameter of that name.
@@ -139,15 +139,15 @@ class _Copy:
 
     Args:
         roots: The modules.
-        lend: Makes the copy's parameter or buffer of each one. None keeps the tensors themselves; then a reference that
-            cannot be followed stays as it is, which computes the same.
+        lend: Makes the copy's parameter or buffer from the original. None keeps the originals; a reference that cannot
+            be followed then stays as it is, which computes the same.
     """
 
     def __init__(self, roots: list[nn.Module], lend: Callable[[Tensor], Tensor] | None = None) -> None:
         self._strict = lend is not None
         self._where = ""
         self._made: dict[Any, Any] = {}
-        self._open: set[int] = set()  # ids of the values around the one at hand
+        self._open: set[int] = set()  # ids of the values that contain the current one
         names = {part: name or type(part).__name__ for root in roots for name, part in root.named_modules()}
         for part in names:
             self._made[part] = object.__new__(type(part))
@@ -166,7 +166,7 @@ class _Copy:
         return cast(M, self._made[module])
 
     def _redirected(self, value: Any) -> Any:
-        """Return what takes the place of a value: itself, unless it refers to a copied module or tensor."""
+        """Return a value's replacement: the value itself, unless it refers to a copied module or tensor."""
         if isinstance(value, _PLAIN) or (isinstance(value, dict) and not value):
             return value
         if isinstance(value, nn.Module | Tensor) and value in self._made:
@@ -195,7 +195,7 @@ class _Copy:
 
 
 def _opened(value: Any) -> tuple[list[Any], Callable[..., Any] | None]:
-    """Return what a value refers to, and what makes its like of other such parts: None if that cannot be made."""
+    """Return the parts that a value refers to, and a function that rebuilds it from others (None if impossible)."""
     if isinstance(value, dict):
         return [*value, *value.values()], functools.partial(_refilled, value)
     if isinstance(value, _CONTAINERS):

@@ -9,7 +9,7 @@ from gptclf.gpt2.model import GPT2
 
 
 def stages(model: GPT2) -> list[tuple[str, nn.Module]]:
-    """The model's stages in the order of computation, named; each takes what the one before it gives.
+    """Return the model's named stages in the order of computation; each takes the output of the one before.
 
     Example:
         >>> from gptclf import load_gpt2
@@ -22,9 +22,9 @@ def stages(model: GPT2) -> list[tuple[str, nn.Module]]:
 
 
 def frozen_depth(model: GPT2) -> int:
-    """How many stages, from the first, hold no trainable parameter.
+    """Return the number of stages before the first one with a trainable parameter.
 
-    The number of stages when nothing trains. A language model's tied matrix counts as the embedding's.
+    If nothing trains, that is the number of all stages. A language model's tied matrix counts as the embedding's.
     """
     trains = [any(parameter.requires_grad for parameter in stage.parameters()) for _, stage in stages(model)]
     return [*trains, True].index(True)

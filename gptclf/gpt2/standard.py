@@ -1,7 +1,7 @@
-"""May gptclf compute a module in its own way? The one answer to that question; imports torch alone.
+"""Whether gptclf may replace the calls of a module. All code asks this module, which imports torch alone.
 
-A fused kernel, packed rows or a kept result replace the calls of a module. That is right only if the module computes
-what its class says and nobody looks inside. A class vouches for itself in its own body:
+A fused kernel, packed rows or a stored result replace the calls of a module. That is right only if the module computes
+what its class says and has no hooks. A class vouches for itself in its own body:
 
     class Linear(nn.Linear):
         standard = True           # a subclass must say so again: it may compute something else
@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from torch import nn
 from torch.nn.modules.module import _has_any_global_hook
 
-# torch's own classes that are computed as they say, with the attributes that their results depend on.
+# The standard classes of torch, with their kinds and the attributes that their results depend on.
 _TORCH: dict[type[nn.Module], tuple[str, tuple[str, ...]]] = {
     nn.LayerNorm: ("layer_norm", ("normalized_shape", "eps")),
     nn.Dropout: ("dropout", ("p",)),
@@ -63,7 +63,7 @@ def _vouches(kind: type[nn.Module]) -> bool:
     own = vars(kind)
     if own.get("standard") is not True and kind not in _TORCH:
         return False
-    # The code of a forward that was put into a class from outside, as patches do, has another name or home, whatever
+    # If a patch put a `forward` into the class from outside, its code has another name or module, whatever
     # functools.wraps says.
     owner = next(base for base in kind.__mro__ if "forward" in vars(base))
     forward = vars(owner)["forward"]

@@ -51,7 +51,7 @@ class Attention(nn.Module):
         self.dropout = Dropout(config.drop_rate)
 
     def forward(self, x: Tensor, attend: Attend = causal) -> Tensor:
-        """Mix (B, T, D) as `attend` says."""
+        """Map (B, T, D) to (B, T, D), mixing positions as `attend` does."""
         return self.dropout(self.out(self.mix(self.qkv(x), attend)))  # type: ignore[no-any-return]
 
     def mix(self, qkv: Tensor, attend: Attend = causal) -> Tensor:
@@ -68,8 +68,8 @@ class Attention(nn.Module):
     def at_position(self, x: Tensor, gain: Tensor, shift: Tensor, position: Tensor) -> Tensor:
         """Compute what causal `forward` gives at one position of each row, (B, D), without a key for every token.
 
-        With x_j the normalised input, not yet scaled, a score is q · (W_k (x_j g + β) + b_k); what does not depend on j
-        drops out of the softmax, which leaves (W_kᵀ q) g · x_j. And Σ a_j (W_v (x_j g + β) + b_v) is
+        With x_j the normalised input, not yet scaled, a score is q · (W_k (x_j g + β) + b_k). Terms without j drop out
+        of the softmax, which leaves (W_kᵀ q) g · x_j. And Σ a_j (W_v (x_j g + β) + b_v) equals
         W_v (g Σ a_j x_j + β) + b_v, because the a_j add up to 1.
 
         Args:
@@ -133,7 +133,7 @@ class Block(nn.Module):
     def at_position(self, x: Tensor, position: Tensor) -> Tensor:
         """Compute what causal `forward` gives at one position of each row: (B, T, D) and positions (B,) to (B, D).
 
-        The work is that of one token, and 2 H D for each other. Only for blocks that `can_pool`.
+        The work is that of one token, plus 2 H D for each other token. Only for blocks that `can_pool`.
         """
         norm = self.norm1
         normalised = F.layer_norm(x, norm.normalized_shape, eps=norm.eps)
@@ -155,7 +155,7 @@ class Trunk(nn.Module):
         self.norm = nn.LayerNorm(config.emb_dim, eps=config.norm_eps, device="meta")
 
     def forward(self, input_ids: Tensor) -> Tensor:
-        """Hidden states (B, T, D) of ids (B, T), after the final norm."""
+        """Compute the hidden states (B, T, D) of ids (B, T), after the final norm."""
         x = self.embed(input_ids)
         for block in self.blocks:
             x = block(x)
@@ -163,7 +163,7 @@ class Trunk(nn.Module):
 
 
 def can_pool(block: nn.Module | None) -> TypeGuard[Block]:
-    """Return True if `at_position` holds: a `Block` of standard parts, without randomness in the attention."""
+    """Return True if `at_position` applies: a `Block` of standard parts, without randomness in the attention."""
     if not isinstance(block, Block) or not is_standard(block):
         return False
     attention, norm = block.attention, block.norm1
