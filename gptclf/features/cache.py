@@ -1,4 +1,4 @@
-"""Where features are kept: the stores in this process's memory, and those in a folder, each within its limit."""
+"""The stores that keep features, in this process's memory or in a folder, each within its limit."""
 
 import logging
 import os
@@ -27,14 +27,14 @@ _memory: "OrderedDict[str, FeatureStore]" = OrderedDict()
 
 
 def in_memory(identity: str, missing: Callable[[FeatureStore], int], *, renew: bool) -> FeatureStore | None:
-    """Return the store of a prefix in this process's memory, with room for what it lacks, or None if that is too much.
+    """Return the store of a prefix in this process's memory, or None if the missing features do not fit.
 
     Features of other prefixes are dropped to make room, the least recently used first.
 
     Args:
         identity: The prefix.
-        missing: Bytes that a store still lacks.
-        renew: Also drop this prefix's features of other texts if both do not fit.
+        missing: Returns the number of bytes that a store still lacks.
+        renew: Whether to drop this prefix's features of other texts if the two do not fit together.
     """
     store = _memory.get(identity) or FeatureStore(identity)
     allowed = MEMORY_SHARE * physical_memory()
@@ -51,7 +51,7 @@ def in_memory(identity: str, missing: Callable[[FeatureStore], int], *, renew: b
 
 
 def peek(identity: str) -> FeatureStore | None:
-    """Return what memory holds of a prefix, without making room or a claim."""
+    """Return the store of a prefix in memory, or None, without making room or marking it as used."""
     return _memory.get(identity)
 
 
@@ -66,14 +66,14 @@ def physical_memory() -> float:
 def on_disk(identity: str, folder: Path, missing: Callable[[FeatureStore], int], limit: float) -> FeatureStore | None:
     """Return the store of a prefix in a folder, with room for missing features, or None if they do not fit (logged).
 
-    Features of other prefixes in that folder are deleted to make room, the least recently used first, and this
-    prefix's features of other texts if both do not fit.
+    Features of other prefixes in that folder are deleted to make room, the least recently used first. This prefix's
+    features of other texts are deleted if the two do not fit together.
 
     Args:
         identity: The prefix.
-        folder: Created if it does not exist.
-        missing: Bytes that a store still lacks.
-        limit: Bytes that features may take in the folder.
+        folder: The folder; it is created if it does not exist.
+        missing: Returns the number of bytes that a store still lacks.
+        limit: The most bytes that features may take in the folder.
     """
     store = FeatureStore(identity, folder)
     needed = missing(store)
@@ -111,7 +111,7 @@ def check_cache(cache_dir: str | Path | None, cache_limit: float = DISK_LIMIT) -
 
 
 def clear_features(cache_dir: str | Path | None = None) -> int:
-    """Forget kept features: those in this process's memory, or those in a folder that was given as `cache_dir`.
+    """Delete stored features: those in this process's memory, or those in a folder that was given as `cache_dir`.
 
     Nothing else in the folder is touched.
 

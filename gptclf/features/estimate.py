@@ -11,9 +11,9 @@ from gptclf.gpt2.packed import advance, row_groups
 
 
 def prefix_seconds(prefix: FrozenPrefix, tokens: int) -> float:
-    """Estimate the seconds that it takes to compute the features of `tokens` tokens.
+    """Estimate the seconds needed to compute the features of `tokens` tokens.
 
-    One block runs over one piece of the work; the first time warms up and is not counted.
+    One block runs over one piece of the work. The first run is a warm-up and is not counted.
     """
     if not tokens:
         return 0.0

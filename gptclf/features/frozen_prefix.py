@@ -1,4 +1,4 @@
-"""The frozen prefix: its stages, what determines its result, and computing it once per text.
+"""The frozen prefix: its stages, its identity, and computing its features once per text.
 
 `learner.Learner` is the rest of the model. Features are computed in chunks of rows sorted by length. Within a chunk
 all rows go through one block before the next one is touched, so a model whose weights are memory-mapped needs the
@@ -32,10 +32,10 @@ _VERSION = 2
 
 @dataclass(frozen=True)
 class NoPrefix:
-    """Why a model has no prefix whose features could be reused.
+    """The reason why a model has no prefix whose features could be reused.
 
     Attributes:
-        reason: A sentence.
+        reason: The reason, as a sentence.
         notable: Whether the user would expect reuse, because blocks are frozen.
     """
 
@@ -49,7 +49,7 @@ class FrozenPrefix:
 
     Attributes:
         model: The whole model.
-        depth: Number of stages in it.
+        depth: Number of stages in the prefix.
         arithmetic: The arithmetic of its matrix products.
     """
 
@@ -59,17 +59,17 @@ class FrozenPrefix:
 
     @property
     def reads(self) -> str:
-        """The one position of each row that is kept, "last" or "first"; "all" if every position is."""
+        """The position of each row whose features are kept: "last", "first" or "all"."""
         no_block_left = self.depth > self.model.config.n_layers
         return reads_of(self.model.head) if no_block_left else "all"
 
     @property
     def n_blocks(self) -> int:
-        """Number of blocks in it."""
+        """Number of blocks in the prefix."""
         return min(self.depth - 1, self.model.config.n_layers)
 
     def positions(self, lengths: NDArray[np.int64]) -> NDArray[np.int64]:
-        """Return how many positions are kept of rows with `lengths` tokens."""
+        """Return how many positions are kept for rows with `lengths` tokens."""
         return lengths if self.reads == "all" else np.ones_like(lengths)
 
     def nbytes(self, lengths: NDArray[np.int64]) -> int:
@@ -77,10 +77,10 @@ class FrozenPrefix:
         return 4 * self.model.config.emb_dim * int(self.positions(lengths).sum())
 
     def identity(self) -> str:
-        """Return a digest of everything that determines the features, except the text: a hexadecimal SHA-256.
+        """Return a digest of everything but the text that determines the features: a hexadecimal SHA-256.
 
-        The weights, the depth, the configuration, what is kept, the arithmetic, the kind of device, torch's version,
-        and a probe of the arithmetic, which differs between processors and their settings.
+        It covers the weights, the depth, the configuration, the positions kept, the arithmetic, the kind of device,
+        torch's version, and a probe of the arithmetic, which differs between processors and their settings.
         """
         line = stages(self.model)[: self.depth]
         tensors: dict[str, Tensor] = {}
@@ -112,7 +112,7 @@ def frozen_prefix(model: GPT2, arithmetic: Arithmetic) -> FrozenPrefix | NoPrefi
         return NoPrefix("the first block is trainable, so nothing worth keeping is frozen", notable=False)
     if depth == len(line):
         return NoPrefix("nothing is trainable", notable=False)
-    # A layer's own dropout, such as that of a head of the user's, is drawn after the prefix.
+    # Dropout in the user's own layers, such as a head, comes after the prefix.
     rates = [part.p for stage in frozen for part in stage.modules() if isinstance(part, nn.Dropout)]
     remedy = "it is recomputed at every step"
     if max(rates, default=0.0) > 0:
@@ -123,7 +123,7 @@ def frozen_prefix(model: GPT2, arithmetic: Arithmetic) -> FrozenPrefix | NoPrefi
 
 
 def missing_rows(rows: Sequence[NDArray[np.int32]], store: FeatureStore | None) -> list[int]:
-    """Return the numbers of rows whose features have to be computed: each text once, and none that the store has."""
+    """Return the numbers of the rows whose features must be computed: each text once, unless the store has it."""
     first: dict[bytes, int] = {}
     for row, ids in enumerate(rows):
         first.setdefault(text_key(ids), row)
@@ -142,9 +142,9 @@ def compute_missing(
     Args:
         prefix: The frozen prefix.
         rows: Token ids of every row.
-        missing: Which to compute.
-        store: Keeps them.
-        report: Called as the work advances with a number of tokens done, each counted once for every block.
+        missing: Numbers of the rows to compute.
+        store: The store that keeps the features.
+        report: Called with the number of tokens done since the last call; a token counts once for every block.
     """
     lengths = np.array([len(rows[i]) for i in missing], dtype=np.int64)
     order = np.argsort(lengths, kind="stable")
@@ -161,7 +161,7 @@ def compute_chunk(
 ) -> Tensor:
     """Compute features (positions, D) of rows sorted by length, float32 on the CPU.
 
-    A row's features have the same bits whatever rows come with it.
+    A row's features are the same, bit for bit, whatever rows are computed with it.
     """
     lengths = np.array([len(row) for row in rows], dtype=np.int64)
     tokens, groups, size = int(lengths.sum()), row_groups(lengths), piece_size(prefix.model.device)
@@ -182,7 +182,7 @@ def compute_chunk(
 
 
 def _digest_of(tensor: Tensor) -> str:
-    # In the order in which it lies in memory: straightening a transposed view takes longer than reading it.
+    # Read in memory order, because making a transposed view contiguous takes longer than reading it.
     crosswise = tensor.dim() == 2 and tensor.t().is_contiguous()
     flat = (tensor.t() if crosswise else tensor).cpu().contiguous()
     digest = hashlib.sha256(f"{tuple(tensor.shape)} {tensor.dtype} {crosswise}".encode())

@@ -1,4 +1,4 @@
-"""Features for data sets: taken from the store, computed if they are missing, put where there is room."""
+"""Features for data sets: taken from the store, or computed and stored if there is room."""
 
 import logging
 import sys
@@ -29,7 +29,7 @@ class Features(NamedTuple):
 
     Attributes:
         depth: Number of stages that are already computed: the rows are the inputs of `Learner(model, depth)`.
-        rows: For each data set its features, or with depth 0 the data set itself.
+        rows: The features of each data set, or with depth 0 the data sets themselves.
     """
 
     depth: int
@@ -49,17 +49,17 @@ def features_of(
 ) -> Iterator[Features]:
     """Provide the features of each data set after the frozen prefix, or the data sets if nothing can be reused.
 
-    Missing features are computed, after an estimate of the time and memory that this takes. They are kept in
-    `cache_dir` if it is given, else in memory if there is room, else in a temporary folder that is deleted at the end
-    of the block. If nothing can be reused although blocks are frozen, the reason is logged.
+    Missing features are computed, after an estimate of the time and memory that this takes is shown. They are kept in
+    `cache_dir` if it is given. Otherwise they are kept in memory if there is room, or in a temporary folder that is
+    deleted at the end of the block. If nothing can be reused although blocks are frozen, the reason is logged.
 
     Args:
         model: A classifier or language model.
         datasets: Rows that fit its context.
         precision: "auto", "float32" or "bfloat16".
         cache_dir: A folder to keep features in.
-        cache_limit: Bytes that all features in that folder may take.
-        spill: Whether features that memory has no room for may go to a temporary folder.
+        cache_limit: The most bytes that all features in that folder may take.
+        spill: Whether features that do not fit in memory may go to a temporary folder.
         progress: Show progress on standard error.
     """
     prefix = prefix_of(model, precision)
@@ -98,8 +98,8 @@ def kept_features(model: GPT2, dataset: TokenRows, *, precision: str, cache_dir:
 
 
 def prefix_of(model: GPT2, precision: str) -> FrozenPrefix | NoPrefix:
-    """Return the frozen prefix of a model in the arithmetic that `precision` means for it, or why there is none."""
-    # A property of the run, not of how many texts happen to be missing.
+    """Return a model's frozen prefix in the arithmetic that `precision` gives, or the reason why there is none."""
+    # The arithmetic must not depend on how many texts happen to be missing.
     return frozen_prefix(model, arithmetic_for(precision, model, sys.maxsize))
 
 
@@ -110,7 +110,7 @@ def _store_with_room(
     cache_limit: float,
     ending: ExitStack | None,
 ) -> FeatureStore | None:
-    """Return a store with room for the features of the rows that it lacks, or None."""
+    """Return a store with room for the missing features of the rows, or None."""
     identity = prefix.identity()
 
     def needed(store: FeatureStore | None) -> int:

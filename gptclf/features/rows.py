@@ -18,14 +18,14 @@ class FeatureSet:
     """Features of a data set's rows.
 
     Args:
-        source: The rows that the features belong to; it keeps the labels.
+        source: The rows that the features belong to; they hold the labels.
         stored: Each row's features.
         width: Numbers per position (D).
     """
 
     def __init__(self, source: TokenRows, stored: Sequence[StoredRow], width: int) -> None:
         self.source, self.stored, self.width = source, list(stored), width
-        # As of any rows, for which see `gptclf.data.batches.Rows`.
+        # The attributes that all rows have; see `gptclf.data.batches.Rows`.
         self.labelled, self.task, self.weights = source.labelled, source.task, source.weights
         self.lengths: NDArray[np.int64] = np.array([row.length for row in stored], dtype=np.int64)
 

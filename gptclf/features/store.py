@@ -1,8 +1,8 @@
-"""`FeatureStore`: ragged rows of features, in memory or in memory-mapped files, found by text.
+"""`FeatureStore`: ragged rows of features, in memory or in memory-mapped files, looked up by text.
 
 A store belongs to one prefix (`FrozenPrefix.identity` says what that covers) and grows by segments, which never change.
-On disk a segment is one safetensors file, written beside its place and renamed, so a run that is killed leaves whole
-segments only and the next one continues from them.
+On disk a segment is one safetensors file, written under a temporary name and then renamed. So a run that is killed
+leaves complete segments only, and the next run continues from them.
 """
 
 import errno
@@ -31,7 +31,7 @@ _KEY_BYTES = 16
 SUFFIX = ".safetensors"
 _SEGMENT = re.compile(r"[0-9a-f]{32}\.safetensors")
 
-# Nobody will finish a half-written file that is this old.
+# A partly written file this old has been abandoned.
 _ABANDONED_SECONDS = 3600
 
 
@@ -58,8 +58,8 @@ class FeatureStore:
     """Features of texts under one prefix.
 
     Args:
-        identity: Digest of everything that determines the prefix, hexadecimal.
-        folder: Where segments are files; None keeps them in memory.
+        identity: Hexadecimal digest of everything that determines the prefix.
+        folder: The folder of the segment files; None keeps segments in memory.
     """
 
     def __init__(self, identity: str, folder: Path | None = None) -> None:
@@ -71,9 +71,9 @@ class FeatureStore:
             for path in sorted(self.folder.glob(f"*{SUFFIX}")):
                 self._open(path)
             for path in self.folder.glob(f".*{SUFFIX}.*.tmp"):
-                if time.time() - modified(path) > _ABANDONED_SECONDS:  # of a run that was killed
+                if time.time() - modified(path) > _ABANDONED_SECONDS:  # left by a run that was killed
                     unlink(path)
-            with suppress(OSError):  # a cache that may only be read
+            with suppress(OSError):  # the cache may be read-only
                 os.utime(self.folder)  # prefixes are deleted in the order of their last use
 
     def __len__(self) -> int:
@@ -86,10 +86,10 @@ class FeatureStore:
         return self._rows[key]
 
     def add(self, keys: Sequence[bytes], lengths: Sequence[int], values: Tensor) -> None:
-        """Keep a segment: rows one after the other in `values` (sum of lengths, D), which is not changed after this.
+        """Add a segment: rows one after the other in `values` (sum of lengths, D), which must not change afterwards.
 
         Raises:
-            OSError: The segment could not be written; earlier ones are whole.
+            OSError: The segment could not be written; earlier ones are intact.
         """
         if self.folder is None:
             self._register(keys, lengths, values)
@@ -107,7 +107,7 @@ class FeatureStore:
             remedy = "Free some space there, give another cache_dir, or give reuse_frozen=False"
             raise OSError(error.errno or errno.EIO, f"{problem}. {kept}. {remedy}") from error
         self._open(path)
-        if any(key not in self for key in keys):  # another process made room by deleting it already
+        if any(key not in self for key in keys):  # another process has already deleted it to make room
             self._register(keys, lengths, values)
 
     def _open(self, path: Path) -> None:
@@ -145,7 +145,7 @@ def _digest(tensors: Mapping[str, Tensor]) -> str:
 
 
 def file_size(path: Path) -> int:
-    """Return a file's size, 0 if it is missing."""
+    """Return a file's size in bytes, or 0 if it is missing."""
     try:
         return path.stat().st_size
     except OSError:
@@ -153,7 +153,7 @@ def file_size(path: Path) -> int:
 
 
 def modified(path: Path) -> float:
-    """Return when a file was changed, 0 if it is missing."""
+    """Return the time of a file's last change in seconds since the epoch, or 0 if it is missing."""
     try:
         return path.stat().st_mtime
     except OSError:
