@@ -1,1 +1,1 @@
-"""Answers of a classifier, and measures of them."""
+"""A classifier's answers, and how good they are."""

@@ -34,13 +34,13 @@ logger = logging.getLogger(__name__)
 class Evaluation:
     """The results of a model on a labelled data set.
 
-    Every measure of the model's task is an attribute: of a classifier `loss` (mean cross-entropy in nats), `accuracy`
-    (0 to 1) and `macro_f1`, and also `confusion` (counts (C, C): rows are true classes, columns predicted ones) and
+    Every measure of the model's task is an attribute. For a classifier these are `loss` (mean cross-entropy in nats),
+    `accuracy` (0 to 1), `macro_f1`, `confusion` (counts (C, C): rows are true classes, columns predicted ones) and
     `per_class` (precision, recall, F1 and support, each (C,)).
 
     Attributes:
         task: The model's task.
-        measures: Name to value.
+        measures: The measures by name.
         details: Further results of the task by name.
         outputs: The model's outputs (N, n_outputs), float32.
         targets: The label of each row.
@@ -69,7 +69,7 @@ class Evaluation:
 
     @property
     def probabilities(self) -> NDArray[np.float32]:
-        """Probabilities (N, C), columns in the order of `classes`. A TypeError if the task has none."""
+        """Probabilities (N, C), columns in the order of `classes`. Raises a TypeError if the task has none."""
         return self.task.probabilities(torch.from_numpy(self.outputs))
 
     def to_frame(self) -> "pandas.DataFrame":
@@ -102,9 +102,10 @@ def evaluate(
     Args:
         model: A classifier.
         dataset: Rows with labels.
-        batch_size: At most so many rows at once, if memory is short; it does not change answers. None chooses.
+        batch_size: The most rows to compute at once, for when memory is short. It does not change answers. None chooses
+            a size.
         precision: "auto", "float32" or "bfloat16".
-        cache_dir: The folder that `train` was given to keep features in, if it was.
+        cache_dir: The `cache_dir` that `train` was given, if any.
 
     Example:
         >>> from gptclf import add_classifier_head, load_gpt2
@@ -117,7 +118,7 @@ def evaluate(
     rows = labelled_rows(model, dataset)
     warn_of_fresh_head(model, stacklevel=2)
     difference = dataset.preparation.difference(model.preparation)
-    # Nothing noted means nothing known: a model that another library trained, or one trained without a limit.
+    # The default says nothing: another library trained the model, or it was trained without a limit.
     if difference and model.preparation != Preparation():
         logger.warning("the data set was prepared with %s; predict would prepare it differently", difference)
     depth, (given,) = kept_features(model, rows, precision=precision, cache_dir=check_cache(cache_dir))
@@ -160,7 +161,7 @@ def measured(
     batch_size: int = 8,
     precision: str = "auto",
 ) -> dict[str, float]:
-    """Return the task's measures of some rows, ids or features, by name."""
+    """Return the task's measures, by name, on some rows of ids or features."""
     batch_size = integer("batch_size", batch_size, 1)
     num_batches = integer("num_batches", num_batches, 1, optional=True)
     if num_batches is not None:

@@ -29,7 +29,7 @@ class Prediction:
     """The answer to one text.
 
     Attributes:
-        label: The answer; of a classifier, the most probable class.
+        label: The answer; for a classifier, the most probable class.
         outputs: The model's outputs (n_outputs,), float32.
     """
 
@@ -46,15 +46,16 @@ class Prediction:
 def predict(
     model: GPT2, texts: Iterable[str], *, batch_size: int | None = None, precision: str = "auto", progress: bool = False
 ) -> list[Any]:
-    """Return the answer to each text: of a classifier, its most probable class.
+    """Return the answer to each text; for a classifier, the most probable class.
 
     Texts are prepared as in training (`model.preparation`), sorted by length and computed without padding; answers
     come in the order of the texts.
 
     Args:
         model: A classifier.
-        texts: Strings; a single one is a TypeError.
-        batch_size: At most so many rows at once, if memory is short; it does not change answers. None chooses.
+        texts: Strings; a single string raises a TypeError.
+        batch_size: The most rows to compute at once, for when memory is short. It does not change answers. None chooses
+            a size.
         precision: "auto", "float32" or "bfloat16".
         progress: Show progress and the estimated time left on standard error.
 
@@ -89,12 +90,13 @@ def predict_proba(
 def predict_stream(
     model: GPT2, texts: Iterable[str], *, window: int = 2048, precision: str = "auto"
 ) -> Iterator[Prediction]:
-    """Classify an unbounded stream in constant memory, one answer after the other in its order.
+    """Classify an unbounded stream of texts in constant memory, yielding the answers in order.
 
     Args:
         model: A classifier.
         texts: Strings; a generator is read as answers are taken.
-        window: Texts that are read ahead and computed together: more are faster, fewer come sooner.
+        window: Number of texts to read ahead and compute together. A larger window is faster, a smaller one answers
+            sooner.
         precision: "auto", "float32" or "bfloat16".
 
     Yields:
@@ -128,7 +130,7 @@ def _text_outputs(model: GPT2, texts: Iterable[str], batch_size: int | None, pre
     dataset = TextDataset(texts, tokenizer=model.tokenizer, **vars(model.preparation))
     dataset = dataset.within(model.config.context_length)
     warn_of_fresh_head(model, stacklevel=3)
-    # A text that comes more than once is computed once.
+    # A text that occurs more than once is computed once.
     number: dict[bytes, int] = {}
     answer = [number.setdefault(ids.tobytes(), len(number)) for ids in dataset.rows()]
     _, first = np.unique(answer, return_index=True)
@@ -164,7 +166,7 @@ def compute_outputs(
 
 
 def _chunk_outputs(model: GPT2 | Learner, rows: Rows, chosen: NDArray[np.int64], precision: str) -> Tensor:
-    """Compute the outputs of rows of rising length together."""
+    """Compute the outputs of rows, sorted by length, together."""
     lengths = rows.lengths[chosen]
     if not model.is_plain:
         with casting(precision, model):  # the model's own call does more than its parts
@@ -185,7 +187,7 @@ def warn_of_fresh_head(model: GPT2, *, stacklevel: int) -> None:
 
     Args:
         model: A classifier.
-        stacklevel: Calls between this one and the user's line, which the warning shows.
+        stacklevel: Number of calls between this one and the user's line, which the warning names.
     """
     if getattr(model.head, "is_fresh", False) and not getattr(model.head, "warned", False):
         model.head.warned = True  # type: ignore[assignment]
