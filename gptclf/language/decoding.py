@@ -25,7 +25,7 @@ _FEW_ROWS = 2
 class Decoder:
     """Next-token logits of growing rows of equal length. Only for a model that `has_standard_parts`.
 
-    Use it inside `evaluating(gpt2)`, on the model that this yields, with autocast off.
+    Use it inside `evaluating(gpt2)`, with the model that this context yields and autocast off.
 
     Args:
         gpt2: The language model.
@@ -55,7 +55,7 @@ class Decoder:
 
 
 def _laid_out(modules: list[nn.Module]) -> list[nn.Module]:
-    """Copy modules, sharing all parameters but the matrices that widen: the copy's are laid out as (in, out)."""
+    """Copy modules. The copies share all parameters except matrices that widen, which are laid out as (in, out)."""
     copies = twins(modules)
     for part in (part for copy in copies for part in copy.modules() if isinstance(part, Linear | Embedding)):
         weight = part._parameters.get("weight")

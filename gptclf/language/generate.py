@@ -14,7 +14,7 @@ from gptclf.language.sampling import Sampler
 from gptclf.metrics import check_finite
 from gptclf.tokenizer.tokens import Ids, encode, token_ids_to_text
 
-# Tokens that there is room for at first.
+# Tokens for which room is allocated at first.
 _ROOM = 4096
 
 
@@ -38,7 +38,7 @@ def generate(
 
     Args:
         gpt2: A language model, as `load_gpt2` returns it.
-        prompt: The beginning. An empty prompt stands for one `<|endoftext|>`, after which a model begins any text.
+        prompt: The beginning. An empty prompt means one `<|endoftext|>`, after which a model may begin any text.
         max_new_tokens: The most tokens to add.
         temperature: 0 takes the most probable token each time; otherwise logits are divided by it and a token is
             drawn.
@@ -132,7 +132,7 @@ def _continued(
     B, end = rows.shape
     if not end:
         raise ValueError("ids holds no tokens; begin with at least one, such as the end of text")
-    # Grown as needed: whoever asks for a million tokens mostly means "until the text ends".
+    # Grown as needed: asking for a million tokens mostly means "until the text ends".
     grown = torch.cat([rows, rows.new_empty(B, min(n, _ROOM))], dim=1)
     done = torch.zeros(B, dtype=torch.bool, device=rows.device)
     last = end + n

@@ -1,4 +1,4 @@
-"""Steps that generation and scoring share: token ids that a model has, and log-probabilities of single tokens."""
+"""Steps shared by generation and scoring: checks of token ids, and log-probabilities of single tokens."""
 
 import torch
 from torch import Tensor
@@ -8,12 +8,12 @@ from gptclf.gpt2.model import GPT2, check_float32, check_language_model
 from gptclf.gpt2.standard import is_standard
 from gptclf.tokenizer.tokens import Ids, ids_as_tensor
 
-# Hidden states whose logits are computed at once: V numbers for each.
+# Hidden states whose logits, V numbers for each, are computed at once.
 _LOGIT_ROWS = 256
 
 
 def check_scoring(gpt2: GPT2, precision: str) -> None:
-    """Raise an error unless `gpt2` is a language model in float32, and `precision` one that it can be computed in."""
+    """Raise an error unless `gpt2` is a language model in float32 and `precision` is valid for it."""
     check_language_model(gpt2)
     resolve_precision(precision, gpt2)
     check_float32(gpt2, "scores are computed with")

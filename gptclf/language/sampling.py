@@ -10,7 +10,7 @@ from gptclf.checks import integer, number
 
 
 class Sampler:
-    """Chooses tokens. Checks its settings under the names that `generate` gives them.
+    """Chooses tokens. Errors about its settings use the names of `generate`'s arguments.
 
     Args:
         temperature: 0 takes the most probable token; otherwise logits are divided by it and a token is drawn.

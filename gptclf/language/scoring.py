@@ -51,7 +51,7 @@ def token_log_probs(
         stride: Tokens from one window to the next if a text is longer than the context; None is half the context
             length. A smaller stride gives tokens more context and takes longer.
         precision: "float32", "bfloat16" or "auto". The product with the vocabulary matrix is always float32: GPT-2's
-            logits are about -100, which bfloat16 would round to halves.
+            logits are about -100, where bfloat16 numbers are 0.5 apart.
 
     Returns:
         (T,), or (T - 1,) with `start=False`; for ids (B, T), (B, T) or (B, T - 1). Empty text has no tokens.
@@ -145,7 +145,7 @@ def window_log_probs(gpt2: GPT2, windows: Sequence[Window], precision: str) -> l
 
 
 def _packed_log_probs(gpt2: GPT2, windows: list[Window], precision: str) -> Tensor:
-    """Compute the scores (N,) of windows of rising length, their tokens packed."""
+    """Compute the scores (N,) of windows sorted by length, with their tokens packed."""
     ids = torch.from_numpy(np.concatenate([window.ids[:-1] for window in windows])).to(gpt2.device)
     lengths = np.array([len(window.ids) - 1 for window in windows])
     groups, arithmetic = row_groups(lengths), arithmetic_for(precision, gpt2, len(ids))
@@ -186,10 +186,10 @@ def _started(gpt2: GPT2, ids: Sequence[int] | NDArray[np.int64], start: bool) ->
 
 
 def _check_reading(gpt2: GPT2, stride: int | None, precision: str) -> int:
-    """Check a model, a stride and a precision, and return the stride that is meant."""
+    """Check a model, a stride and a precision, and return the stride to use."""
     check_scoring(gpt2, precision)
     context = gpt2.config.context_length
     stride = integer("stride", max(1, context // 2) if stride is None else stride, 1)
     if stride > context:
-        raise ValueError(f"stride is {stride}; beyond the context length, {context}, tokens between windows are lost")
+        raise ValueError(f"stride is {stride}; it must be at most {context}, the context length, to skip no token")
     return stride

@@ -67,14 +67,14 @@ def zero_shot(
         gpt2: A language model. Small ones are little better than chance; compare with a fine-tuned classifier.
         texts: Strings. If a prompt is longer than the context, its text is cut at the end, never the template or the
             labels; `logging` reports it.
-        labels: Labels that are their own words, or a mapping from labels to their words.
+        labels: A list of labels, if each is also its words, or a mapping from labels to their words.
         template: Contains `{text}` once. It may end with `{label}`; otherwise the label follows after a space. A space
             before `{label}` belongs to the label's words, as it does in GPT-2's tokens. Other braces, and all braces
             in the texts, are ordinary characters.
         normalize: Divide each score by its label's number of tokens (Brown et al., 2020), for labels of unequal
             length.
-        calibrate: A text without content, such as "N/A". Its scores show which labels the model prefers whatever the
-            text says, and are subtracted (Zhao et al., 2021, "Calibrate Before Use").
+        calibrate: A text without content, such as "N/A". Its scores, which show the labels that the model prefers
+            whatever the text says, are subtracted (Zhao et al., 2021, "Calibrate Before Use").
         precision: "auto", "float32" or "bfloat16", as in `predict`.
 
     Raises:
@@ -146,7 +146,7 @@ def _prompts(gpt2: GPT2, texts: Sequence[str], before: str, after: str, limit: i
         )
     prompts, shortened = [], 0
     for text in texts:
-        # An empty prompt stands for one end-of-text token.
+        # An empty prompt becomes one end-of-text token.
         ids = encode(before + text + after, tokenizer) or [tokenizer.eot_token]
         shortened += len(ids) > limit
         kept = encode(text, tokenizer) if len(ids) > limit else []
