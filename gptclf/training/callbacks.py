@@ -26,13 +26,13 @@ class Progress(Callback):
             self._bar = tqdm(total=run.total_steps, unit="step", disable=None, leave=False)
 
     def on_step(self, run: Run, step: Step) -> None:
-        """Move the bar."""
+        """Advance the bar."""
         if self._bar is not None:
             self._bar.set_postfix_str(f"loss {step.loss:.3f}", refresh=False)
             self._bar.update(step.step - self._bar.n)
 
     def on_scores(self, run: Run, scores: Scores) -> None:
-        """Write a line."""
+        """Print the scores and the seconds since the start of training."""
         write = print if self._bar is None else self._bar.write
         write(f"{scores} ({scores.seconds:.0f} s)", file=sys.stderr)
 
@@ -62,10 +62,10 @@ class KeepBest(Callback):
 
     Args:
         measure: The measure to compare, such as "loss" or "accuracy"; the model's task says whether more is better.
-        every: Also measure every this many steps; None compares the measurements that there are anyway.
+        every: Also measure every this many steps; None uses only the measurements that are made anyway.
 
     Attributes:
-        best: The `Scores` of those weights, or None before the first measurement.
+        best: The `Scores` of the best weights, or None before the first measurement.
 
     Example:
         >>> keep = KeepBest("accuracy")
@@ -111,7 +111,7 @@ class KeepBest(Callback):
         return {} if self.best is None else {**self._weights, "step": torch.tensor(self.best.step)}
 
     def restore(self, state: dict[str, Tensor], run: Run) -> None:
-        """Take them back."""
+        """Restore the best weights and their step."""
         if state:
             step = int(state.pop("step"))
             self.best = next(scores for scores in run.history.scores() if scores.step == step)
@@ -128,7 +128,7 @@ class EarlyStopping(KeepBest):
     """Stops a run if the validation measure has not improved for some measurements.
 
     Args:
-        patience: Measurements without an improvement after which the run stops.
+        patience: Number of measurements without an improvement after which the run stops.
         measure: The measure to compare, as in `KeepBest`.
         restore_best: Put the best weights back when training ends.
         every: Also measure every this many steps.
@@ -165,7 +165,7 @@ class EarlyStopping(KeepBest):
         return {**super().state(), "waited": torch.tensor(self.waited)}
 
     def restore(self, state: dict[str, Tensor], run: Run) -> None:
-        """Take them back; a run that had stopped stays stopped."""
+        """Restore the best weights and the count; a run that had stopped stays stopped."""
         self.waited = int(state.pop("waited"))
         super().restore(state, run)
         self._stop_if_over(run)

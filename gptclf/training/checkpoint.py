@@ -1,4 +1,4 @@
-"""`Checkpoint`: writes states of a run into a folder, from the newest complete one of which it resumes."""
+"""`Checkpoint`: writes states of a run into a folder, and resumes the run from the newest complete state."""
 
 import logging
 import re
@@ -21,12 +21,12 @@ _OLD_NAME = "training.safetensors"  # the only file of format 1
 class Checkpoint(Callback):
     """Writes states of the run, so that it can be resumed.
 
-    It comes after all other callbacks, so that a state holds what they did at its step.
+    It is called after all other callbacks, so that a state includes their effects at its step.
 
     Args:
         path: The folder of the states.
         every: Steps between two states; None writes one at the end of each epoch.
-        keep: How many states to keep, the newest.
+        keep: Number of states to keep; older ones are deleted.
     """
 
     def __init__(self, path: Path, every: int | None, keep: int) -> None:
@@ -36,10 +36,10 @@ class Checkpoint(Callback):
 
     @classmethod
     def given(cls, options: RunOptions) -> "Checkpoint | None":
-        """Check what `train` was given, and make the folder; None without one.
+        """Check the options for saved states and make the folder; return None if `checkpoint_dir` is None.
 
         Raises:
-            ValueError: The target is not a folder, or an argument needs one.
+            ValueError: `checkpoint_dir` is not a folder, or is missing although another option needs it.
             FileExistsError: The folder holds a run's states, which `resume=True` would continue.
             OSError: The folder cannot be made or written to.
         """
@@ -65,17 +65,17 @@ class Checkpoint(Callback):
         return checkpoint
 
     def states(self) -> list[Path]:
-        """Return the files of states, the newest first."""
+        """Return the state files, newest first."""
         numbered = {path: int(match[1]) for path in self.path.glob("*") if (match := _NAME.fullmatch(path.name))}
         return [*sorted(numbered, key=numbered.__getitem__, reverse=True), *self.path.glob(_OLD_NAME)]
 
     def begin(self, run: Run, *, resume: bool) -> State | None:
-        """Note what determines the run; return its newest complete state if it is resumed and there is one.
+        """Record the identity of the run. If it is resumed, return its newest complete state, or None without one.
 
-        Damaged states are reported and left.
+        Damaged states are reported and left in place.
 
         Raises:
-            ValueError: Every state is damaged, or they are of another run.
+            ValueError: Every state is damaged, or a state belongs to another run.
         """
         self._identity = identity_of(run)
         damaged: list[str] = []
@@ -95,7 +95,7 @@ class Checkpoint(Callback):
         return None
 
     def on_start(self, run: Run) -> None:
-        """Remove what a run that was killed had begun to write."""
+        """Delete partly written files of a run that was killed."""
         for path in self.path.glob(".step-*.tmp"):
             path.unlink(missing_ok=True)
 
@@ -103,7 +103,7 @@ class Checkpoint(Callback):
         """Write a state, and delete the oldest of more than `keep_checkpoints`.
 
         Raises:
-            OSError: It cannot be written, in the middle of a run; at its end that is logged, so that `train` can return
+            OSError: The state cannot be written. At the end of a run this is logged instead, so that `train` can return
                 the history.
         """
         path = self.path / f"step-{step.step:08d}.safetensors"
@@ -115,11 +115,11 @@ class Checkpoint(Callback):
                 raise
             logger.error("the last state of the run was not written to %s: %s", path, error)
         for old in self.states()[self.keep :]:
-            with suppress(OSError):  # Windows keeps a file that is mapped
+            with suppress(OSError):  # Windows cannot delete a mapped file
                 old.unlink(missing_ok=True)
 
     def on_end(self, run: Run) -> None:
-        """Write the last state of a run that ended in order."""
+        """Write the last state of a run that ended normally."""
         steps = run.history.steps
         if run.finished and steps and steps[-1].step != self._newest:
             self.on_step(run, steps[-1])

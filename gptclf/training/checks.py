@@ -1,4 +1,4 @@
-"""Checks of what training is given, before it begins: each error says what is wrong, its value, and what is allowed."""
+"""Checks of the arguments of training. Each error says what is wrong, the value given, and what is allowed."""
 
 import torch
 
@@ -10,7 +10,7 @@ from gptclf.training.recipe import Recipe
 
 
 def check_trainable(model: GPT2) -> None:
-    """Raise if nothing in the model trains, or in another precision than float32."""
+    """Raise if the model has no trainable parameter, or one that is not float32."""
     trained = [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
     if not trained:
         raise ValueError("nothing in the model trains; choose what to train with freeze(model, trainable='last_block')")
@@ -21,7 +21,7 @@ def check_trainable(model: GPT2) -> None:
 
 
 def check_windows(model: GPT2, windows: TextWindows, name: str) -> TextWindows:
-    """Return the windows, or raise if the model cannot be trained on them, or measured with them."""
+    """Return the windows, or raise if the model cannot be trained or measured on them."""
     check_language_model(model)
     if not isinstance(windows, TextWindows):
         raise TypeError(f"{name} is a {type(windows).__name__}; a language model takes TextWindows(texts, ...)")

@@ -31,7 +31,7 @@ class Estimate:
     """The time and memory that a training needs, estimated.
 
     Attributes:
-        frozen_seconds: Time to compute the frozen part for the texts that are not kept yet; 0 if nothing is reused.
+        frozen_seconds: Time to compute the frozen part for texts without stored features; 0 if nothing is reused.
         training_seconds: Time for the steps after that, without the measurements between them.
         steps: Optimizer steps.
         feature_bytes: Memory (or disk, with `cache_dir`) for the frozen part's features of all texts.
@@ -67,8 +67,8 @@ def estimate(
 ) -> Estimate:
     """Estimate the time and memory that `train` would need with these arguments, without training.
 
-    A block over some of the text and a step of the very computation that `train` would run are timed; other work on
-    the machine makes the answer longer.
+    This times one block over some of the text, and one step of the computation that `train` would run. Other work on
+    the machine makes the estimate longer.
 
     Args:
         model: A classifier; its trainable parameters become its own, as in `train`, and nothing else changes.
@@ -112,18 +112,18 @@ def estimate(
 
 
 def typical_batch(run: Run, rows: Rows) -> Batch:
-    """Return a batch of a run's rows, or of their features, with lengths like those of all of them."""
+    """Return a random batch of a run's rows, or of their features, so that its lengths are typical."""
     return run.batches(rows).take(np.random.default_rng(0).permutation(len(rows))[: run.recipe.batch_size])
 
 
 def step_seconds(objective: Objective, batch: Batch, accumulate: int = 1) -> float:
-    """Return the seconds of a step: forward and backward timed, the optimizer by the memory it moves."""
+    """Return the seconds of a step: forward and backward as timed, the optimizer estimated by the memory it moves."""
     trained = [parameter for parameter in objective.parameters() if parameter.requires_grad]
     device, taken = objective.learner.device, 0.0
     gradients = [(parameter, parameter.grad) for parameter in trained]
-    buffers = [(buffer, buffer.clone()) for buffer in objective.buffers()]  # running means of a module of the user's
+    buffers = [(buffer, buffer.clone()) for buffer in objective.buffers()]  # running means in a user's module
     try:
-        for _ in range(3):  # the first ones find buffers that do not exist yet
+        for _ in range(3):  # the first passes still allocate buffers
             for parameter in trained:
                 parameter.grad = None
             start = time.perf_counter()

@@ -1,4 +1,4 @@
-"""`fit` takes the steps of a run and calls back."""
+"""`fit`: takes the steps of a run and calls its callbacks."""
 
 import signal
 import sys
@@ -15,10 +15,10 @@ from gptclf.training.state import State
 
 
 def fit(run: Run, saved: State | None = None) -> History:
-    """Take a run's steps and call back; whatever ends it, each callback that was started is told of the end.
+    """Take a run's steps and call its callbacks. However the run ends, `on_end` of each started callback is called.
 
     Args:
-        run: Everything it was given was checked. Its callbacks are called in their order; their ends are in the
+        run: The run, whose arguments have been checked. Its callbacks are called in their order, `on_end` in the
             reverse order.
         saved: A state of this run to resume from.
     """
@@ -48,10 +48,10 @@ def fit(run: Run, saved: State | None = None) -> History:
 
 @contextmanager
 def deferred_interrupt(run: Run) -> Iterator[None]:
-    """In the block, let Ctrl-C end the run after the step at hand; a second one is the usual KeyboardInterrupt.
+    """In the block, let Ctrl-C end the run after the current step; a second one raises KeyboardInterrupt as usual.
 
-    Only in the main thread, and only if Python's own handler is installed. Before the first step, Ctrl-C is the usual
-    one as well.
+    Only in the main thread, and only if Python's own handler is installed. Before the first step, Ctrl-C raises
+    KeyboardInterrupt as usual.
     """
     usual = signal.default_int_handler
     if threading.current_thread() is not threading.main_thread() or signal.getsignal(signal.SIGINT) is not usual:

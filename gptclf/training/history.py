@@ -67,8 +67,8 @@ class History:
         evaluations: `Scores` every `eval_every` steps.
         epochs: `Scores` after each epoch.
         seconds: Length of the run.
-        stopped: Why the run ended before its last step: "interrupted" (Ctrl-C), or what `run.stop` was given. None for
-            a run that took all its steps.
+        stopped: Why the run ended early: "interrupted" (Ctrl-C), or the reason given to `run.stop`. None for a run that
+            took all its steps.
     """
 
     steps: list[Step] = field(default_factory=list)
@@ -107,12 +107,12 @@ class History:
         return plot_training(path, epochs, curves, step_losses=single)
 
     def _measures(self) -> list[str]:
-        """Names of the task's measures, in its order."""
+        """Return the names of the task's measures, in its order."""
         return list(dict.fromkeys(name for scores in self.scores() for name in scores.train))
 
 
 def history_from_dict(values: dict[str, Any]) -> History:
-    """Build the history that `dataclasses.asdict` took apart.
+    """Build a history from its `dataclasses.asdict`.
 
     Format 1 of saved states has the fields train_loss, train_accuracy, val_loss and val_accuracy instead of the
     dictionaries, and no count of batches in its steps.

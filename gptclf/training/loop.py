@@ -30,7 +30,7 @@ class Step:
         lr: Learning rate it used, that of the optimizer's first group.
         examples: Rows seen since the start.
         gradient_norm: 2-norm of all gradients before clipping.
-        batch: Batches of this epoch that are done; 0 means all, in records of earlier versions.
+        batch: Number of batches of this epoch done so far; 0 means all, in records of earlier versions.
     """
 
     step: int
@@ -56,8 +56,8 @@ def training_steps(
     """Train step by step; each yield comes right after an optimizer step, and `break` stops.
 
     The gradient of a step is the sum over all rows of its `accumulate` batches, divided by their weight once, so any
-    division into batches gives the same step. A shorter last group is divided by its own weight. With processes that
-    share the work, the sum and the weight are those of all of them.
+    division into batches gives the same step. A shorter last group is divided by its own weight. If several processes
+    share the work, the sum and the weight are taken over all of them.
 
     Args:
         objective: An `Objective`, or a wrapper of one, such as DistributedDataParallel.
@@ -67,7 +67,7 @@ def training_steps(
         accumulate: Batches per optimizer step.
         clip: Largest 2-norm of the gradient, or None.
         scheduler: Stepped after each optimizer step.
-        after: The last completed step, when resuming a run; its epoch goes on at the batch after it.
+        after: The last completed step, when resuming a run; its epoch continues with the next batch.
 
     Raises:
         FloatingPointError: The loss or the gradient is not finite; the weights are those of the step before.

@@ -42,9 +42,9 @@ class Objective(nn.Module):
         Without rows, as on one of several processes that share a small batch, both are 0.
 
         Args:
-            inputs: Token ids (B, T), or features (B, T, D) if the learner starts behind a frozen prefix.
+            inputs: Token ids (B, T), or features (B, T, D) if the learner starts after a frozen prefix.
             lengths: Real positions per row (B,).
-            targets: As the task makes them, one per row.
+            targets: The task's targets, one per row.
             weights: A weight per row (B,), or None if all are 1.
         """
         if not len(lengths):
@@ -74,7 +74,7 @@ def objective_of(module: nn.Module) -> Objective:
 
 
 def mean_over_ranks(value: float, module: nn.Module) -> float:
-    """Return the mean of `value` over the processes among which a wrapper shares the work; `value` if there is none.
+    """Return the mean of `value` over the processes among which a wrapper divides the work, or `value` without one.
 
     A wrapper averages gradients over its processes. Sums divided by the mean weight of a process, then averaged, are
     sums over all processes divided by the whole weight.
@@ -90,8 +90,8 @@ def mean_over_ranks(value: float, module: nn.Module) -> float:
 def batch_loss(model: GPT2 | Learner, batch: Batch) -> Tensor:
     """Return the mean loss of a batch, a scalar to call `backward()` on.
 
-    For a classifier it is the mean over rows, for a language model the mean over all positions; weights of classes and
-    rows count.
+    For a classifier it is the mean over rows, for a language model the mean over all positions. It is weighted if there
+    are class or row weights.
 
     Example:
         >>> from gptclf import Batches, TextDataset, add_classifier_head, load_gpt2

@@ -40,7 +40,7 @@ class Schedule:
     A rate is the group's own, times the recipe's warm-up and schedule, times `scale`.
 
     Args:
-        optimizer: Its groups' rates when it is given are those that the factors multiply.
+        optimizer: The optimizer. The learning rates that its groups have now are the ones to be multiplied.
         recipe: Gives `schedule` and `warmup_steps`.
         total_steps: Optimizer steps in the whole run.
 
@@ -66,7 +66,7 @@ class Schedule:
             group["lr"] = rate * factor
 
     def rescale(self, scale: float) -> None:
-        """Multiply all rates by `scale` from the next step on, in place of the scale before."""
+        """Multiply all rates by `scale` from the next step on, instead of by the previous scale."""
         self.scale = scale
         self.move_to(self._done)
 

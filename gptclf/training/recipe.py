@@ -117,12 +117,12 @@ LANGUAGE_MODEL = Recipe(epochs=1, lr=4e-4, eval_batches=5)
 
 
 def recipe_of(recipe: Recipe, options: Mapping[str, Any], others: Collection[str]) -> tuple[Recipe, dict[str, Any]]:
-    """Return the recipe of a call with the options that it changes, and the call's other options.
+    """Return the recipe of a call, with the fields that its options replace, and the call's other options.
 
     Args:
-        recipe: What the call was given as `recipe`.
-        options: The call's other keyword arguments.
-        others: Names of those that are not the recipe's.
+        recipe: The `recipe` argument of the call.
+        options: The other keyword arguments of the call.
+        others: Names of the options that are not in the recipe.
 
     Raises:
         TypeError: `recipe` is something else, or there is no such option.
@@ -140,7 +140,7 @@ def recipe_of(recipe: Recipe, options: Mapping[str, Any], others: Collection[str
 
 
 def lists_options(of: type | None = None) -> Callable[[_Function], _Function]:
-    """Decorate a function of `recipe=` and `**options` so that its signature lists each option with its default.
+    """Make a decorator that lists each option, with its default, in the signature of a function of `**options`.
 
     Args:
         of: A class whose fields are options as well.

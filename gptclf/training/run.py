@@ -1,4 +1,4 @@
-"""`Run`, one training run, and `Callback`, the base of what reacts to it."""
+"""`Run`, one training run, and `Callback`, the base class for reacting to it."""
 
 import time
 from collections.abc import Iterator, Sequence
@@ -60,19 +60,19 @@ class Callback:
         """React to a measurement on the training and validation sets."""
 
     def on_end(self, run: "Run") -> None:
-        """React to the end of a run, also if it ends by an error."""
+        """React to the end of a run, even if an error ends it."""
 
     def state(self) -> dict[str, Tensor]:
-        """Return what a saved state should keep of this callback."""
+        """Return the tensors, by name, that a saved state should keep for this callback."""
         return {}
 
     def restore(self, state: dict[str, Tensor], run: "Run") -> None:
-        """Take back what `state` returned, when a run is resumed."""
+        """Restore the tensors that `state` returned, when a run is resumed."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class RunOptions:
-    """The options of `train` beside the recipe; `train` says what each means."""
+    """The options of `train` that are not in the recipe; `train` documents them."""
 
     callbacks: Sequence[Callback] = ()
     checkpoint_dir: str | Path | None = None
@@ -103,21 +103,21 @@ class Run:
         train_set: Rows that fit the model's context.
         val_set: Rows to measure on, or None.
         recipe: The options that determine the steps.
-        options: The others.
+        options: The options that do not change the steps.
 
     Attributes:
-        task: The model's task, with what depends on the training set fixed.
-        objective: What a step computes, from the first step to the end of the run.
-        optimizer: Over the trained parameters.
+        task: The model's task, with all settings filled in that depend on the training set.
+        objective: The module that computes the loss of a batch; set from the first step to the end of the run.
+        optimizer: The optimizer of the trained parameters.
         scheduler: Sets the learning rate.
         history: The measurements so far.
         scores: The last measurement, or None.
         total_steps: Optimizer steps of the whole run.
         steps_per_epoch: Optimizer steps of an epoch.
-        callbacks: All that are called, the run's own included.
-        rows: The rows of both sets, or their features, from the first step to the end of the run.
-        begun: True once steps are taken.
-        finished: True once the steps ended in order.
+        callbacks: All callbacks, including the run's own.
+        rows: The rows of both sets, or their features; set from the first step to the end of the run.
+        begun: True once the steps have begun.
+        finished: True once the steps have ended without an error.
     """
 
     def __init__(
@@ -150,7 +150,7 @@ class Run:
         return Batches(rows, recipe.batch_size, recipe.seed, drop_last=recipe.drop_last, task=self.task)
 
     def build_objective(self, depth: int) -> Objective:
-        """Build what each step computes: `train` trains it and `estimate` times it.
+        """Build the objective of each step: `train` trains it, and `estimate` times it.
 
         Args:
             depth: Number of stages whose results are given as features; 0 if token ids are given.
@@ -167,7 +167,7 @@ class Run:
 
     @property
     def lr_scale(self) -> float:
-        """A factor on the learning rate that the schedule gives, from the next step on; a saved state keeps it."""
+        """A factor on the schedule's learning rate, from the next step on; a saved state keeps it."""
         return self.scheduler.scale
 
     @lr_scale.setter
@@ -175,11 +175,11 @@ class Run:
         self.scheduler.rescale(number("lr_scale", scale))
 
     def stop(self, reason: str = "stopped") -> None:
-        """End the run in order after the step at hand; `history.stopped` is the first reason given."""
+        """End the run after the current step; `history.stopped` is the first reason given."""
         self.history.stopped = self.history.stopped or reason
 
     def is_due(self, every: int | None) -> bool:
-        """Return True if the last step is one of every `every` steps, or for None the last of its epoch."""
+        """Return True if the last step's number is a multiple of `every`, or for None if it ended an epoch."""
         return self.ends_epoch if every is None else self.history.steps[-1].step % every == 0
 
     def measure(self) -> Scores:
@@ -201,7 +201,7 @@ class Run:
         return measured(learner, rows, self.task, num_batches=n, batch_size=size, precision=self.precision)
 
     def take_up(self, history: History, lr_scale: float) -> None:
-        """Continue after the steps of `history`, which a state kept."""
+        """Continue after the steps of `history`, which comes from a saved state."""
         history.stopped = None
         self.history, self.scores = history, next(reversed(history.scores()), None)
         self.scheduler.scale = lr_scale
@@ -232,7 +232,7 @@ class Run:
             yield
 
     def release(self) -> None:
-        """Release what only the steps needed, whoever still holds the run: gradients take as much as the weights."""
+        """Release the gradients, the features and the learner, as the caller may keep the run for its history."""
         self.optimizer.zero_grad(set_to_none=True)
         self.rows = ()
         vars(self).pop("objective", None)
@@ -244,7 +244,7 @@ class Run:
             raise ValueError(f"measure is {name!r}; this task measures {', '.join(names)}")
 
     def __iter__(self) -> Iterator[Step]:
-        """Take the steps that are left; `history` has each before the callbacks are told."""
+        """Take the remaining steps; each is in `history` before the callbacks are called."""
         self.begun, recipe = True, self.recipe
         if self.history.stopped:  # a callback's restored state says that the run was over
             return
@@ -264,5 +264,5 @@ class Run:
             yield step
 
     def _forget_fresh(self) -> None:
-        """Note that training went through the head, even if only parameters before it changed."""
+        """Note that the head is no longer fresh, even if only parameters before it were trained."""
         getattr(self.model.head, "forget_fresh", lambda: None)()

@@ -2,7 +2,7 @@
 
 A state is one safetensors file: the trained weights, the optimizer's tensors, the generator of dropout and the
 callbacks' tensors. Its metadata holds JSON: the history, numbers, and the identity of the run. A SHA-256 of all of it
-tells a damaged file. Nothing is unpickled.
+detects damage. Nothing is unpickled.
 """
 
 import hashlib
@@ -28,7 +28,7 @@ from gptclf.training.run import Callback, Run
 # Format 1, of version 0.1.0: no digest, no numbers, torch's global generators, AdamW alone.
 _FORMAT = "2"
 
-# What a field of the identity means, if its value is a digest.
+# Descriptions of those fields of the identity whose values are digests.
 _MEANING = {
     "train_set": "the training set's texts or labels: ",
     "val_set": "the validation set's texts or labels: ",
@@ -38,7 +38,7 @@ _MEANING = {
 
 
 def identity_of(run: Run) -> dict[str, Any]:
-    """Return what determines a run: its recipe, task, rows, frozen weights, and which parameters train."""
+    """Return the identity of a run: its recipe, task, rows, frozen weights, and the names of trained parameters."""
     model, sets, weights = run.model, {"train": run.train_set, "val": run.val_set}, run.train_set.weights
     frozen = {name: parameter for name, parameter in model.named_parameters() if not parameter.requires_grad}
     identity = {
@@ -86,7 +86,7 @@ def write_state(path: Path, identity: Mapping[str, Any], run: Run) -> None:
     for name, state in kept.items():
         tensors |= {f"optimizer.{key}.{name}": value for key, value in state.items() if isinstance(value, Tensor)}
         kept[name] = {key: value for key, value in state.items() if not isinstance(value, Tensor)}
-    # The rates are the schedule's; the rest may change as the run goes on, as in optimizers that adapt themselves.
+    # The schedule sets the learning rates. Other values may change during the run, as in self-adapting optimizers.
     groups = [
         {key: v for key, v in group.items() if isinstance(v, bool | int | float) and key not in ("lr", "initial_lr")}
         for group in optimizer.param_groups
@@ -133,12 +133,12 @@ class DamagedState(ValueError):
 
 @dataclass(frozen=True)
 class State:
-    """A state as read from a file, whole and of the run at hand.
+    """A complete state of the current run, as read from a file.
 
     Attributes:
-        tensors: By name; views on the file.
-        history: Up to the state's step.
-        numbers: The scale of the learning rate, and what the optimizer keeps beside tensors.
+        tensors: The tensors by name, as views on the file.
+        history: The history up to the state's step.
+        numbers: The scale of the learning rate, and the optimizer's values that are not tensors.
     """
 
     tensors: dict[str, Tensor]
@@ -156,8 +156,8 @@ class State:
                 parameter.copy_(self.tensors[f"model.{name}"])
                 kept = dict(self.numbers.get("optimizer", {}).get(name, {}))
                 for key, value in [(key, value) for key, _, of, value in moments if of == name]:
-                    # A copy, as what is read is a view on the file, and laid out like the parameter: a fused step walks
-                    # memory, whatever the strides say.
+                    # A copy, because the tensor is a view on the file. It is laid out like the parameter, because a
+                    # fused step ignores the strides.
                     like = parameter if value.shape == parameter.shape else value
                     device = parameter.device if key != "step" or steps_move else value.device
                     kept[key] = torch.empty_like(like, dtype=value.dtype, device=device, requires_grad=False)
@@ -183,8 +183,8 @@ def read_state(path: Path, identity: Mapping[str, Any], run: Run) -> State:
 
     Args:
         path: The file.
-        identity: Of the run at hand.
-        run: Has the trained parameters.
+        identity: The identity of the current run.
+        run: The current run, with the trained parameters.
 
     Raises:
         DamagedState: The file is not a complete state.
@@ -220,8 +220,8 @@ def read_state(path: Path, identity: Mapping[str, Any], run: Run) -> State:
 
 
 def _differences(was: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    """Say in words what differs between the run of a state and the run at hand."""
-    # A field that a state lacks was not an option yet, and had its default.
+    """Say in words what differs between the run of a state and the current run."""
+    # If a state lacks a field, that option did not exist yet, so it had its default.
     defaults: dict[str, Any] = {field.name: field.default for field in fields(Recipe)}
     defaults |= {"optimizer": "AdamW", "train_weights": None}
     old, new = _flat(was), _flat(now)

@@ -1,4 +1,4 @@
-"""`train` and `train_lm`: what they are given is checked, then handed to the one run."""
+"""`train` and `train_lm`: check their arguments, then start the run that both share."""
 
 import logging
 from collections.abc import Callable, Mapping, Sequence
@@ -22,7 +22,7 @@ logger = logging.getLogger(__name__)
 
 
 class TrainOptions(RecipeChanges, total=False):
-    """The keyword arguments of `train` beside `recipe`."""
+    """The keyword arguments of `train` apart from `recipe`."""
 
     callbacks: Sequence[Callback]
     checkpoint_dir: str | Path | None
@@ -43,7 +43,7 @@ def _train(
     recipe: Recipe,
     given: Mapping[str, Any],
 ) -> History:
-    """Carry out a run on rows that `check` finds to fit the model; `train` says what each argument means."""
+    """Carry out a run on rows that `check` accepts for the model; `train` documents the arguments."""
     rows = check(model, train_set, "train_set")
     val_rows = None if val_set is None else check(model, val_set, "val_set")
     check_trainable(model)
@@ -78,19 +78,19 @@ def train(
 ) -> History:
     """Fine-tune a classifier with AdamW on the loss of its task; the defaults are those of the book's section 6.7.
 
-    Trains the parameters that require grad (see `freeze`) and leaves those flags alone. The run is a function of the
-    data, the weights and the recipe. The training set's preparation is noted on the model, and `predict` prepares
-    texts in the same way. Weights of classes and of rows shape the training loss only; measures are plain means.
+    Trains the parameters that require grad (see `freeze`) and leaves `requires_grad` unchanged. The run is a function
+    of the data, the weights and the recipe. The model records the training set's preparation, and `predict` prepares
+    texts in the same way. Class and row weights affect the training loss only; measures are plain means.
 
-    Ctrl-C ends the run after the step at hand. The history, with `history.stopped == "interrupted"`, is returned, and
-    with `checkpoint_dir` a state is written from which to resume. A second Ctrl-C is the usual KeyboardInterrupt.
+    Ctrl-C ends the run after the current step. The history is returned, with `history.stopped == "interrupted"`. With
+    `checkpoint_dir`, a state to resume from is written. A second Ctrl-C raises KeyboardInterrupt as usual.
 
     Args:
         model: A classifier; changed in place.
         train_set: Labelled rows; labels are matched to `model.classes` by name.
         val_set: Labelled rows to measure on, never trained on.
-        recipe: The options that determine the steps. Each can also be given on its own, and then replaces the
-            recipe's: those listed up to `eval_batches`.
+        recipe: The options that determine the steps: those listed below up to `eval_batches`. Each can also be given
+            on its own, and then replaces the recipe's.
         epochs: Passes over the training set.
         batch_size: Rows per batch.
         lr: Learning rate.
@@ -112,10 +112,10 @@ def train(
         callbacks: Called after steps and measurements.
         checkpoint_dir: Folder for the states of the run; it is made if it does not exist.
         checkpoint_every: Steps between two states; None writes one after each epoch.
-        keep_checkpoints: How many states to keep, the newest.
+        keep_checkpoints: Number of states to keep; older ones are deleted.
         resume: Resume from the newest state in `checkpoint_dir`, with the very steps that an uninterrupted run would
-            take; start at the beginning if there is none yet. The run must be given what it was given before; with a
-            constant schedule, more epochs continue it.
+            take; start at the beginning if there is none yet. The model, the data, the recipe and the callbacks that
+            keep a state must be those of the first call. Only `epochs` may grow, with a constant schedule.
         cache_dir: Keep the frozen part's features in this folder, for later processes as well. It is as private as the
             texts.
         cache_limit: Bytes that features may take there; those of earlier models are deleted to make room.
