@@ -68,7 +68,7 @@ class TextWindows:
         self.task: Task | None = NextToken(tokenizer.n_vocab)
         self.ids = _joined(check_texts([texts] if isinstance(texts, str) else texts), tokenizer)
         if len(self.ids) <= self.length:
-            problem = f"the text has {len(self.ids)} tokens; a window of length={length} needs one more than that"
+            problem = f"the text has {len(self.ids)} tokens; a window of length={length} needs at least {length + 1}"
             raise ValueError(f"{problem}: give more text, or a smaller length")
         self.offsets = np.arange(0, len(self.ids) - self.length, step, dtype=np.int64)
 

@@ -22,7 +22,7 @@ _WORTH_CASTING = 256
 # Casting a block's weights takes as long as running this many tokens through it.
 _WORTH_CASTING_TOKENS = 512
 
-# Tokens per product. On a CPU larger pieces are no faster, and the inside of the MLP no longer fits in the caches.
+# Tokens per product. On a CPU larger pieces gain no speed, and push the inside of the MLP out of the caches.
 _PIECE = {"cpu": 1024, "cuda": 16384}
 
 M = TypeVar("M", bound=nn.Module)
