@@ -133,7 +133,7 @@ class TestFiles:
 @pytest.mark.parametrize(
     ("texts", "options", "error", "message"),
     [
-        ("abc", {"length": 3}, ValueError, "the text has 3 tokens; a window of length=3 needs one more"),
+        ("abc", {"length": 3}, ValueError, "the text has 3 tokens; a window of length=3 needs at least 4"),
         ("", {"length": 1}, ValueError, "the text has 0 tokens"),
         ([], {"length": 1}, ValueError, "the text has 0 tokens"),
         ("abc", {"length": 0}, ValueError, "length is 0; it must be an integer of at least 1"),

@@ -20,7 +20,7 @@ def split(
     """Split a data set at random into parts, with the proportions of the classes in each.
 
     Texts that occur in several parts are reported as a warning through `logging`, because a score on texts seen in
-    training measures memory. `shared_texts` finds them.
+    training measures memory. The warning counts parts from 0. `shared_texts` finds the texts.
 
     Args:
         dataset: The rows to split.

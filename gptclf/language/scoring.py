@@ -81,8 +81,8 @@ def perplexity(
 ) -> float:
     """Return the perplexity of a text or a corpus: exp of the mean negative log-probability of its tokens.
 
-    The texts of a corpus are scored independently, and every token counts equally: the sum over all tokens is divided
-    once. Texts are read as they come and not kept; empty ones have no effect.
+    The texts of a corpus are scored independently. Every token counts equally: the mean is taken once, over all tokens.
+    Texts are read as they come and not kept; empty ones have no effect.
 
     Args:
         gpt2: A language model.

@@ -1,4 +1,4 @@
-"""Estimate the time and memory that a training needs, by timing one of its steps on this machine."""
+"""Estimate the time and memory of a training run, by timing one of its steps on this machine."""
 
 import time
 from dataclasses import dataclass, replace
@@ -28,7 +28,7 @@ _ADAM_BYTES = 28
 
 @dataclass(frozen=True)
 class Estimate:
-    """The time and memory that a training needs, estimated.
+    """The estimated time and memory of a training run.
 
     Attributes:
         frozen_seconds: Time to compute the frozen part for texts without stored features; 0 if nothing is reused.

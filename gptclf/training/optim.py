@@ -40,7 +40,7 @@ class Schedule:
     A rate is the group's own, times the recipe's warm-up and schedule, times `scale`.
 
     Args:
-        optimizer: The optimizer. The learning rates that its groups have now are the ones to be multiplied.
+        optimizer: The optimizer. The base rates are its groups' learning rates at construction.
         recipe: Gives `schedule` and `warmup_steps`.
         total_steps: Optimizer steps in the whole run.
 
@@ -72,9 +72,9 @@ class Schedule:
 
 
 def lr_factor(schedule: str, step: int, total_steps: int, warmup_steps: int) -> float:
-    """Return the share of the learning rate that step number `step`, counted from 0, uses.
+    """Return the factor on the learning rate at step number `step`, counted from 0.
 
-    Warm-up gives (step + 1) / warmup_steps; "linear" and "cosine" then fall so that 0 would be the step after the
+    Warm-up gives (step + 1) / warmup_steps. "linear" and "cosine" then fall, and would reach 0 at the step after the
     last one.
 
     Example:

@@ -183,7 +183,7 @@ class Run:
         return self.ends_epoch if every is None else self.history.steps[-1].step % every == 0
 
     def measure(self) -> Scores:
-        """Measure on the training and validation sets, once per step, and tell the callbacks."""
+        """Measure on the training and validation sets and call the callbacks, at most once per step."""
         if not self.history.steps:
             raise ValueError("there is nothing to measure before the first step")
         step = self.history.steps[-1]

@@ -113,7 +113,7 @@ def _prefix_in(folder: Path) -> Path | None:
 
 
 def _named_by(path: Path) -> str:
-    """Return the checkpoint named in a file `checkpoint`, without its folders, which are those of another machine."""
+    """Return the checkpoint named in a file `checkpoint`, without its folders, which may be another machine's."""
     if not path.is_file():
         return ""
     with path.open("rb") as file:
