@@ -167,3 +167,9 @@ def test_a_recipe_with_rates_per_layer_trains() -> None:
     assert one.steps[0].loss == other.steps[0].loss
     assert one.steps[1].loss != other.steps[1].loss
     assert [step.lr for step in other.steps] == [1e-3, 1e-3]
+
+
+def test_a_seed_beyond_64_bits_is_refused() -> None:
+    assert Recipe(seed=2**64 - 1).seed == 2**64 - 1
+    with pytest.raises(ValueError, match=r"seed is 18446744073709551616; it must be less than 2\*\*64"):
+        Recipe(seed=2**64)

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import byte_tokenizer, randomised
+from conftest import byte_gpt2, byte_tokenizer, randomised
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
@@ -36,7 +36,7 @@ from gptclf import (
 from gptclf.gpt2.heads import POOLINGS, ClassifierHead
 from gptclf.gpt2.learner import Learner
 from gptclf.preparation import Preparation
-from gptclf.tasks import SingleLabel
+from gptclf.tasks import SingleLabel, Task
 from gptclf.training.callbacks import KeepBest
 from gptclf.training.history import Scores
 from gptclf.training.loop import Step, training_steps
@@ -870,3 +870,75 @@ def test_half_precision_weights_are_sent_to_float() -> None:
     model = classifier().bfloat16()
     with pytest.raises(ValueError, match=r"call model\.float\(\)"):
         train(model, rows(), progress=False)
+
+
+# Told before the first step, or by its cause
+
+
+@pytest.mark.parametrize(
+    ("weights", "class_weight", "message"),
+    [
+        ([1e38] * 8, None, r"the weights of rows [\d, ]+ sum to 4e\+38; each step needs a sum from 1e-30 to 1e30"),
+        ([1e-45] * 8, None, r"the weights of rows [\d, ]+ sum to 5\.6\d*e-45; each step needs"),
+        ([1.0] + [0.0] * 7, None, r"the weights of rows [\d, ]+ sum to 0; each step needs"),
+        (None, {"ham": 1e39}, r"the weights of rows [\d, ]+ sum to inf; each step needs"),
+        ([1e30] * 8, {"ham": 1e30}, r"the weights of rows [\d, ]+ sum to inf; each step needs"),
+    ],
+)
+def test_weights_that_cannot_divide_a_loss_are_told_before_the_first_step(
+    weights: Any, class_weight: Any, message: str
+) -> None:
+    clf = add_classifier_head(byte_gpt2(), task=SingleLabel(["ham", "spam"], class_weight), seed=3)
+    data = TextDataset(["a", "b"] * 4, ["ham", "spam"] * 4, tokenizer=clf.tokenizer, weights=weights)
+    steps: list[Any] = []
+
+    class Look(Callback):
+        def on_start(self, run: Any) -> None:
+            steps.append(run)
+
+    with pytest.raises(ValueError, match=message):
+        train(clf, data, epochs=3, batch_size=4, progress=False, callbacks=[Look()])
+    assert not steps
+
+
+def test_a_group_without_weight_in_a_later_epoch_is_told_before_the_first() -> None:
+    clf = add_classifier_head(byte_gpt2(), classes=["ham", "spam"], seed=3)
+    options: dict[str, Any] = {"epochs": 50, "batch_size": 2, "progress": False}
+    data = TextDataset(["a", "b"] * 3, ["ham", "spam"] * 3, tokenizer=clf.tokenizer, weights=[1.0] * 4 + [0.0] * 2)
+    orders = [Batches(data, 2, 123).order(epoch).reshape(3, 2).tolist() for epoch in range(50)]
+    [first, *_] = [epoch for epoch, order in enumerate(orders) if [4, 5] in order or [5, 4] in order]
+    assert first > 0
+    before = [parameter.clone() for parameter in clf.parameters()]
+    with pytest.raises(ValueError, match=r"the weights of rows (4, 5|5, 4) sum to 0"):
+        train(clf, data, **options)
+    assert all(torch.equal(a, b) for a, b in zip(before, clf.parameters(), strict=True))
+    train(clf, data, **{**options, "epochs": first})
+
+
+def test_targets_that_are_not_finite_are_named_before_the_computation_is_blamed() -> None:
+    class Number(Task):
+        n_outputs = 1
+
+        def targets(self, labels: Any) -> Any:
+            return np.asarray(labels, dtype=np.float32)
+
+        def loss(self, outputs: Any, targets: Any, weights: Any = None) -> Any:
+            return ((outputs[:, 0] - targets) ** 2).sum(), float(len(targets))
+
+    clf = add_classifier_head(byte_gpt2(), task=Number(), seed=3)
+    data = TextDataset(["a"] * 4, [0.0, float("nan"), 1.0, float("inf")], tokenizer=clf.tokenizer, task=clf.task)
+    with pytest.raises(
+        FloatingPointError, match=r"step 1: .* The targets of rows (1, 3|3, 1) are not finite\. The step"
+    ):
+        train(clf, data, progress=False)
+
+
+def test_training_in_inference_mode_says_so() -> None:
+    clf = add_classifier_head(byte_gpt2(), classes=["ham", "spam"], seed=3)
+    data = TextDataset(["a", "b"], ["ham", "spam"], tokenizer=clf.tokenizer)
+    with torch.inference_mode():
+        made = add_classifier_head(byte_gpt2(), classes=["ham", "spam"], seed=3)
+        with pytest.raises(ValueError, match=r"nothing trains in torch\.inference_mode"):
+            train(clf, data, progress=False)
+    with pytest.raises(ValueError, match=r"nothing trains in torch\.inference_mode"):
+        train(made, data, progress=False)

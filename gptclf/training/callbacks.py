@@ -1,5 +1,6 @@
 """Callbacks: progress on the screen, measuring, keeping the best weights, and stopping early."""
 
+import math
 import sys
 from contextlib import suppress
 from typing import Any
@@ -98,13 +99,13 @@ class KeepBest(Callback):
 
     def _improves(self, run: Run, scores: Scores) -> bool:
         value = getattr(scores, f"val_{self.measure}")
-        best = self.best and getattr(self.best, f"val_{self.measure}")
-        if value is None or best is None:
-            return value is not None
-        return bool(value > best if self.measure in run.task.higher else value < best)
+        if value is None or math.isnan(value):
+            return False
+        sign = 1 if self.measure in run.task.higher else -1
+        return self.best is None or not sign * value <= sign * getattr(self.best, f"val_{self.measure}")
 
     def _copy(self, run: Run) -> dict[str, Tensor]:
-        return {name: parameter.detach().clone() for name, parameter in run.trained().items()}
+        return {name: tensor.detach().clone() for name, tensor in run.changing().items()}
 
     def state(self) -> dict[str, Tensor]:
         """Return the best weights and their step."""
@@ -119,9 +120,10 @@ class KeepBest(Callback):
 
     def on_end(self, run: Run) -> None:
         """Put the best weights back."""
+        now = run.changing()
         with torch.no_grad():
             for name, tensor in self._weights.items():
-                run.model.get_parameter(name).copy_(tensor)
+                now[name].copy_(tensor)
 
 
 class EarlyStopping(KeepBest):

@@ -1,16 +1,21 @@
 """Checks of the arguments of training. Each error says what is wrong, the value given, and what is allowed."""
 
+import numpy as np
 import torch
 
 from gptclf.data.batches import TokenRows
 from gptclf.data.windows import TextWindows
 from gptclf.gpt2.model import GPT2, check_encoding, check_language_model
 from gptclf.inference.evaluate import check_ids
+from gptclf.training.loop import check_weight
 from gptclf.training.recipe import Recipe
+from gptclf.training.run import Run
 
 
 def check_trainable(model: GPT2) -> None:
-    """Raise if the model has no trainable parameter, or one that is not float32."""
+    """Raise if the model has no trainable parameter, one that is not float32, or one that cannot train."""
+    if torch.is_inference_mode_enabled() or any(parameter.is_inference() for parameter in model.parameters()):
+        raise ValueError("nothing trains in torch.inference_mode(), or if made in it; load and train outside of it")
     trained = [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
     if not trained:
         raise ValueError("nothing in the model trains; choose what to train with freeze(model, trainable='last_block')")
@@ -41,3 +46,15 @@ def check_training_rows(model: GPT2, rows: TokenRows, recipe: Recipe) -> None:
     size = recipe.batch_size
     if recipe.drop_last and len(rows) < size:
         raise ValueError(f"drop_last=True leaves no batch: {len(rows)} rows are less than one batch of {size}")
+
+
+def check_weights(run: Run) -> None:
+    """Raise if the rows of a step have weights whose sum cannot divide their loss: the order of rows is known."""
+    targets, weights = run.train_set.targets(run.task), run.train_set.weights
+    batches, size = run.batches(run.train_set), run.recipe.batch_size
+    dtype = np.int64 if np.issubdtype(targets.dtype, np.integer) else targets.dtype  # as in `Batches`
+    for epoch in range(run.recipe.epochs):
+        order = batches.order(epoch)[: len(batches) * size]
+        for rows in np.split(order, range(size * run.recipe.accumulate, len(order), size * run.recipe.accumulate)):
+            given = None if weights is None else torch.from_numpy(weights[rows])
+            check_weight(run.task.weight(torch.from_numpy(targets[rows].astype(dtype)), given), rows.tolist())

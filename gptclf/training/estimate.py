@@ -102,11 +102,8 @@ def estimate(
         kept_bytes = prefix.nbytes(np.array([len(rows[i]) for i in missing_rows(rows, None)], dtype=np.int64))
         depth, lengths = prefix.depth, torch.from_numpy(prefix.positions(batch.lengths.numpy()))
         shape = (len(batch), int(lengths.max()), model.config.emb_dim)
-        batch = replace(
-            batch,
-            inputs=torch.randn(shape, generator=torch.Generator().manual_seed(0), dtype=torch.float32),
-            lengths=lengths,
-        )
+        inputs = torch.randn(shape, generator=torch.Generator().manual_seed(0), dtype=torch.float32)
+        batch = replace(batch, inputs=inputs, lengths=lengths)
     seconds = run.total_steps * step_seconds(run.build_objective(depth), batch, recipe.accumulate)
     return Estimate(frozen, seconds, run.total_steps, kept_bytes, 16 * sum(p.numel() for p in run.trained().values()))
 
@@ -121,7 +118,8 @@ def step_seconds(objective: Objective, batch: Batch, accumulate: int = 1) -> flo
     trained = [parameter for parameter in objective.parameters() if parameter.requires_grad]
     device, taken = objective.learner.device, 0.0
     gradients = [(parameter, parameter.grad) for parameter in trained]
-    buffers = [(buffer, buffer.clone()) for buffer in objective.buffers()]  # running means in a user's module
+    for module in objective.modules():  # running means in a user's module stay as they are in the model
+        module._buffers = {name: None if value is None else value.clone() for name, value in module._buffers.items()}
     try:
         for _ in range(3):  # the first passes still allocate buffers
             for parameter in trained:
@@ -135,8 +133,6 @@ def step_seconds(objective: Objective, batch: Batch, accumulate: int = 1) -> flo
     finally:
         for parameter, gradient in gradients:
             parameter.grad = gradient
-        for buffer, value in buffers:
-            buffer.copy_(value)
     return accumulate * taken + _ADAM_BYTES * sum(p.numel() for p in trained) / _memory_bandwidth(device)
 
 

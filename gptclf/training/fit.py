@@ -5,13 +5,17 @@ import sys
 import threading
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from types import FrameType
+from typing import Any
 
 from gptclf.progress import format_seconds
 from gptclf.training.estimate import step_seconds, typical_batch
 from gptclf.training.history import History
 from gptclf.training.run import Run
 from gptclf.training.state import State
+
+_USUAL = signal.default_int_handler
 
 
 def fit(run: Run, saved: State | None = None) -> History:
@@ -50,22 +54,25 @@ def fit(run: Run, saved: State | None = None) -> History:
 def deferred_interrupt(run: Run) -> Iterator[None]:
     """In the block, let Ctrl-C end the run after the current step; a second one raises KeyboardInterrupt as usual.
 
-    Only in the main thread, and only if Python's own handler is installed. Before the first step, Ctrl-C raises
-    KeyboardInterrupt as usual.
+    Only in the main thread, and only if the handler is Python's own, or that of an outer run, which then ends as well.
+    Before the first step, Ctrl-C raises KeyboardInterrupt as usual. A handler that a callback installs stays.
     """
-    usual = signal.default_int_handler
-    if threading.current_thread() is not threading.main_thread() or signal.getsignal(signal.SIGINT) is not usual:
+    before = signal.getsignal(signal.SIGINT)
+    known = before is _USUAL or getattr(before, "func", None) is _defer
+    if threading.current_thread() is not threading.main_thread() or not known:
         yield
         return
-
-    def defer(number: int, frame: FrameType | None) -> None:
-        signal.signal(signal.SIGINT, usual)
-        if not run.begun:
-            usual(number, frame)
-        run.stop("interrupted")
-
-    signal.signal(signal.SIGINT, defer)
+    deferred = partial(_defer, run, before)
+    signal.signal(signal.SIGINT, deferred)
     try:
         yield
     finally:
-        signal.signal(signal.SIGINT, usual)
+        if signal.getsignal(signal.SIGINT) is deferred:
+            signal.signal(signal.SIGINT, before)
+
+
+def _defer(run: Run, before: Any, number: int, frame: FrameType | None) -> None:
+    signal.signal(signal.SIGINT, _USUAL)
+    if before is not _USUAL or not run.begun:
+        before(number, frame)
+    run.stop("interrupted")

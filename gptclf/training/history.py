@@ -69,6 +69,8 @@ class History:
         seconds: Length of the run.
         stopped: Why the run ended early: "interrupted" (Ctrl-C), or the reason given to `run.stop`. None for a run that
             took all its steps.
+
+    Its repr gives the counts and the last measurement.
     """
 
     steps: list[Step] = field(default_factory=list)
@@ -76,6 +78,11 @@ class History:
     epochs: list[Scores] = field(default_factory=list)
     seconds: float = 0.0
     stopped: str | None = None
+
+    def __repr__(self) -> str:
+        counts = f"{len(self.steps):,} steps, {len(self.evaluations):,} evaluations, {len(self.epochs):,} epochs"
+        last = "".join(f", last {scores}" for scores in self.scores()[-1:])
+        return f"<History: {counts}, stopped={self.stopped!r}{last}>"
 
     def scores(self) -> list[Scores]:
         """Return all measurements on whole sets in the order of steps, one for each step that has any."""

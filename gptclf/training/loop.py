@@ -4,7 +4,7 @@ It knows an objective, batches and an optimizer; files, printing, measuring and 
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
 
@@ -15,7 +15,7 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from gptclf.data.batches import Batch, Batches
 from gptclf.metrics import blame
-from gptclf.training.objective import mean_over_ranks, objective_of
+from gptclf.training.objective import mean_over_ranks, objective_of, targets_of
 from gptclf.training.optim import Schedule
 
 
@@ -71,7 +71,7 @@ def training_steps(
 
     Raises:
         FloatingPointError: The loss or the gradient is not finite; the weights are those of the step before.
-        ValueError: The rows of a step have weights that sum to 0.
+        ValueError: The rows of a step have weights whose sum cannot divide their loss, such as 0.
     """
     trained = [parameter for parameter in objective.parameters() if parameter.requires_grad]
     after = after or Step(step=0, epoch=0, loss=0.0, lr=0.0, examples=0, gradient_norm=0.0)
@@ -89,10 +89,9 @@ def training_steps(
             gradient_norm = float(norm)
             step += 1
             if not (math.isfinite(loss) and math.isfinite(gradient_norm)):
-                raise FloatingPointError(
-                    f"step {step}: loss {loss}, gradient norm {gradient_norm}. "
-                    f"{blame(objective_of(objective).learner)}. The step was not taken"
-                )
+                reason = _unusable_targets(group) or blame(objective_of(objective).learner)
+                numbers = f"step {step}: loss {loss}, gradient norm {gradient_norm}"
+                raise FloatingPointError(f"{numbers}. {reason}. The step was not taken")
             optimizer.step()
             if scheduler is not None:
                 scheduler.step()
@@ -106,12 +105,7 @@ def _accumulate_gradient(objective: nn.Module, group: list[Batch], trained: list
     """Set `.grad` to the gradient of the group's mean loss, and return that loss."""
     inner = objective_of(objective)
     weight = mean_over_ranks(sum(inner.weight(batch) for batch in group), objective)
-    if not weight > 0:
-        rows = [row for batch in group if batch.rows is not None for row in batch.rows.tolist()]
-        raise ValueError(
-            f"the weights of rows {', '.join(map(str, rows[:20]))}{', ...' * (len(rows) > 20)} sum to {weight:g}, so "
-            "their mean loss is undefined; give at least one row of each step a positive weight, or use larger batches"
-        )
+    check_weight(weight, _rows_of(group))
     for parameter in trained:
         parameter.grad = None
     total = 0.0
@@ -122,3 +116,25 @@ def _accumulate_gradient(objective: nn.Module, group: list[Batch], trained: list
         loss.backward()
         total += loss.item()
     return mean_over_ranks(total, objective)
+
+
+def check_weight(weight: float, rows: Sequence[int]) -> None:
+    """Raise if the sum of some rows' losses cannot be divided by their weight in float32."""
+    if not 1e-30 <= weight <= 1e30:
+        need = "each step needs a sum from 1e-30 to 1e30: change the weights of rows or classes, or use larger batches"
+        raise ValueError(f"the weights of {_listed(rows)} sum to {weight:g}; {need}")
+
+
+def _unusable_targets(group: list[Batch]) -> str:
+    """Say which rows have targets that are not finite; "" if none has."""
+    bad = [not bool(torch.isfinite(target).all()) for batch in group for target in targets_of(batch)]
+    rows = [row for row, is_bad in zip(_rows_of(group), bad, strict=False) if is_bad]
+    return f"The targets of {_listed(rows)} are not finite" if rows else ""
+
+
+def _rows_of(group: list[Batch]) -> list[int]:
+    return [row for batch in group if batch.rows is not None for row in batch.rows.tolist()]
+
+
+def _listed(rows: Sequence[int]) -> str:
+    return f"rows {', '.join(map(str, rows[:20]))}{', ...' * (len(rows) > 20)}"

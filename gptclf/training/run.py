@@ -1,7 +1,7 @@
 """`Run`, one training run, and `Callback`, the base class for reacting to it."""
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -32,7 +32,8 @@ TrainingRows = TextDataset | TextWindows
 class Callback:
     """Called by `train`; each method does nothing unless a subclass overrides it.
 
-    The set of trained parameters is fixed when `train` begins: `freeze` inside a callback has no effect on the run.
+    The set of trained parameters is fixed when `train` begins: `freeze` inside a callback has no effect on the run, and
+    is undone before the next step and at the end.
 
     Attributes:
         every: Optimizer steps from one call of `on_step` to the next; None calls it at the end of each epoch.
@@ -62,8 +63,8 @@ class Callback:
     def on_end(self, run: "Run") -> None:
         """React to the end of a run, even if an error ends it."""
 
-    def state(self) -> dict[str, Tensor]:
-        """Return the tensors, by name, that a saved state should keep for this callback."""
+    def state(self) -> Mapping[str, Tensor | float]:
+        """Return the tensors or numbers, by name, that a saved state should keep. Numbers come back as tensors."""
         return {}
 
     def restore(self, state: dict[str, Tensor], run: "Run") -> None:
@@ -74,7 +75,7 @@ class Callback:
 class RunOptions:
     """The options of `train` that are not in the recipe; `train` documents them."""
 
-    callbacks: Sequence[Callback] = ()
+    callbacks: Sequence[Callback] | None = ()
     checkpoint_dir: str | Path | None = None
     checkpoint_every: int | None = None
     keep_checkpoints: int = 2
@@ -88,11 +89,13 @@ class RunOptions:
         for name in ("resume", "recompute", "progress"):
             boolean(name, getattr(self, name))
         check_cache(self.cache_dir, self.cache_limit)
-        callbacks = self.callbacks
-        if isinstance(callbacks, Callback) or not all(isinstance(callback, Callback) for callback in callbacks):
-            raise TypeError(f"callbacks is {callbacks!r}; it must be a list of gptclf.Callback objects")
+        given = () if self.callbacks is None else self.callbacks
+        callbacks = tuple(given) if isinstance(given, Iterable) else (None,)
+        if not all(isinstance(callback, Callback) for callback in callbacks):
+            raise TypeError(f"callbacks is {given!r}; it must be a list of gptclf.Callback objects, or None")
         for callback in callbacks:
             integer(f"{type(callback).__name__}.every", callback.every, 1, optional=True)
+        object.__setattr__(self, "callbacks", callbacks)
 
 
 class Run:
@@ -127,6 +130,7 @@ class Run:
         self.task = model.task.fitted(train_set.targets(model.task))
         self.precision = resolve_precision(recipe.precision, model)
         own_trainable(model)
+        self._flags = [(name, parameter, parameter.requires_grad) for name, parameter in model.named_parameters()]
         self.optimizer = make_optimizer(model, recipe)
         self._batches_per_epoch = len(self.batches(train_set))
         self.steps_per_epoch = -(-self._batches_per_epoch // recipe.accumulate)
@@ -141,8 +145,16 @@ class Run:
         self._start = time.perf_counter()
 
     def trained(self) -> dict[str, nn.Parameter]:
-        """Return the trained parameters by name."""
-        return {name: parameter for name, parameter in self.model.named_parameters() if parameter.requires_grad}
+        """Return the trained parameters by name: those that required grad when the run began."""
+        return {name: parameter for name, parameter, trains in self._flags if trains}
+
+    def changing(self) -> dict[str, Tensor]:
+        """Return the tensors that steps may change, by name: trained parameters, and buffers of a user's modules."""
+        return {**self.trained(), **dict(self.model.named_buffers())}
+
+    def _keep_flags(self) -> None:
+        for _, parameter, trains in self._flags:
+            parameter.requires_grad_(trains)
 
     def batches(self, rows: Rows) -> Batches:
         """Return the batches of rows, or of their features, in the run's order."""
@@ -175,8 +187,9 @@ class Run:
         self.scheduler.rescale(number("lr_scale", scale))
 
     def stop(self, reason: str = "stopped") -> None:
-        """End the run after the current step; `history.stopped` is the first reason given."""
-        self.history.stopped = self.history.stopped or reason
+        """End the run after the current step, unless it is the last; `history.stopped` is the first reason given."""
+        if len(self.history.steps) < self.total_steps:
+            self.history.stopped = self.history.stopped or reason or "stopped"
 
     def is_due(self, every: int | None) -> bool:
         """Return True if the last step's number is a multiple of `every`, or for None if it ended an epoch."""
@@ -202,7 +215,7 @@ class Run:
 
     def take_up(self, history: History, lr_scale: float) -> None:
         """Continue after the steps of `history`, which comes from a saved state."""
-        history.stopped = None
+        history.stopped = self.history.stopped  # by Ctrl-C, since the run began
         self.history, self.scores = history, next(reversed(history.scores()), None)
         self.scheduler.scale = lr_scale
         self.scheduler.move_to(len(history.steps))
@@ -213,18 +226,13 @@ class Run:
     @contextmanager
     def learning(self) -> Iterator[None]:
         """Hold the features of the frozen part, and the learner that trains on them, in the block."""
-        given = self.options
+        self._keep_flags()
+        given, precision = self.options, self.recipe.precision
         sets = [rows for rows in (self.train_set, self.val_set) if rows is not None]
+        kept: Any = {"cache_dir": check_cache(given.cache_dir, given.cache_limit), "cache_limit": given.cache_limit}
         features: Any = nullcontext((0, sets))
         if self.recipe.reuse_frozen:
-            features = features_of(
-                self.model,
-                sets,
-                precision=self.recipe.precision,
-                cache_dir=check_cache(given.cache_dir, given.cache_limit),
-                cache_limit=given.cache_limit,
-                progress=given.progress,
-            )
+            features = features_of(self.model, sets, precision=precision, progress=given.progress, **kept)
         with features as (depth, self.rows):
             self.objective = self.build_objective(depth)
             self._check_measures()
@@ -233,6 +241,7 @@ class Run:
 
     def release(self) -> None:
         """Release the gradients, the features and the learner, as the caller may keep the run for its history."""
+        self._keep_flags()
         self.optimizer.zero_grad(set_to_none=True)
         self.rows = ()
         vars(self).pop("objective", None)
@@ -248,20 +257,16 @@ class Run:
         self.begun, recipe = True, self.recipe
         if self.history.stopped:  # a callback's restored state says that the run was over
             return
-        for step in training_steps(
-            self.objective,
-            self.batches(self.rows[0]),
-            self.optimizer,
-            epochs=recipe.epochs,
-            accumulate=recipe.accumulate,
-            clip=recipe.clip,
-            scheduler=self.scheduler,
-            after=self.history.steps[-1] if self.history.steps else None,
-        ):
+        given: Any = {"epochs": recipe.epochs, "accumulate": recipe.accumulate, "clip": recipe.clip}
+        given |= {"scheduler": self.scheduler, "after": self.history.steps[-1] if self.history.steps else None}
+        for step in training_steps(self.objective, self.batches(self.rows[0]), self.optimizer, **given):
             self._forget_fresh()
             self.history.steps.append(step)
+            if step.step == self.total_steps:
+                self.history.stopped = None  # nothing was left to stop
             self.history.seconds = time.perf_counter() - self._start
             yield step
+            self._keep_flags()
 
     def _forget_fresh(self) -> None:
         """Note that the head is no longer fresh, even if only parameters before it were trained."""

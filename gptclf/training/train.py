@@ -12,7 +12,7 @@ from gptclf.gpt2.model import GPT2
 from gptclf.inference.evaluate import labelled_rows
 from gptclf.training.callbacks import Measure, Progress
 from gptclf.training.checkpoint import Checkpoint
-from gptclf.training.checks import check_trainable, check_training_rows, check_windows
+from gptclf.training.checks import check_trainable, check_training_rows, check_weights, check_windows
 from gptclf.training.fit import fit
 from gptclf.training.history import History
 from gptclf.training.recipe import BOOK, LANGUAGE_MODEL, Recipe, RecipeChanges, lists_options, recipe_of
@@ -24,7 +24,7 @@ logger = logging.getLogger(__name__)
 class TrainOptions(RecipeChanges, total=False):
     """The keyword arguments of `train` apart from `recipe`."""
 
-    callbacks: Sequence[Callback]
+    callbacks: Sequence[Callback] | None
     checkpoint_dir: str | Path | None
     checkpoint_every: int | None
     keep_checkpoints: int
@@ -49,15 +49,17 @@ def _train(
     check_trainable(model)
     recipe, others = recipe_of(recipe, given, [field.name for field in fields(RunOptions)])
     options = RunOptions(**others)
-    for callback in options.callbacks:
+    callbacks = options.callbacks or ()
+    for callback in callbacks:
         if callback.needs_validation and val_set is None:
             raise ValueError(f"{type(callback).__name__} needs a validation set: train(model, train_set, val_set, ...)")
     check_training_rows(model, rows, recipe)
     checkpoint = Checkpoint.given(options)
     run = Run(model, rows, val_rows, recipe, options)
+    check_weights(run)
     own: list[Callback] = [Progress()] if options.progress else []
     own += [Measure()] if recipe.eval_every is None else [Measure(), Measure(recipe.eval_every)]
-    run.callbacks = [*options.callbacks, *own, *([] if checkpoint is None else [checkpoint])]
+    run.callbacks = [*callbacks, *own, *([] if checkpoint is None else [checkpoint])]
     history = fit(run, None if checkpoint is None else checkpoint.begin(run, resume=options.resume))
     if history.stopped == "interrupted":
         how = "no state was kept: give checkpoint_dir= to be able to resume"
