@@ -377,3 +377,143 @@ def test_outside_of_the_main_thread_no_handler_is_set() -> None:
     thread.start()
     thread.join()
     assert set(found) == {before}
+
+
+@posix
+@pytest.mark.parametrize("begun", [True, False])
+def test_ctrl_c_in_a_run_inside_a_run_ends_both(begun: bool) -> None:
+    inner: list[History] = []
+
+    class Press(Callback):
+        def on_start(self, run: Run) -> None:
+            if not begun:
+                os.kill(os.getpid(), signal.SIGINT)
+
+    class Within(Callback):
+        def on_step(self, outer: Run, step: Step) -> None:
+            if step.step == 3:
+                inner.append(run(classifier(), callbacks=[Press(), *[Interrupt(2)] * begun]))
+
+    history = run(classifier(), callbacks=[Within()])
+    assert [(h.stopped, len(h.steps)) for h in (*inner, history)] == [("interrupted", 2 * begun), ("interrupted", 3)]
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+@posix
+def test_ctrl_c_with_no_step_left_interrupts_nothing(caplog: pytest.LogCaptureFixture) -> None:
+    class PressAtTheEnd(Callback):
+        def on_end(self, run: Run) -> None:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    for callback in (Interrupt(16), PressAtTheEnd()):
+        history = run(classifier(), callbacks=[callback])
+        assert (history.stopped, len(history.steps)) == (None, 16)
+    assert "interrupted" not in caplog.text
+
+
+@posix
+def test_a_handler_that_a_callback_installs_stays() -> None:
+    def own(*_: Any) -> None:
+        """Do nothing."""
+
+    class Install(Callback):
+        def on_step(self, run: Run, step: Step) -> None:
+            signal.signal(signal.SIGINT, own)
+
+    before = signal.getsignal(signal.SIGINT)
+    try:
+        run(classifier(), callbacks=[Install()])
+        assert signal.getsignal(signal.SIGINT) is own
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+# Odd calls
+
+
+def test_a_run_is_stopped_without_a_reason_but_not_after_its_last_step() -> None:
+    class Stop(Callback):
+        def __init__(self, step: int) -> None:
+            self.step = step
+
+        def on_step(self, run: Run, step: Step) -> None:
+            if step.step == self.step:
+                run.stop("")
+
+    assert run(classifier(), callbacks=[Stop(3)]).stopped == "stopped"
+    assert run(classifier(), callbacks=[Stop(16)]).stopped is None
+
+
+@pytest.mark.parametrize("when", ["on_start", "on_step", "on_end"])
+@pytest.mark.parametrize("trainable", ["head", "all"])
+def test_freezing_in_a_callback_changes_nothing(when: str, trainable: str, tmp_path: Path) -> None:
+    def refreeze(run: Run, step: Step | None = None) -> None:
+        if step is None or step.step == 6:
+            freeze(run.model, trainable=trainable)
+
+    freezing, straight = Callback(), classifier(dropout=0.1)
+    setattr(freezing, when, refreeze)
+    whole = run(straight, callbacks=[KeepBest()])
+    clf = classifier(dropout=0.1)
+    history = run(clf, callbacks=[freezing, KeepBest()], checkpoint_dir=tmp_path)
+    assert history.steps == whole.steps
+    assert equal(weights(clf), weights(straight))
+    flags = [[p.requires_grad for p in model.parameters()] for model in (clf, straight)]
+    assert flags[0] == flags[1]
+    assert all(parameter.grad is None for parameter in clf.parameters())
+    again = classifier(dropout=0.1)
+    assert run(again, callbacks=[KeepBest()], checkpoint_dir=tmp_path, resume=True).steps == whole.steps
+
+
+@pytest.mark.parametrize("measure", ["loss", "accuracy"])
+def test_a_measure_that_is_not_a_number_is_not_the_best(measure: str) -> None:
+    class Now:
+        task = classifier().task
+
+        def changing(self) -> dict[str, Tensor]:
+            return {}
+
+    keep, best = KeepBest(measure), []
+    for step, value in enumerate([float("nan"), 0.5, float("nan"), 0.7, 0.3]):
+        measures = {"loss": value, "accuracy": value}
+        keep.on_scores(Now(), Scores(step, 1, 1, measures, measures, 0.0))  # type: ignore[arg-type]
+        best.append(keep.best and keep.best.step)
+    assert best == {"loss": [None, 1, 1, 1, 4], "accuracy": [None, 1, 1, 3, 3]}[measure]
+
+
+def test_callbacks_may_be_none_or_any_iterable() -> None:
+    whole = run(classifier())
+    assert run(classifier(), callbacks=None).steps == whole.steps
+    stops = EarlyStopping(1)
+    run(classifier(), callbacks=(callback for callback in [stops]))
+    assert stops.best is not None
+    for wrong in (3, Callback(), [Callback]):
+        with pytest.raises(TypeError, match=r"must be a list of gptclf\.Callback objects, or None"):
+            run(classifier(), callbacks=wrong)
+
+
+def test_a_callback_keeps_numbers_but_no_texts(tmp_path: Path) -> None:
+    class Keeps(Callback):
+        kept: Any = 3
+        restored: Any = None
+
+        def state(self) -> Any:
+            return {"kept": self.kept}
+
+        def restore(self, state: dict[str, Tensor], run: Run) -> None:
+            self.restored = state["kept"].item()
+
+    run(classifier(), callbacks=[Keeps()], checkpoint_dir=tmp_path)
+    again = Keeps()
+    run(classifier(), callbacks=[again], checkpoint_dir=tmp_path, resume=True)
+    assert again.restored == 3
+    again.kept = "three"
+    with pytest.raises(TypeError, match="Keeps keeps a str; a state can hold numbers, and tensors by name"):
+        run(classifier(), callbacks=[again], checkpoint_dir=tmp_path / "other")
+
+
+def test_a_history_is_shown_on_a_screenful() -> None:
+    history = run(classifier(), epochs=50, eval_every=1)
+    assert len(repr(history)) < 300
+    assert "200 steps, 150 evaluations, 50 epochs, stopped=None, last epoch 50, step 200: train loss" in repr(history)
+    assert repr(History()) == "<History: 0 steps, 0 evaluations, 0 epochs, stopped=None>"

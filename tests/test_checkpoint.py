@@ -178,10 +178,10 @@ def test_other_texts_and_other_base_weights_are_noticed(tmp_path: Path) -> None:
     run(classifier(), checkpoint_dir=tmp_path)
     clf = classifier()
     data = TextDataset([*TEXTS[:-1], "else"], LABELS, tokenizer=clf.tokenizer, classes=clf.classes)
-    with pytest.raises(ValueError, match="train_set was"):
+    with pytest.raises(ValueError, match="the training set's texts or labels differ"):
         train(clf, data, data, checkpoint_dir=tmp_path, resume=True, **SETTINGS)
     other = add_classifier_head(byte_gpt2(seed=9), classes=["ham", "spam"], seed=3)
-    with pytest.raises(ValueError, match="frozen weights was"):
+    with pytest.raises(ValueError, match="the weights of the frozen part differ"):
         run(other, checkpoint_dir=tmp_path, resume=True)
 
 
@@ -349,3 +349,50 @@ def test_moments_are_laid_out_as_their_parameters_are(tmp_path: Path) -> None:
         run(transposed(), checkpoint_dir=tmp_path, callbacks=[Stop(2)])
     run(resumed, checkpoint_dir=tmp_path, resume=True)
     assert_equal_models(resumed, whole)
+
+
+def test_a_file_that_is_not_a_state_falls_back_to_the_one_before(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    straight, resumed = classifier(), classifier()
+    whole = run(straight, checkpoint_dir=tmp_path)
+    save_file({"x": torch.zeros(1)}, newest(tmp_path), metadata={"format": "pt"})
+    assert measured(run(resumed, checkpoint_dir=tmp_path, resume=True)) == measured(whole)
+    assert "step-00000008.safetensors is not the state of a run" in caplog.text
+    assert_equal_models(resumed, straight)
+    save_file({"x": torch.zeros(1)}, newest(tmp_path))
+    run(resumed, checkpoint_dir=tmp_path, resume=True)
+
+
+def test_a_directory_in_the_place_of_a_state_is_refused_before_the_model_changes(tmp_path: Path) -> None:
+    run(classifier(), checkpoint_dir=tmp_path)
+    newest(tmp_path).unlink()
+    (tmp_path / "step-00000008.safetensors").mkdir()
+    clf, before = classifier(), classifier()
+    with pytest.raises(ValueError, match=r"step-00000008\.safetensors is not a file; remove it"):
+        run(clf, checkpoint_dir=tmp_path, resume=True)
+    assert_equal_models(clf, before)
+
+
+def test_a_truncated_state_gives_no_advice_to_download_it(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    run(classifier(), checkpoint_dir=tmp_path)
+    cut_off(newest(tmp_path))
+    run(classifier(), checkpoint_dir=tmp_path, resume=True)
+    assert "step-00000008.safetensors is damaged: " in caplog.text
+    assert "download" not in caplog.text
+    assert "git-lfs" not in caplog.text
+
+
+def test_what_another_run_is_writing_there_is_left(tmp_path: Path) -> None:
+    (tmp_path / ".step-00000004.safetensors.1.tmp").write_bytes(b"begun a moment ago")
+    run(classifier(), checkpoint_dir=tmp_path)
+    assert (tmp_path / ".step-00000004.safetensors.1.tmp").read_bytes() == b"begun a moment ago"
+
+
+def test_other_trained_parameters_are_told_in_words(tmp_path: Path) -> None:
+    run(classifier(), checkpoint_dir=tmp_path)
+    gained = r"another run: trainable gained trunk\.blocks\.1\.\S+ and \d+ more\. Give what"
+    with pytest.raises(ValueError, match=gained):
+        run(classifier("last_two_blocks"), checkpoint_dir=tmp_path, resume=True)
+    with pytest.raises(ValueError, match=r"another run: trainable lost trunk\.blocks\.2\.\S+ and \d+ more\. Give what"):
+        run(classifier("head"), checkpoint_dir=tmp_path, resume=True)

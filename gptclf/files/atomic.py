@@ -19,6 +19,13 @@ def text_writer(text: str) -> Writer:
     return lambda path: path.write_text(text, encoding="utf-8", newline="\n")
 
 
+def remove_abandoned(folder: Path, pattern: str) -> None:
+    """Remove the temporary files of saves that were killed at least an hour ago."""
+    for path in folder.glob(pattern):
+        if time.time() - path.stat().st_mtime > _ABANDONED_SECONDS:
+            path.unlink(missing_ok=True)
+
+
 def write_all(folder: Path, writers: Mapping[str, Writer]) -> None:
     """Write every file under a temporary name in `folder`, then rename them all in the given order.
 
@@ -27,10 +34,7 @@ def write_all(folder: Path, writers: Mapping[str, Writer]) -> None:
     """
     beside = {name: folder / f".{name}.{os.getpid()}.tmp" for name in writers}
     for name in writers:
-        # Remove temporary files of a save that was killed.
-        for path in folder.glob(f".{glob.escape(name)}.*.tmp"):
-            if time.time() - path.stat().st_mtime > _ABANDONED_SECONDS:
-                path.unlink(missing_ok=True)
+        remove_abandoned(folder, f".{glob.escape(name)}.*.tmp")
     try:
         for name, write in writers.items():
             write(beside[name])

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from gptclf import checks
+from gptclf.files.atomic import remove_abandoned
 from gptclf.training.loop import Step
 from gptclf.training.run import Callback, Run, RunOptions
 from gptclf.training.state import DamagedState, State, identity_of, read_state, write_state
@@ -54,6 +55,9 @@ class Checkpoint(Callback):
         if path.is_file():
             raise ValueError(f"checkpoint_dir is {str(path)!r}, which is a file; it must be a folder")
         checkpoint = cls(path, every, keep)
+        for state in checkpoint.states():
+            if not state.is_file():
+                raise ValueError(f"{state} is not a file; remove it, or give another checkpoint_dir")
         if checkpoint.states() and not options.resume:
             raise FileExistsError(f"{path} holds a run's states; give resume=True to continue it, or another folder")
         try:
@@ -95,9 +99,8 @@ class Checkpoint(Callback):
         return None
 
     def on_start(self, run: Run) -> None:
-        """Delete partly written files of a run that was killed."""
-        for path in self.path.glob(".step-*.tmp"):
-            path.unlink(missing_ok=True)
+        """Delete partly written files of a run that was killed, at least an hour old."""
+        remove_abandoned(self.path, ".step-*.tmp")
 
     def on_step(self, run: Run, step: Step) -> None:
         """Write a state, and delete the oldest of more than `keep_checkpoints`.

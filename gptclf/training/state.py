@@ -7,11 +7,10 @@ detects damage. Nothing is unpickled.
 
 import hashlib
 import json
-import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor
@@ -21,6 +20,7 @@ from gptclf.data.windows import TextWindows
 from gptclf.files.atomic import write_all
 from gptclf.files.safetensors_file import read_safetensors, tensor_writer
 from gptclf.gpt2.standard import described, is_standard
+from gptclf.tasks import task_from_record
 from gptclf.training.history import History, history_from_dict
 from gptclf.training.recipe import Recipe
 from gptclf.training.run import Callback, Run
@@ -28,19 +28,28 @@ from gptclf.training.run import Callback, Run
 # Format 1, of version 0.1.0: no digest, no numbers, torch's global generators, AdamW alone.
 _FORMAT = "2"
 
-# Descriptions of those fields of the identity whose values are digests.
-_MEANING = {
-    "train_set": "the training set's texts or labels: ",
-    "val_set": "the validation set's texts or labels: ",
-    "train_weights": "the training set's row weights: ",
-    "frozen weights": "the weights of the frozen part: ",
+# The longest value that a message shows, in characters.
+_LONG = 60
+
+# Descriptions of differences whose values say little.
+_WORDS = {
+    "train_set": "the training set's texts or labels differ",
+    "val_set": "the validation set's texts or labels differ",
+    "train_rows": "the training set had {} rows, has {}",
+    "val_rows": "the validation set had {} rows, has {}",
+    "train_weights": "the training set's row weights differ",
+    "frozen weights": "the weights of the frozen part differ",
 }
+
+# A difference, and another one that it causes.
+_CAUSES = {"train_rows": "train_set", "val_rows": "val_set", "trainable": "frozen weights"}
 
 
 def identity_of(run: Run) -> dict[str, Any]:
     """Return the identity of a run: its recipe, task, rows, frozen weights, and the names of trained parameters."""
     model, sets, weights = run.model, {"train": run.train_set, "val": run.val_set}, run.train_set.weights
-    frozen = {name: parameter for name, parameter in model.named_parameters() if not parameter.requires_grad}
+    trained = run.trained()
+    frozen = {name: parameter for name, parameter in model.named_parameters() if name not in trained}
     identity = {
         **asdict(run.recipe),
         "precision": run.precision,
@@ -57,7 +66,7 @@ def identity_of(run: Run) -> dict[str, Any]:
         **{f"{name}_rows": None if rows is None else len(rows) for name, rows in sets.items()},
         "train_weights": None if weights is None else _sha256([weights.tobytes()]),
         "frozen weights": _sha256(part for name, p in frozen.items() for part in (name.encode(), _bytes(p))),
-        "trainable": list(run.trained()),
+        "trainable": list(trained),
     }
     # Fail now, not after the first epoch, if something cannot be serialised.
     return json.loads(json.dumps(identity))  # type: ignore[no-any-return]
@@ -81,7 +90,9 @@ def write_state(path: Path, identity: Mapping[str, Any], run: Run) -> None:
     tensors |= {f"buffer.{name}": buffer for name, buffer in run.model.named_buffers()}
     tensors |= {} if generator is None else {"random.learner": generator.get_state()}
     for i, callback in enumerate(with_state(run)):
-        tensors |= {f"callback.{i}.{key}": value for key, value in callback.state().items()}
+        for key, value in callback.state().items():
+            fits = isinstance(value, Tensor | int | float)
+            tensors[f"callback.{i}.{key}"] = torch.as_tensor(value) if fits else _refuse(value, callback)
     kept: dict[str, Any] = {name: optimizer.state.get(parameter, {}) for name, parameter in trained.items()}
     for name, state in kept.items():
         tensors |= {f"optimizer.{key}.{name}": value for key, value in state.items() if isinstance(value, Tensor)}
@@ -99,11 +110,10 @@ def write_state(path: Path, identity: Mapping[str, Any], run: Run) -> None:
     write_all(path.parent, {path.name: tensor_writer(whole, metadata)})
 
 
-def _refuse(value: object) -> None:
-    raise TypeError(
-        f"the optimizer keeps a {type(value).__name__} for a parameter; a state can hold numbers, and tensors by name. "
-        "Train without checkpoint_dir, or with another optimizer"
-    )
+def _refuse(value: object, owner: object = "the optimizer") -> NoReturn:
+    owner = owner if isinstance(owner, str) else type(owner).__name__
+    can = "a state can hold numbers, and tensors by name. Train without checkpoint_dir, or change that"
+    raise TypeError(f"{owner} keeps a {type(value).__name__}; {can}")
 
 
 def _digest(tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> str:
@@ -164,7 +174,7 @@ class State:
                     kept[key].copy_(value)
                 optimizer.state[parameter] = kept
             for name, buffer in run.model.named_buffers():
-                buffer.copy_(self.tensors.get(f"buffer.{name}", buffer))
+                buffer.data = self.tensors.get(f"buffer.{name}", buffer).to(buffer.device, copy=True)
         for group, saved in zip(optimizer.param_groups, self.numbers.get("groups", []), strict=False):
             group.update(saved)
         random = self.tensors.get("random.learner", self.tensors.get(f"random.{run.model.device.type}"))
@@ -193,8 +203,10 @@ def read_state(path: Path, identity: Mapping[str, Any], run: Run) -> State:
     try:
         tensors, metadata = read_safetensors(path)
     except (OSError, ValueError) as error:
-        raise DamagedState(f"{path} is damaged: {error}") from error
-    version = metadata.get("format")
+        raise DamagedState(f"{path} is damaged: {error.__cause__ or error}") from error
+    version = metadata.get("format", "")
+    if not version.isdigit():
+        raise DamagedState(f"{path} is not the state of a run")
     if version not in ("1", _FORMAT):
         raise ValueError(f"{path} has format {version!r}; this version of gptclf resumes '1' and {_FORMAT!r}")
     if version != "1" and metadata.get("digest") != _digest(tensors, metadata):
@@ -219,30 +231,45 @@ def read_state(path: Path, identity: Mapping[str, Any], run: Run) -> State:
     return State(tensors, history, numbers)
 
 
-def _differences(was: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+def _differences(was: dict[str, Any], now: Mapping[str, Any]) -> list[str]:
     """Say in words what differs between the run of a state and the current run."""
+    if "task" not in was:  # format 1: the pooling is now in the head; of the classes it kept the number
+        pooling, n = was["model"].pop("pooling"), was["model"].pop("classes")
+        if pooling is not None:
+            was["head"] = [["classifier_head", f"pooling={pooling}"], ["linear"]]
+        names = now["task"].get("classes") or []
+        single = {"kind": "single_label", "classes": names if len(names) == n else list(range(n))}
+        was["task"] = single if n else {"kind": "next_token", "n_outputs": was["model"]["vocab_size"]}
     # If a state lacks a field, that option did not exist yet, so it had its default.
+    task = task_from_record(was["task"])
     defaults: dict[str, Any] = {field.name: field.default for field in fields(Recipe)}
-    defaults |= {"optimizer": "AdamW", "train_weights": None}
+    defaults |= {"optimizer": "AdamW", "train_weights": None} | ({} if task is None else _flat({"task": task.record()}))
     old, new = _flat(was), _flat(now)
-    pooling = old.pop("model.pooling", None)  # format 1: now in the head, and classes in the task
-    if pooling is not None:
-        old["head"] = [["classifier_head", f"pooling={pooling}"], ["linear"]]
-    old.pop("model.classes", None)
+    old = {**new, **defaults, **old}
+    differing = [name for name in old if old[name] != new.get(name)]
+    caused = {_CAUSES.get(name) for name in differing}
     found = []
-    before: Any
-    for name in {**old, **new}:
-        before, after = old.get(name, defaults.get(name, new.get(name))), new.get(name)
-        if before == after:
-            continue
+    for name in differing:
+        before, after = old[name], new.get(name)
         more = name == "epochs" and after > before
-        if more and now["schedule"] == "constant":
-            continue  # no step before depends on how many follow
-        text = f"{_MEANING.get(name, '')}{name} was {_short(before)}, is {_short(after)}"
+        if name in caused or (more and now["schedule"] == "constant"):
+            continue  # with a constant rate, no step before depends on how many follow
+        text = _in_words(name, before, after)
         if more:
             text += f" (the {now['schedule']} schedule depends on the number of epochs; only a constant one goes on)"
         found.append(text)
     return found
+
+
+def _in_words(name: str, before: Any, after: Any) -> str:
+    if name in _WORDS:
+        return _WORDS[name].format(before or "no", after or "no")
+    if isinstance(before, list) and isinstance(after, list) and max(len(repr(before)), len(repr(after))) >= _LONG:
+        sides = {"gained": [x for x in after if x not in before], "lost": [x for x in before if x not in after]}
+        parts = [f"{verb} {x[0]}" + f" and {len(x) - 1} more" * (len(x) > 1) for verb, x in sides.items() if x]
+        if parts:
+            return f"{name} {', '.join(parts)}"
+    return f"{name} was {_short(before)}, is {_short(after)}"
 
 
 def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -253,7 +280,5 @@ def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def _short(value: Any) -> str:
-    if isinstance(value, str) and re.fullmatch("[0-9a-f]{64}", value):
-        return f"SHA-256 {value[:12]}"
     text = repr(value)
-    return text if len(text) < 60 else text[:57] + "..."
+    return text if len(text) < _LONG else text[: _LONG - 3] + "..."
