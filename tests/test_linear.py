@@ -164,6 +164,8 @@ class Noisy(LowRank):
     def forward(self, x: Tensor) -> Tensor:
         return Linear.forward(self, x) + self.scale * self.up(self.dropout(self.down(x)))  # type: ignore[no-any-return]
 
+    rows, onto, prepared = LowRank.rows, LowRank.onto, LowRank.prepared
+
 
 def test_a_layer_that_draws_randomness_turns_the_short_way_off_while_it_does() -> None:
     clf = classifier_of(byte_gpt2().config, ["a", "b"], seed=1)

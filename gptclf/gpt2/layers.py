@@ -12,12 +12,16 @@ from torch.nn import functional as F
 
 from gptclf.gpt2.arithmetic import Arithmetic
 from gptclf.gpt2.gradients import KeptGradients, look_up, product
+from gptclf.gpt2.standard import is_standard_alone
 
 ALL = slice(None)
 
 
 class Linear(nn.Linear):
     """`torch.nn.Linear` with the products that GPT-2's fast paths need, and kept gradients.
+
+    A subclass that says `standard = True` and overrides `forward` also overrides `rows`, `onto` and `prepared`, in the
+    same class or below. With fewer of them it is not standard: it is called, as any other layer is.
 
     Attributes:
         folds: Whether `rows` and `onto` may replace `forward`: False while the layer draws randomness.
@@ -26,6 +30,7 @@ class Linear(nn.Linear):
 
     standard = True
     kind = "linear"
+    equivalents = ("rows", "onto", "prepared")
     folds: bool = True
     gradients: KeptGradients | None = None
 
@@ -121,3 +126,10 @@ class Dropout(nn.Dropout):
         if self.p >= 1:
             return torch.zeros_like(x)
         return x * torch.empty_like(x).bernoulli_(1 - self.p, generator=self.generator).div_(1 - self.p)
+
+
+def acts(dropout: nn.Module) -> bool:
+    """Return False if a module in the place of a dropout need not be called: a dropout that is off, or an identity."""
+    if isinstance(dropout, nn.Dropout) and is_standard_alone(dropout):
+        return dropout.training and dropout.p > 0
+    return type(dropout) is not nn.Identity

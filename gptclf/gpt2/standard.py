@@ -7,6 +7,9 @@ what its class says and has no hooks. A class vouches for itself in its own body
         standard = True           # a subclass must say so again: it may compute something else
         kind = "linear"           # its fixed name in the address of features
         described = ()            # attributes, beside tensors, on which its result depends
+        equivalents = ("rows",)   # methods that are called in place of forward
+
+A class that overrides `forward` without its `equivalents` is not standard: they would compute what another one does.
 """
 
 from collections.abc import Iterator
@@ -69,4 +72,8 @@ def _vouches(kind: type[nn.Module]) -> bool:
     forward = vars(owner)["forward"]
     code, home = getattr(forward, "__code__", None), getattr(forward, "__globals__", {})
     name = None if code is None else (home.get("__name__"), code.co_qualname)
-    return owner is nn.Module or name == (owner.__module__, f"{owner.__qualname__}.forward")
+    if owner is not nn.Module and name != (owner.__module__, f"{owner.__qualname__}.forward"):
+        return False
+    # A method of a base below the owner's belongs to another forward.
+    newer = kind.__mro__[: kind.__mro__.index(owner) + 1]
+    return all(any(name in vars(base) for base in newer) for name in getattr(kind, "equivalents", ()))
