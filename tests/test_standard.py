@@ -437,7 +437,7 @@ def test_any_module_may_take_the_place_of_dropout(trainable: str, place: str, la
 def test_torchs_dropout_on_attention_weights_draws_in_training_only() -> None:
     clf = classifier()
     for block in clf.trunk.blocks:
-        block.attention.weights_dropout = nn.Dropout(0.5)
+        block.attention.weights_dropout = nn.Dropout(0.5)  # type: ignore[union-attr]
     ids = torch.arange(20).view(2, 10)
     assert torch.equal(clf.eval()(ids), clf(ids))
     assert not torch.equal(clf.train()(ids), clf(ids))

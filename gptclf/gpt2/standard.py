@@ -55,11 +55,31 @@ def described(module: nn.Module) -> Iterator[list[str]]:
         TypeError: A class says that it is standard but does not name its kind.
     """
     for part in module.modules():
-        own = vars(type(part))
-        kind, names = _TORCH.get(type(part)) or (own.get("kind"), own.get("described", ()))
+        kind, names = _describing(part)
         if kind is None:
             raise TypeError(f'{type(part).__name__} says standard = True; it must also name its kind = "..."')
         yield [kind, *(f"{name}={getattr(part, name)}" for name in names)]
+
+
+def difference(module: nn.Module, like: nn.Module) -> str:
+    """Say why a module, without its children, computes otherwise than a standard one with the same tensors; "" if not.
+
+    Dropout of any kind computes alike, as it is off in answers, and so do torch's own layers that ours derive from.
+    """
+    if is_hooked(module):
+        return "has hooks or a replaced forward"
+    if isinstance(like, nn.Dropout) and isinstance(module, nn.modules.dropout._DropoutNd | nn.Identity):
+        return ""
+    if not isinstance(like, type(module)):
+        return f"is a {type(module).__name__}, not a {type(like).__name__}"
+    values = [(name, getattr(module, name, None), getattr(like, name)) for name in _describing(like)[1]]
+    return ", ".join(f"has {name} = {value!r}, not {own!r}" for name, value, own in values if value != own)
+
+
+def _describing(module: nn.Module) -> tuple[str | None, tuple[str, ...]]:
+    """Return the kind of a module and the names of the attributes that its result depends on."""
+    own = vars(type(module))
+    return _TORCH.get(type(module)) or (own.get("kind"), own.get("described", ()))
 
 
 def _vouches(kind: type[nn.Module]) -> bool:

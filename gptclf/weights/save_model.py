@@ -24,6 +24,7 @@ from gptclf.files.safetensors_file import tensor_writer
 from gptclf.gpt2.freezing import policy_of
 from gptclf.gpt2.heads import Head, blank_like
 from gptclf.gpt2.model import GPT2, check_gpt2
+from gptclf.gpt2.standard import difference
 from gptclf.tokenizer.bpe import tokenizer_files
 from gptclf.weights.card import Card, is_our_card, model_card
 from gptclf.weights.folders import CONFIG, INDEX, TORCH_INDEX, TORCH_WEIGHTS, WEIGHTS
@@ -209,7 +210,10 @@ def _fold(weight: Tensor, bias: Tensor, shift: Tensor) -> Tensor | None:
 
 
 def _check_whole(model: GPT2, tensors: Mapping[str, Tensor]) -> None:
-    """Raise if modules were removed, added or wrapped, because the saved model could not be loaded."""
+    """Raise if the saved folder would load as another model: its parameters or its computation are not GPT-2's.
+
+    A head of the user's is compared with itself: it comes back from its own class.
+    """
     head = blank_like(model.head, model.config.emb_dim, model.task.n_outputs)
     whole = GPT2(model.config, task=model.task, head=head, device="meta")
     expected = {name: tuple(p.shape) for name, p in whole.named_parameters()}
@@ -221,11 +225,15 @@ def _check_whole(model: GPT2, tensors: Mapping[str, Tensor]) -> None:
             f"the model is not the one that its configuration describes: {shown} are missing, new or of another shape. "
             "save_model saves complete GPT-2s: merge wrapped modules, and set model.config to the remaining shape"
         )
-    parts = dict(model.trunk.named_modules())
-    message = "trunk.%s is a %s, but will be loaded as a %s: only its parameters are saved, not its own computation"
-    for name, part in whole.trunk.named_modules():
-        if name in parts and not isinstance(part, type(parts[name])):
-            logger.warning(message, name, type(parts[name]).__name__, type(part).__name__)
+    parts = dict(whole.named_modules())
+    for name, part in model.named_modules():
+        changed = name in parts and part is not parts[name] and difference(part, parts[name])
+        if changed:
+            raise ValueError(
+                f"{name or 'the model'} {changed}; a folder keeps parameters only, so it would load as another model. "
+                "Remove hooks and add them again after saving, also those that only watch; put a computation of your "
+                "own into a gptclf.Head, or keep this model by torch.save(model.state_dict(), ...) and your code"
+            )
 
 
 def _digest(tensors: Mapping[str, Tensor], model: GPT2) -> str:
