@@ -607,3 +607,21 @@ def test_the_blocks_that_there_are_count(trainable: str | int, blocks: int, chan
             expected = clf(ids, torch.from_numpy(labelled().lengths)).softmax(dim=-1)
         np.testing.assert_allclose(evaluate(clf, labelled()).probabilities, expected, atol=1e-5)
     np.testing.assert_allclose(found[True], found[False], rtol=1e-4)
+
+
+@pytest.mark.parametrize("trainable", ["head", "all"])
+def test_an_autocast_around_the_call_changes_nothing_in_float32(trainable: str) -> None:
+    found = []
+    for outer in (False, True):
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=outer):
+            clf = classifier(trainable)
+            steps = losses(clf, labelled(), labelled(OTHERS), epochs=2, precision="float32")
+            outputs = evaluate(clf, labelled(), precision="float32").outputs
+            identity = prefix_of(clf).identity() if trainable == "head" else ""
+            assert np.array_equal(predict_proba(clf, TEXTS, precision="float32"), softmax_of(outputs))
+        found.append((steps, outputs.tolist(), identity))
+    assert found[0] == found[1]
+
+
+def softmax_of(outputs: Any) -> Any:
+    return torch.from_numpy(outputs).softmax(dim=1).numpy()

@@ -192,7 +192,7 @@ def _digest_of(tensor: Tensor) -> str:
 def _probe(device: torch.device, arithmetic: Arithmetic, width: int) -> str:
     """Return a digest of the result of a product and a softmax in this arithmetic."""
     numbers = torch.arange(64 * width, dtype=torch.float32, device=device).view(64, width)
-    with torch.inference_mode():
+    with torch.inference_mode(), torch.autocast(device.type, enabled=False):
         x = torch.sin(numbers).to(arithmetic.dtype)
         weight = torch.cos(numbers[: min(64, width)]).to(arithmetic.dtype)
         y = F.linear(x, weight).float().softmax(dim=-1)

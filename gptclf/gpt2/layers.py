@@ -114,18 +114,26 @@ class Dropout(nn.Dropout):
     described: tuple[str, ...] = ("p",)
     generator: torch.Generator | None = None
 
-    @property
-    def draws(self) -> bool:
-        """Whether a call draws random numbers."""
-        return self.training and self.p > 0
-
     def forward(self, x: Tensor) -> Tensor:
         """Set a share `p` of the numbers to 0 in training, and scale the others so that the mean is unchanged."""
-        if not self.draws:
+        if not (self.training and self.p > 0):
             return x
         if self.p >= 1:
             return torch.zeros_like(x)
         return x * torch.empty_like(x).bernoulli_(1 - self.p, generator=self.generator).div_(1 - self.p)
+
+
+def unseeded(module: nn.Module) -> list[str]:
+    """Name the modules below one that may draw from torch's global generator, whatever the seed of a learner.
+
+    A number called `dropout` is the rate of torch's recurrent and attention layers, and of others by custom.
+    """
+    found = []
+    for name, part in module.named_modules():
+        rate = getattr(part, "p" if isinstance(part, nn.modules.dropout._DropoutNd) else "dropout", None)
+        if type(part) is not nn.Dropout and not isinstance(part, Dropout) and isinstance(rate, float) and rate > 0:
+            found.append(f"{name} ({type(part).__name__})")
+    return found
 
 
 def acts(dropout: nn.Module) -> bool:

@@ -55,7 +55,8 @@ def described(module: nn.Module) -> Iterator[list[str]]:
         TypeError: A class says that it is standard but does not name its kind.
     """
     for part in module.modules():
-        kind, names = _describing(part)
+        own = vars(type(part))
+        kind, names = _TORCH.get(type(part)) or (own.get("kind"), own.get("described", ()))
         if kind is None:
             raise TypeError(f'{type(part).__name__} says standard = True; it must also name its kind = "..."')
         yield [kind, *(f"{name}={getattr(part, name)}" for name in names)]
@@ -72,14 +73,9 @@ def difference(module: nn.Module, like: nn.Module) -> str:
         return ""
     if not isinstance(like, type(module)):
         return f"is a {type(module).__name__}, not a {type(like).__name__}"
-    values = [(name, getattr(module, name, None), getattr(like, name)) for name in _describing(like)[1]]
+    _, names = _TORCH.get(type(like), ("", getattr(like, "described", ())))
+    values = [(name, getattr(module, name, None), getattr(like, name)) for name in names]
     return ", ".join(f"has {name} = {value!r}, not {own!r}" for name, value, own in values if value != own)
-
-
-def _describing(module: nn.Module) -> tuple[str | None, tuple[str, ...]]:
-    """Return the kind of a module and the names of the attributes that its result depends on."""
-    own = vars(type(module))
-    return _TORCH.get(type(module)) or (own.get("kind"), own.get("described", ()))
 
 
 def _vouches(kind: type[nn.Module]) -> bool:
@@ -92,8 +88,7 @@ def _vouches(kind: type[nn.Module]) -> bool:
     forward = vars(owner)["forward"]
     code, home = getattr(forward, "__code__", None), getattr(forward, "__globals__", {})
     name = None if code is None else (home.get("__name__"), code.co_qualname)
-    if owner is not nn.Module and name != (owner.__module__, f"{owner.__qualname__}.forward"):
-        return False
-    # A method of a base below the owner's belongs to another forward.
+    # Equivalents that a class behind the owner in the order of resolution defines belong to another forward.
     newer = kind.__mro__[: kind.__mro__.index(owner) + 1]
-    return all(any(name in vars(base) for base in newer) for name in getattr(kind, "equivalents", ()))
+    whole = all(any(method in vars(base) for base in newer) for method in getattr(kind, "equivalents", ()))
+    return owner is nn.Module or (whole and name == (owner.__module__, f"{owner.__qualname__}.forward"))
