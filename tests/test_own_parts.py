@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas
 import pytest
 import torch
 import transformers
@@ -24,6 +25,7 @@ from gptclf import (
     Task,
     TextDataset,
     add_classifier_head,
+    dataset_accuracy,
     evaluate,
     freeze,
     load_gpt2,
@@ -336,7 +338,7 @@ class TestTask:
         card = (folder / "README.md").read_text()
         assert "A GPT-2 for the task `TwoNumbers`, with" in card
         assert "## Labels" not in card
-        with pytest.raises(ValueError, match=r"the task 'TwoNumbers'; give it: load_model\(\.\.\., task=TwoNumbers\("):
+        with pytest.raises(ValueError, match="a task of the kind 'TwoNumbers'; give task= an object of its class"):
             load_model(folder)
         again = load_model(folder, task=TwoNumbers(2.0))
         assert predict(again, TEXTS) == predict(clf, TEXTS)
@@ -404,7 +406,7 @@ class TestTask:
         record = json.loads((tmp_path / "gptclf.json").read_text())
         record["task"][key] = value
         (tmp_path / "gptclf.json").write_text(json.dumps(record))
-        with pytest.raises(ValueError, match=r"the file is damaged|was saved with the task"):
+        with pytest.raises(ValueError, match=r"the file is damaged|was saved with a task"):
             load_model(tmp_path)
 
 
@@ -473,3 +475,35 @@ class TestResults:
         with torch.no_grad():
             np.testing.assert_allclose(clf(ids, lengths), kept.outputs, rtol=1e-4, atol=1e-5)
         assert math.isfinite(kept.loss)
+
+    def test_an_evaluation_is_shown_in_a_line_without_texts(self) -> None:
+        clf = trained(task=SingleLabel(["ham", "spam"]), seed=1)
+        data = TextDataset(TEXTS * 100, LABELS * 100, tokenizer=clf.tokenizer, classes=clf.classes)
+        shown = repr(evaluate(clf, data))
+        assert re.fullmatch(r"Evaluation\(2 classes, 800 texts, loss=[\d.]+, accuracy=[\d.]+\)", shown)
+
+    def test_accuracy_of_a_task_without_it_names_the_measures(self) -> None:
+        clf = trained(task=TwoNumbers(2.0), seed=1)
+        data = TextDataset(TEXTS, NUMBERS, tokenizer=clf.tokenizer, task=clf.task)
+        with pytest.raises(TypeError, match="TwoNumbers does not measure accuracy; evaluate gives loss, "):
+            dataset_accuracy(clf, data)
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        pandas.Series({"ham": 1, "spam": 3}),
+        pandas.Series([1.0, 3.0], index=["ham", "spam"], dtype="float32"),
+        {np.str_("spam"): np.float32(3)},
+    ],
+)
+def test_class_weights_come_as_a_series_or_under_numpys_keys(given: Any) -> None:
+    assert SingleLabel(["ham", "spam"], class_weight=given).weights == [1.0, 3.0]
+
+
+def test_class_weights_of_numbers_come_under_their_0_dimensional_forms() -> None:
+    counts = pandas.Series([5, 7, 7]).value_counts()
+    assert SingleLabel([5, 7], class_weight=counts).weights == [1.0, 2.0]
+    assert SingleLabel([5, 7], class_weight={torch.tensor(7): 2, np.int64(5): 1}).weights == [1.0, 2.0]
+    with pytest.raises(TypeError, match='it must be None, "balanced" or a mapping'):
+        SingleLabel([5, 7], class_weight=np.array([1.0, 2.0]))  # type: ignore[arg-type]

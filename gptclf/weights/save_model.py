@@ -75,6 +75,10 @@ def save_model(
     Returns:
         The folder.
 
+    Raises:
+        ValueError: The folder would load as another model: parts were added or removed, have hooks or compute
+            something else.
+
     Example:
         >>> import tempfile
         >>> from gptclf import add_classifier_head, load_gpt2, load_model
@@ -221,19 +225,13 @@ def _check_whole(model: GPT2, tensors: Mapping[str, Tensor]) -> None:
     wrong = [name for name in {**expected, **found} if expected.get(name) != found.get(name)]
     if wrong:
         shown = ", ".join(wrong[:4]) + ", ..." * (len(wrong) > 4)
-        raise ValueError(
-            f"the model is not the one that its configuration describes: {shown} are missing, new or of another shape. "
-            "save_model saves complete GPT-2s: merge wrapped modules, and set model.config to the remaining shape"
-        )
+        what = f"{shown} are missing, new or of another shape. Merge wrapped modules, or set model.config to this shape"
+        raise ValueError(f"the model is not the one that its configuration describes: {what}")
     parts = dict(whole.named_modules())
     for name, part in model.named_modules():
-        changed = name in parts and part is not parts[name] and difference(part, parts[name])
-        if changed:
-            raise ValueError(
-                f"{name or 'the model'} {changed}; a folder keeps parameters only, so it would load as another model. "
-                "Remove hooks and add them again after saving, also those that only watch; put a computation of your "
-                "own into a gptclf.Head, or keep this model by torch.save(model.state_dict(), ...) and your code"
-            )
+        if part is not (own := parts.get(name, part)) and (changed := difference(part, own)):
+            problem = f"{name or 'the model'} {changed}; only parameters are saved, so it would load as another model"
+            raise ValueError(f"{problem}. Remove hooks, even watching ones; else torch.save(model.state_dict(), path)")
 
 
 def _digest(tensors: Mapping[str, Tensor], model: GPT2) -> str:
