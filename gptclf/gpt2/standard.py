@@ -79,8 +79,7 @@ def difference(module: nn.Module, like: nn.Module) -> str:
 
 
 def _vouches(kind: type[nn.Module]) -> bool:
-    own = vars(kind)
-    if own.get("standard") is not True and kind not in _TORCH:
+    if vars(kind).get("standard") is not True and kind not in _TORCH:
         return False
     # If a patch put a `forward` into the class from outside, its code has another name or module, whatever
     # functools.wraps says.
@@ -90,5 +89,6 @@ def _vouches(kind: type[nn.Module]) -> bool:
     name = None if code is None else (home.get("__name__"), code.co_qualname)
     # Equivalents that a class behind the owner in the order of resolution defines belong to another forward.
     newer = kind.__mro__[: kind.__mro__.index(owner) + 1]
-    whole = all(any(method in vars(base) for base in newer) for method in getattr(kind, "equivalents", ()))
+    methods = () if "equivalents" in vars(owner) else getattr(kind, "equivalents", ())
+    whole = all(any(method in vars(base) for base in newer) for method in methods)
     return owner is nn.Module or (whole and name == (owner.__module__, f"{owner.__qualname__}.forward"))

@@ -61,9 +61,7 @@ def _train(
     own += [Measure()] if recipe.eval_every is None else [Measure(), Measure(recipe.eval_every)]
     run.callbacks = [*options.callbacks, *own, *([] if checkpoint is None else [checkpoint])]
     if drawing := ", ".join(unseeded(model)):
-        logger.warning(
-            "%s may draw from torch's global generator, which seed= does not set; use torch.nn.Dropout", drawing
-        )
+        logger.warning("%s may draw from torch's global generator, not from seed=; use torch.nn.Dropout", drawing)
     with casting("float32", model):  # the backward pass would run under an autocast around this call
         history = fit(run, None if checkpoint is None else checkpoint.begin(run, resume=options.resume))
     if history.stopped == "interrupted":
