@@ -14,6 +14,9 @@ from typing import Any, overload
 import numpy as np
 import torch
 
+# torch's generators take no larger one.
+LARGEST_SEED = 2**64 - 1
+
 # The longest repr of a value that an error message shows, in characters.
 _LONGEST = 100
 
@@ -35,21 +38,22 @@ def python_value(value: Any) -> Any:
 
 
 @overload
-def integer(name: str, value: Any, least: int = 0) -> int: ...
+def integer(name: str, value: Any, least: int = 0, *, most: float = inf) -> int: ...
 @overload
-def integer(name: str, value: Any, least: int = 0, *, optional: bool) -> int | None: ...
-def integer(name: str, value: Any, least: int = 0, *, optional: bool = False) -> int | None:
-    """Return `value` as an int of at least `least`.
+def integer(name: str, value: Any, least: int = 0, *, most: float = inf, optional: bool) -> int | None: ...
+def integer(name: str, value: Any, least: int = 0, *, most: float = inf, optional: bool = False) -> int | None:
+    """Return `value` as an int of at least `least` and at most `most`.
 
     Args:
         name: The argument's name, for the error message.
         value: A Python, numpy or torch integer. A bool is not one, nor is 2.0.
         least: The smallest value allowed.
+        most: The largest value allowed.
         optional: Also allow None.
 
     Raises:
         TypeError: If `value` is not an integer.
-        ValueError: If it is less than `least`.
+        ValueError: If it is out of bounds.
 
     Example:
         >>> integer("batch_size", np.int64(8), 1)
@@ -63,8 +67,9 @@ def integer(name: str, value: Any, least: int = 0, *, optional: bool = False) ->
     if optional and value is None:
         return None
     whole = isinstance(value, Integral) and not isinstance(value, bool)
-    if not whole or value < least:
-        raise _wrong(name, value, f"an integer of at least {least}" + " or None" * optional, right_type=whole)
+    if not whole or not least <= value <= most:
+        upper = f" and at most {most}" if most < inf else ""
+        raise _wrong(name, value, f"an integer of at least {least}{upper}" + " or None" * optional, right_type=whole)
     return int(value)
 
 

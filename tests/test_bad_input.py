@@ -20,6 +20,7 @@ from tokenizers import ByteLevelBPETokenizer
 from gptclf import (
     GPT2,
     Batches,
+    Recipe,
     TextDataset,
     add_classifier_head,
     dataset_accuracy,
@@ -368,3 +369,22 @@ class TestDamagedRecords:
 def test_a_batch_of_no_rows_is_a_batch() -> None:
     batch = Batches(TextDataset(["a"], tokenizer=BYTES)).take(np.zeros(0, dtype=np.int64))
     assert (tuple(batch.inputs.shape), len(batch)) == ((0, 0), 0)
+
+
+@pytest.mark.parametrize("kind", [torch.float16, torch.float64])
+def test_answers_of_weights_of_another_type_say_what_to_do(kind: torch.dtype, clf: GPT2) -> None:
+    clf.to(kind)
+    data = TextDataset(["a", "b"], ["ham", "spam"], tokenizer=BYTES, classes=clf.classes)
+    for call in (lambda: predict(clf, ["a"]), lambda: predict_proba(clf, ["a"]), lambda: evaluate(clf, data)):
+        with pytest.raises(ValueError, match=rf"the model's weights are {kind}; .* call model\.float\(\)"):
+            call()
+
+
+@pytest.mark.parametrize("seed", [2**64, -1])
+def test_a_seed_that_no_generator_takes_is_refused(seed: int) -> None:
+    for call in (lambda: Recipe(seed=seed), lambda: add_classifier_head(byte_gpt2(), num_classes=2, seed=seed)):
+        with pytest.raises(
+            ValueError, match=f"seed is {seed}; it must be an integer of at least 0 and at most {2**64 - 1}"
+        ):
+            call()
+    assert Recipe(seed=2**64 - 1).seed == 2**64 - 1

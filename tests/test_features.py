@@ -576,3 +576,52 @@ def test_a_subset_of_features_is_those_rows_with_their_labels() -> None:
     mask[[1, 3]] = True
     assert features.subset(mask).lengths.tolist() == [27, 21]
     assert len(features) == len(TEXTS)
+
+
+# A trunk with another number of blocks than its configuration says
+
+
+def remove_first(blocks: torch.nn.ModuleList) -> None:
+    blocks.pop(0)
+
+
+def append_another(blocks: torch.nn.ModuleList) -> None:
+    blocks.append(copy.deepcopy(blocks[0]))
+
+
+@pytest.mark.parametrize("change", [remove_first, append_another])
+@pytest.mark.parametrize(("trainable", "blocks"), [("head", 0), ("last_block", 1), (2, 2)])
+def test_the_blocks_that_there_are_count(trainable: str | int, blocks: int, change: Callable[..., None]) -> None:
+    found = {}
+    for reuse in (True, False):
+        source = randomised(GPT2(CONFIG, seed=4)).requires_grad_(False)
+        source.tokenizer = TOKENIZER
+        change(source.trunk.blocks)
+        clf = add_classifier_head(source, classes=["ham", "spam"], seed=1)
+        freeze(clf, trainable=trainable)
+        trained = [any(p.requires_grad for p in block.parameters()) for block in clf.trunk.blocks]
+        assert trained == [False] * (len(trained) - blocks) + [True] * blocks
+        found[reuse] = losses(clf, labelled(), epochs=2, reuse_frozen=reuse, layer_decay=0.5)
+        ids = labelled().padded(np.arange(len(TEXTS)))
+        with torch.no_grad():
+            expected = clf(ids, torch.from_numpy(labelled().lengths)).softmax(dim=-1)
+        np.testing.assert_allclose(evaluate(clf, labelled()).probabilities, expected, atol=1e-5)
+    np.testing.assert_allclose(found[True], found[False], rtol=1e-4)
+
+
+@pytest.mark.parametrize("trainable", ["head", "all"])
+def test_an_autocast_around_the_call_changes_nothing_in_float32(trainable: str) -> None:
+    found = []
+    for outer in (False, True):
+        with torch.autocast("cpu", dtype=torch.bfloat16, enabled=outer):
+            clf = classifier(trainable)
+            steps = losses(clf, labelled(), labelled(OTHERS), epochs=2, precision="float32")
+            outputs = evaluate(clf, labelled(), precision="float32").outputs
+            identity = prefix_of(clf).identity() if trainable == "head" else ""
+            assert np.array_equal(predict_proba(clf, TEXTS, precision="float32"), softmax_of(outputs))
+        found.append((steps, outputs.tolist(), identity))
+    assert found[0] == found[1]
+
+
+def softmax_of(outputs: Any) -> Any:
+    return torch.from_numpy(outputs).softmax(dim=1).numpy()

@@ -304,6 +304,20 @@ class GivesAPair(Wrong):
         return self.output(hidden[:, 0]), None
 
 
+class IgnoresLengths(Wrong):
+    def forward(self, hidden: Tensor, lengths: Tensor | None = None) -> Tensor:
+        return self.output(hidden.mean(dim=1))  # type: ignore[no-any-return]
+
+
+class NeedsLengths(Wrong):
+    def forward(self, hidden: Tensor, lengths: Tensor | None = None) -> Tensor:
+        return self.output(hidden[torch.arange(len(hidden)), lengths - 1])  # type: ignore[no-any-return, operator]
+
+
+def of_another_width(emb_dim: int, n_outputs: int) -> Head:
+    return Wrong(emb_dim + 1, n_outputs)
+
+
 def one_too_many(emb_dim: int, n_outputs: int) -> Head:
     return Wrong(emb_dim, n_outputs + 1)
 
@@ -317,6 +331,13 @@ def one_too_many(emb_dim: int, n_outputs: int) -> Head:
         (one_too_many, ValueError, r"Wrong maps hidden states \(3, 5, 64\) to \(3, 4\); it must give \(3, 3\)"),
         (GivesEveryPosition, ValueError, r"GivesEveryPosition maps .* to \(3, 5, 3\); it must give \(3, 3\)"),
         (GivesAPair, ValueError, r"GivesAPair maps hidden states \(3, 5, 64\) to tuple; it must give \(3, 3\)"),
+        (
+            IgnoresLengths,
+            ValueError,
+            r"IgnoresLengths\.reads is 'all', but its outputs depend on padding; leave it out",
+        ),
+        (NeedsLengths, ValueError, r"NeedsLengths fails \(TypeError: .*\); it must map .* and lengths, \(B,\) or None"),
+        (of_another_width, ValueError, r"Wrong fails \(RuntimeError: .*\); it must map hidden states \(B, T, 64\)"),
         (lambda emb_dim, n_outputs: "head", TypeError, "head is a str; give a gptclf.Head"),
         ("mean", TypeError, "head is a str; give a gptclf.Head"),
     ],
@@ -385,3 +406,41 @@ def test_a_layer_with_another_number_of_outputs_is_named() -> None:
     clf.head.output = nn.Linear(64, 5)
     with pytest.raises(ValueError, match=r"outputs of shape \(1, 5\) for 1 texts.*has 3 outputs per text"):
         predict(clf, ["a"])
+
+
+def test_a_plain_module_that_is_called_as_a_head_predicts_and_another_is_refused() -> None:
+    clf = classifier("mean")
+    clf.head = Wrong(64, 3)
+    vars(clf.head)["forward"] = lambda hidden, lengths=None: hidden[:, 0, :3]
+    assert len(predict(clf, ["a", "b c"])) == 2
+    clf.head = nn.Linear(64, 3)  # type: ignore[assignment]
+    for call in (predict, predict_proba, lambda clf, texts: evaluate(clf, labelled(clf, texts))):
+        with pytest.raises(TypeError, match=r"model\.head, a Linear, takes no \(hidden, lengths\); use a Head"):
+            call(clf, ["a", "b c"])
+    with pytest.raises(TypeError, match=r"Linear defines no project\(\)"):
+        clf.token_logits(torch.tensor([[1, 2]]))
+
+
+class Attending(Head):
+    """Torch's own attention with its own dropout."""
+
+    def __init__(self, emb_dim: int, n_outputs: int) -> None:
+        super().__init__()
+        self.attention = nn.MultiheadAttention(emb_dim, 2, dropout=0.4, batch_first=True)
+        self.usual, self.other = nn.Dropout(0.2), nn.AlphaDropout(0.3)
+        self.output = nn.Linear(emb_dim, n_outputs)
+
+    def forward(self, hidden: Tensor, lengths: Tensor | None = None) -> Tensor:
+        mixed, _ = self.attention(hidden[:, :1], hidden[:, :1], hidden[:, :1])
+        return self.output(self.other(self.usual(mixed[:, 0])))  # type: ignore[no-any-return]
+
+
+def test_dropout_that_no_seed_decides_is_named_once_a_run(caplog: pytest.LogCaptureFixture) -> None:
+    named = "head.attention (MultiheadAttention), head.other (AlphaDropout) may draw from torch's global generator"
+    clf = add_classifier_head(GPT, num_classes=3, head=Attending)
+    train(clf, labelled(clf, ["a", "b", "c"]), epochs=1, progress=True)
+    assert caplog.text.count(named) == 1
+    caplog.clear()
+    clf = classifier("two layers")
+    train(clf, labelled(clf, ["a", "b", "c"]), epochs=1, progress=True)
+    assert "global generator" not in caplog.text

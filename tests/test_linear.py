@@ -13,7 +13,7 @@ from torch.nn import functional as F
 from gptclf import GPT2, GPT2Config, Linear, add_classifier_head, freeze
 from gptclf.gpt2.arithmetic import BFLOAT16, FLOAT32, Arithmetic
 from gptclf.gpt2.gradients import KeptGradients
-from gptclf.gpt2.layers import Dropout
+from gptclf.gpt2.layers import Dropout, acts
 from gptclf.gpt2.learner import Learner
 from gptclf.gpt2.trunk import Block, can_pool
 
@@ -159,10 +159,12 @@ class Noisy(LowRank):
 
     @property
     def folds(self) -> bool:  # type: ignore[override]
-        return not self.dropout.draws
+        return not acts(self.dropout)
 
     def forward(self, x: Tensor) -> Tensor:
         return Linear.forward(self, x) + self.scale * self.up(self.dropout(self.down(x)))  # type: ignore[no-any-return]
+
+    rows, onto, prepared = LowRank.rows, LowRank.onto, LowRank.prepared
 
 
 def test_a_layer_that_draws_randomness_turns_the_short_way_off_while_it_does() -> None:

@@ -2,11 +2,13 @@
 
 import json
 import math
-from collections.abc import Sequence
+import re
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas
 import pytest
 import torch
 import transformers
@@ -23,6 +25,7 @@ from gptclf import (
     Task,
     TextDataset,
     add_classifier_head,
+    dataset_accuracy,
     evaluate,
     freeze,
     load_gpt2,
@@ -33,6 +36,7 @@ from gptclf import (
     save_model,
     train,
 )
+from gptclf.gpt2.trunk import Block
 
 TEXTS = ["you won a prize", "ok", "", "see you at six", "call now", "x", "later then", "win win"]
 LABELS = ["spam", "ham", "ham", "ham", "spam", "ham", "ham", "spam"]
@@ -254,22 +258,76 @@ class Halved(Linear):
         return super().forward(x) / 2
 
 
-@pytest.mark.parametrize("kind", [Halved, Linear, nn.Linear])
-def test_a_layer_whose_computation_is_not_saved_is_named(
-    kind: type[nn.Linear], tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    clf = add_classifier_head(byte_gpt2(), classes=["ham", "spam"], seed=1)
-    layer = kind(64, 256)
-    clf.trunk.blocks[0].mlp.up = layer  # type: ignore[union-attr]
+def replace_layer(clf: GPT2, layer: nn.Linear) -> None:
     with torch.no_grad():
         for parameter in layer.parameters():
             parameter.normal_()
-    caplog.clear()
-    again = load_model(save_model(clf, tmp_path))
+    clf.trunk.blocks[0].mlp.up = layer  # type: ignore[union-attr]
+
+
+def replace_dropout(clf: GPT2, layer: nn.Module) -> None:
+    clf.trunk.blocks[0].mlp.dropout = layer  # type: ignore[union-attr]
+
+
+def replace_forward(clf: GPT2) -> None:
+    forward = clf.trunk.blocks[1].mlp.forward  # type: ignore[union-attr]
+    clf.trunk.blocks[1].mlp.forward = lambda x: forward(x) / 2  # type: ignore[union-attr]
+
+
+def replace_block(clf: GPT2) -> None:
+    clf.trunk.blocks[0].__class__ = type("Tanh", (Block,), {"forward": lambda block, x: torch.tanh(x)})
+
+
+OTHER_MODELS: dict[str, Callable[[GPT2], object]] = {
+    "trunk.blocks.0.mlp.up is a Halved, not a Linear": lambda clf: replace_layer(clf, Halved(64, 256)),
+    "trunk.blocks.0 is a Tanh, not a Block": replace_block,
+    "trunk.blocks.1.mlp has hooks or a replaced forward": replace_forward,
+    "trunk.norm has hooks": lambda clf: clf.trunk.norm.register_forward_pre_hook(lambda norm, given: given),
+    "head has hooks": lambda clf: clf.head.register_forward_hook(lambda head, given, y: y + 1),
+    "the model has hooks": lambda clf: clf.register_forward_hook(lambda head, given, y: y + 1),
+    "trunk.blocks.2.mlp has activation = 'relu', not 'gelu_tanh'": lambda clf: setattr(
+        clf.get_submodule("trunk.blocks.2.mlp"), "activation", "relu"
+    ),
+    "trunk.blocks.0.norm1 has eps = 0.5, not 1e-05": lambda clf: setattr(
+        clf.get_submodule("trunk.blocks.0.norm1"), "eps", 0.5
+    ),
+    "trunk.blocks.0.attention has n_heads = 2, not 4, has scale = 1.0, not 0.25": lambda clf: vars(
+        clf.get_submodule("trunk.blocks.0.attention")
+    ).update(n_heads=2, scale=1.0),
+}
+
+
+@pytest.mark.parametrize("problem", OTHER_MODELS)
+def test_a_model_that_would_load_as_another_is_refused_by_name(problem: str, tmp_path: Path) -> None:
+    clf = add_classifier_head(byte_gpt2(), classes=["ham", "spam"], seed=1)
+    OTHER_MODELS[problem](clf)
+    with pytest.raises(ValueError, match=f"^{re.escape(problem)}.*it would load as another model. Remove hooks"):
+        save_model(clf, tmp_path / "folder")
+    assert not (tmp_path / "folder").exists()
+
+
+SAME_MODELS: dict[str, Callable[[GPT2], None]] = {
+    "our layer": lambda clf: replace_layer(clf, Linear(64, 256)),
+    "torch's layer": lambda clf: replace_layer(clf, nn.Linear(64, 256)),
+    "torch's dropout": lambda clf: replace_dropout(clf, nn.Dropout(0.3)),
+    "other dropout": lambda clf: replace_dropout(clf, nn.AlphaDropout(0.3)),
+    "no dropout": lambda clf: replace_dropout(clf, nn.Identity()),
+}
+
+
+@pytest.mark.parametrize("change", SAME_MODELS)
+def test_a_replaced_part_that_computes_alike_is_saved(change: str, tmp_path: Path) -> None:
+    clf = add_classifier_head(byte_gpt2(), classes=["ham", "spam"], seed=1)
+    SAME_MODELS[change](clf)
+    again = load_model(save_model(clf.eval(), tmp_path))
     with torch.no_grad():
-        alike = torch.allclose(again(torch.tensor([[1, 2]])), clf(torch.tensor([[1, 2]])), rtol=1e-4, atol=1e-5)
-    said = "trunk.blocks.0.mlp.up is a Halved, but will be loaded as a Linear" in caplog.text
-    assert (alike, said) == (kind is not Halved, kind is Halved)
+        torch.testing.assert_close(again(torch.tensor([[1, 2]])), clf(torch.tensor([[1, 2]])))
+
+
+def test_a_hook_on_a_head_of_ones_own_is_its_classs_business(tmp_path: Path) -> None:
+    clf = add_classifier_head(byte_gpt2(), classes=["ham", "spam"], head=Perceptron)
+    clf.head.hidden.register_forward_hook(lambda layer, given, y: None)  # type: ignore[union-attr]
+    assert load_model(save_model(clf, tmp_path), head=Perceptron).classes == ["ham", "spam"]
 
 
 class TestTask:
@@ -280,7 +338,7 @@ class TestTask:
         card = (folder / "README.md").read_text()
         assert "A GPT-2 for the task `TwoNumbers`, with" in card
         assert "## Labels" not in card
-        with pytest.raises(ValueError, match=r"the task 'TwoNumbers'; give it: load_model\(\.\.\., task=TwoNumbers\("):
+        with pytest.raises(ValueError, match="a task of the kind 'TwoNumbers'; give task= an object of its class"):
             load_model(folder)
         again = load_model(folder, task=TwoNumbers(2.0))
         assert predict(again, TEXTS) == predict(clf, TEXTS)
@@ -348,7 +406,7 @@ class TestTask:
         record = json.loads((tmp_path / "gptclf.json").read_text())
         record["task"][key] = value
         (tmp_path / "gptclf.json").write_text(json.dumps(record))
-        with pytest.raises(ValueError, match=r"the file is damaged|was saved with the task"):
+        with pytest.raises(ValueError, match=r"the file is damaged|was saved with a task"):
             load_model(tmp_path)
 
 
@@ -417,3 +475,35 @@ class TestResults:
         with torch.no_grad():
             np.testing.assert_allclose(clf(ids, lengths), kept.outputs, rtol=1e-4, atol=1e-5)
         assert math.isfinite(kept.loss)
+
+    def test_an_evaluation_is_shown_in_a_line_without_texts(self) -> None:
+        clf = trained(task=SingleLabel(["ham", "spam"]), seed=1)
+        data = TextDataset(TEXTS * 100, LABELS * 100, tokenizer=clf.tokenizer, classes=clf.classes)
+        shown = repr(evaluate(clf, data))
+        assert re.fullmatch(r"Evaluation\(2 classes, 800 texts, loss=[\d.]+, accuracy=[\d.]+\)", shown)
+
+    def test_accuracy_of_a_task_without_it_names_the_measures(self) -> None:
+        clf = trained(task=TwoNumbers(2.0), seed=1)
+        data = TextDataset(TEXTS, NUMBERS, tokenizer=clf.tokenizer, task=clf.task)
+        with pytest.raises(TypeError, match="TwoNumbers does not measure accuracy; evaluate gives loss, "):
+            dataset_accuracy(clf, data)
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        pandas.Series({"ham": 1, "spam": 3}),
+        pandas.Series([1.0, 3.0], index=["ham", "spam"], dtype="float32"),
+        {np.str_("spam"): np.float32(3)},
+    ],
+)
+def test_class_weights_come_as_a_series_or_under_numpys_keys(given: Any) -> None:
+    assert SingleLabel(["ham", "spam"], class_weight=given).weights == [1.0, 3.0]
+
+
+def test_class_weights_of_numbers_come_under_their_0_dimensional_forms() -> None:
+    counts = pandas.Series([5, 7, 7]).value_counts()
+    assert SingleLabel([5, 7], class_weight=counts).weights == [1.0, 2.0]
+    assert SingleLabel([5, 7], class_weight={torch.tensor(7): 2, np.int64(5): 1}).weights == [1.0, 2.0]
+    with pytest.raises(TypeError, match='it must be None, "balanced" or a mapping'):
+        SingleLabel([5, 7], class_weight=np.array([1.0, 2.0]))  # type: ignore[arg-type]

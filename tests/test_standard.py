@@ -19,7 +19,17 @@ from torch.nn.modules.module import (
 )
 from torch.nn.utils import parametrize, prune
 
-from gptclf import GPT2, Linear, TextDataset, add_classifier_head, clear_features, evaluate, predict_proba, train
+from gptclf import (
+    GPT2,
+    Linear,
+    TextDataset,
+    add_classifier_head,
+    clear_features,
+    evaluate,
+    freeze,
+    predict_proba,
+    train,
+)
 from gptclf.features.frozen_prefix import FrozenPrefix, NoPrefix, frozen_prefix
 from gptclf.gpt2.arithmetic import BFLOAT16, FLOAT32
 from gptclf.gpt2.layers import Dropout, Embedding
@@ -357,3 +367,77 @@ def test_a_standard_layer_from_outside_keeps_features_under_an_address_of_its_ow
         np.testing.assert_allclose(found, asked(clf), rtol=0, atol=1e-5)
     assert len(addresses) == 3
     assert clear_features() > 0
+
+
+# Linear layers whose forward and other products belong together
+
+
+class OnlyForward(Linear):
+    standard = True
+    kind = "only_forward"
+
+    def forward(self, x: Tensor) -> Tensor:
+        return 2 * super().forward(x)
+
+
+class AllProducts(OnlyForward):
+    standard = True
+    kind = "all_products"
+
+    def forward(self, x: Tensor) -> Tensor:
+        return Linear.forward(self, x)
+
+    rows, onto, prepared = Linear.rows, Linear.onto, Linear.prepared
+
+
+class NothingNew(AllProducts):
+    standard = True
+    kind = "nothing_new"
+
+
+@pytest.mark.parametrize(("kind", "expected"), [(OnlyForward, False), (AllProducts, True), (NothingNew, True)])
+def test_a_new_forward_without_the_other_products_is_called(kind: type[Linear], expected: bool) -> None:
+    assert is_standard(kind(2, 3)) == expected
+
+
+@pytest.mark.parametrize("part", ["attention.qkv", "mlp.up"])
+def test_answers_are_the_models_whatever_a_standard_class_left_out(part: str) -> None:
+    clf = classifier()
+    for block in clf.trunk.blocks:
+        block.get_submodule(part).__class__ = OnlyForward
+    np.testing.assert_allclose(predict_proba(clf, TEXTS), asked(clf), atol=1e-6)
+    np.testing.assert_allclose(evaluate(clf, labelled(clf)).probabilities, asked(clf), atol=1e-6)
+
+
+# Other modules in the places of dropout
+
+
+class Always(nn.Dropout):
+    """Dropout that answers draw as well (Gal & Ghahramani, 2016); here without randomness."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x * 0.5
+
+
+@pytest.mark.parametrize("layer", [nn.Dropout(0.0), nn.Identity(), nn.AlphaDropout(0.0), Always(0.0)])
+@pytest.mark.parametrize("place", ["attention.weights_dropout", "attention.dropout", "mlp.dropout"])
+@pytest.mark.parametrize("trainable", ["head", "all"])
+def test_any_module_may_take_the_place_of_dropout(trainable: str, place: str, layer: nn.Module) -> None:
+    clf, untouched = classifier(), asked(classifier())
+    freeze(clf, trainable=trainable)
+    owner, _, name = place.rpartition(".")
+    for block in clf.trunk.blocks:
+        setattr(block.get_submodule(owner), name, layer.eval())
+    np.testing.assert_allclose(predict_proba(clf, TEXTS), asked(clf), atol=1e-6)
+    assert np.allclose(asked(clf), untouched, atol=1e-6) != isinstance(layer, Always)
+    train(clf, labelled(clf), epochs=1, progress=False)
+    np.testing.assert_allclose(evaluate(clf, labelled(clf)).probabilities, asked(clf), atol=1e-6)
+
+
+def test_torchs_dropout_on_attention_weights_draws_in_training_only() -> None:
+    clf = classifier()
+    for block in clf.trunk.blocks:
+        block.attention.weights_dropout = nn.Dropout(0.5)  # type: ignore[union-attr]
+    ids = torch.arange(20).view(2, 10)
+    assert torch.equal(clf.eval()(ids), clf(ids))
+    assert not torch.equal(clf.train()(ids), clf(ids))

@@ -21,7 +21,7 @@ def prefix_seconds(prefix: FrozenPrefix, tokens: int) -> float:
     groups = row_groups(np.full(piece // 32, 32, dtype=np.int64))
     x = torch.zeros(piece, prefix.model.config.emb_dim, device=prefix.model.device)
     taken = 0.0
-    with evaluating(prefix.model) as model:
+    with evaluating(prefix.model) as model, torch.autocast(model.device.type, enabled=False):
         for _ in range(2):
             start = time.perf_counter()
             advance(model.blocks[0], x, groups, prefix.arithmetic)

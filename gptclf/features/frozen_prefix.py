@@ -60,13 +60,12 @@ class FrozenPrefix:
     @property
     def reads(self) -> str:
         """The position of each row whose features are kept: "last", "first" or "all"."""
-        no_block_left = self.depth > self.model.config.n_layers
-        return reads_of(self.model.head) if no_block_left else "all"
+        return reads_of(self.model.head) if self.depth > len(self.model.blocks) else "all"
 
     @property
     def n_blocks(self) -> int:
         """Number of blocks in the prefix."""
-        return min(self.depth - 1, self.model.config.n_layers)
+        return min(self.depth - 1, len(self.model.blocks))
 
     def positions(self, lengths: NDArray[np.int64]) -> NDArray[np.int64]:
         """Return how many positions are kept for rows with `lengths` tokens."""
@@ -178,7 +177,7 @@ def compute_chunk(
             report(tokens)
         else:
             x = x[:tokens]
-        return (model.norm(x) if prefix.depth > model.config.n_layers + 1 else x).cpu()
+        return (model.norm(x) if prefix.depth > len(model.blocks) + 1 else x).cpu()
 
 
 def _digest_of(tensor: Tensor) -> str:
@@ -193,7 +192,7 @@ def _digest_of(tensor: Tensor) -> str:
 def _probe(device: torch.device, arithmetic: Arithmetic, width: int) -> str:
     """Return a digest of the result of a product and a softmax in this arithmetic."""
     numbers = torch.arange(64 * width, dtype=torch.float32, device=device).view(64, width)
-    with torch.inference_mode():
+    with torch.inference_mode(), torch.autocast(device.type, enabled=False):
         x = torch.sin(numbers).to(arithmetic.dtype)
         weight = torch.cos(numbers[: min(64, width)]).to(arithmetic.dtype)
         y = F.linear(x, weight).float().softmax(dim=-1)

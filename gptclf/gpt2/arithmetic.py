@@ -129,7 +129,18 @@ def evaluating(model: M) -> Iterator[M]:
     """
     training = any(part.training for part in model.modules())
     with torch.inference_mode():
-        yield twin(model).eval() if training else model
+        try:
+            yield twin(model).eval() if training else model
+        except RuntimeError:  # the weights' type is a likely reason
+            check_float32(model, "answers are computed with")
+            raise
+
+
+def check_float32(module: nn.Module, what: str, name: str = "model") -> None:
+    """Raise if a model, or a part of one called `name`, has parameters that are not float32."""
+    other = {parameter.dtype for parameter in module.parameters()} - {torch.float32}
+    if other:
+        raise ValueError(f"the {name}'s weights are {other.pop()}; {what} float32 ones: call {name}.float()")
 
 
 def _multiplies_bfloat16(device: torch.device) -> bool:

@@ -7,16 +7,16 @@ functions are causal.
 from typing import Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional as F
 
-from gptclf.gpt2.layers import Dropout
+from gptclf.gpt2.layers import acts
 
 
 class Attend(Protocol):
     """Mixes the values (B, H, T, d_h) that each query may look at, to (B, H, T, d_h)."""
 
-    def __call__(self, q: Tensor, k: Tensor, v: Tensor, *, scale: float, dropout: Dropout | None = None) -> Tensor:
+    def __call__(self, q: Tensor, k: Tensor, v: Tensor, *, scale: float, dropout: nn.Module | None = None) -> Tensor:
         """Mix the values.
 
         Args:
@@ -28,9 +28,9 @@ class Attend(Protocol):
         """
 
 
-def causal(q: Tensor, k: Tensor, v: Tensor, *, scale: float, dropout: Dropout | None = None) -> Tensor:
+def causal(q: Tensor, k: Tensor, v: Tensor, *, scale: float, dropout: nn.Module | None = None) -> Tensor:
     """Let each position see itself and those to its left. Padding on the right needs no mask."""
-    if dropout is None or not dropout.draws:
+    if dropout is None or not acts(dropout):
         return F.scaled_dot_product_attention(q, k, v, is_causal=True, scale=scale)
     # The fused kernel would draw from torch's global generator.
     scores = q @ k.mT * scale
@@ -41,7 +41,7 @@ def causal(q: Tensor, k: Tensor, v: Tensor, *, scale: float, dropout: Dropout | 
 def packed(lengths: list[int]) -> Attend:
     """Return causal attention within rows of these lengths that lie one after the other: B is 1, T is their sum."""
 
-    def attend(q: Tensor, k: Tensor, v: Tensor, *, scale: float, dropout: Dropout | None = None) -> Tensor:
+    def attend(q: Tensor, k: Tensor, v: Tensor, *, scale: float, dropout: nn.Module | None = None) -> Tensor:
         rows = zip(*(torch.split(part, lengths, dim=2) for part in (q, k, v)), strict=True)
         return torch.cat([causal(*row, scale=scale, dropout=dropout) for row in rows], dim=2)
 
@@ -51,7 +51,7 @@ def packed(lengths: list[int]) -> Attend:
 def masked(sees: Tensor) -> Attend:
     """Return attention under a mask (B, T, T): True if a token sees another. Draws no dropout."""
 
-    def attend(q: Tensor, k: Tensor, v: Tensor, *, scale: float, dropout: Dropout | None = None) -> Tensor:
+    def attend(q: Tensor, k: Tensor, v: Tensor, *, scale: float, dropout: nn.Module | None = None) -> Tensor:
         return F.scaled_dot_product_attention(q, k, v, attn_mask=sees[:, None], scale=scale)
 
     return attend
@@ -75,7 +75,7 @@ class Cache:
         self.values = torch.empty_like(self.keys)
         self.length = 0
 
-    def __call__(self, q: Tensor, k: Tensor, v: Tensor, *, scale: float, dropout: Dropout | None = None) -> Tensor:
+    def __call__(self, q: Tensor, k: Tensor, v: Tensor, *, scale: float, dropout: nn.Module | None = None) -> Tensor:
         """Append keys and values, and mix all of them."""
         start, self.length = self.length, self.length + q.shape[2]
         self.keys[:, :, start : self.length] = k

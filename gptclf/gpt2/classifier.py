@@ -7,11 +7,12 @@ from typing import Any
 from torch import nn
 
 from gptclf.checks import integer
+from gptclf.gpt2.arithmetic import check_float32
 from gptclf.gpt2.config import GPT2Config
 from gptclf.gpt2.freezing import freeze
 from gptclf.gpt2.heads import ClassifierHead, Head, check_head
 from gptclf.gpt2.initialise import initialise
-from gptclf.gpt2.model import GPT2, check_float32, check_gpt2
+from gptclf.gpt2.model import GPT2, check_gpt2
 from gptclf.gpt2.sharing import borrow
 from gptclf.tasks import SingleLabel, Task
 

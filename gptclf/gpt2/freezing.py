@@ -53,7 +53,7 @@ def freeze(model: GPT2, *, trainable: Trainable = "last_block") -> None:
 def policy_of(model: GPT2) -> str | None:
     """Return the named policy that gives a model's trainable parameters, or None if no policy does."""
     trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
-    named = [policy for policy, blocks in _POLICY_BLOCKS.items() if blocks <= model.config.n_layers]
+    named = [policy for policy, blocks in _POLICY_BLOCKS.items() if blocks <= len(model.blocks)]
     return next((name for name in ("head", *named, "all") if trained and _chosen(model, name) == trained), None)
 
 
@@ -71,7 +71,7 @@ def _chosen(model: GPT2, trainable: Trainable) -> set[str]:
     if isinstance(trainable, str):
         trainable = _POLICY_BLOCKS.get(trainable, trainable)
     if isinstance(trainable, int):
-        L = model.config.n_layers
+        L = len(model.blocks)
         if not 1 <= trainable <= L:
             raise ValueError(f"trainable={trainable} blocks; this model has {L}, so give 1 to {L}")
         tops = [f"trunk.blocks.{i}" for i in range(L - trainable, L)] + ["trunk.norm", "head"]

@@ -20,7 +20,8 @@ POOLINGS = {
     "mean": "the mean of all tokens",
     "max": "the largest value of each dimension over all tokens",
 }
-READS = ("all", "last", "first")
+# The positions of a row that each `reads` stands for.
+READS = {"all": slice(None), "last": slice(-1, None), "first": slice(0, 1)}
 
 
 class Head(nn.Module):
@@ -206,25 +207,28 @@ def check_head(head: Head, emb_dim: int, n_outputs: int) -> None:
     """Try a head once on random hidden states.
 
     Raises:
-        ValueError: The number of outputs is wrong, or they depend on positions that its `reads` excludes.
+        ValueError: It fails, the number of outputs is wrong, or they depend on padding or on positions that its `reads`
+            excludes.
     """
     name = type(head).__name__
-    reads = choice(f"{name}.reads", head.reads, READS)
+    reads = choice(f"{name}.reads", head.reads, tuple(READS))
     parameter = next(head.parameters(), torch.zeros(()))
     hidden = torch.randn(3, 5, emb_dim, generator=torch.Generator().manual_seed(0)).to(parameter)
     lengths = torch.tensor([5, 2, 3], device=hidden.device)
-    with torch.no_grad():
-        trial = twin(head).eval()
-        outputs = trial(hidden, lengths)
-        shape = tuple(outputs.shape) if isinstance(outputs, Tensor) else type(outputs).__name__
-        if shape != (3, n_outputs):
-            raise ValueError(f"{name} maps hidden states (3, 5, {emb_dim}) to {shape}; it must give (3, {n_outputs})")
-        if reads == "all":
-            return
-        position = lengths - 1 if reads == "last" else torch.zeros_like(lengths)
-        alone = trial(hidden[torch.arange(3), position][:, None], None)
-    if not torch.allclose(outputs, alone, rtol=1e-4, atol=1e-5):
-        raise ValueError(f'{name}.reads is {reads!r}, but its outputs depend on other positions; set reads = "all"')
+    trial = twin(head).eval()
+    try:
+        with torch.no_grad():
+            outputs = trial(hidden, lengths)
+            alone = [trial(hidden[i : i + 1, :n][:, READS[reads]], None) for i, n in enumerate(lengths.tolist())]
+    except Exception as error:
+        does = f"it must map hidden states (B, T, {emb_dim}) and lengths, (B,) or None, to (B, {n_outputs})"
+        raise ValueError(f"{name} fails ({type(error).__name__}: {error}); {does}") from error
+    shape = tuple(outputs.shape) if isinstance(outputs, Tensor) else type(outputs).__name__
+    if shape != (3, n_outputs):
+        raise ValueError(f"{name} maps hidden states (3, 5, {emb_dim}) to {shape}; it must give (3, {n_outputs})")
+    if not torch.allclose(outputs, torch.cat(alone), rtol=1e-4, atol=1e-5, equal_nan=True):
+        wrong = "padding; leave it out by lengths" if reads == "all" else 'other positions; set reads = "all"'
+        raise ValueError(f"{name}.reads is {reads!r}, but its outputs depend on {wrong}")
 
 
 def pool(hidden: Tensor, lengths: Tensor | None, pooling: str) -> Tensor:

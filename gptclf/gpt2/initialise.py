@@ -4,7 +4,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from gptclf.checks import integer
+from gptclf.checks import LARGEST_SEED, integer
 from gptclf.gpt2.config import GPT2Config
 from gptclf.gpt2.heads import ClassifierHead
 from gptclf.gpt2.trunk import MLP, Attention
@@ -23,7 +23,7 @@ def initialise(module: nn.Module, config: GPT2Config, seed: int | None, *, strea
         stream: Number of the random stream of this seed. A head drawn from the embedding's own stream would be a copy
             of its first rows.
     """
-    seed = int(torch.randint(2**31, ())) if seed is None else integer("seed", seed)
+    seed = int(torch.randint(2**31, ())) if seed is None else integer("seed", seed, most=LARGEST_SEED)
     state = np.random.SeedSequence([seed, stream]).generate_state(1, np.uint64)
     generator = torch.Generator().manual_seed(int(state[0]))
     parts = list(module.modules())

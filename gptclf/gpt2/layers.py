@@ -12,12 +12,16 @@ from torch.nn import functional as F
 
 from gptclf.gpt2.arithmetic import Arithmetic
 from gptclf.gpt2.gradients import KeptGradients, look_up, product
+from gptclf.gpt2.standard import is_standard_alone
 
 ALL = slice(None)
 
 
 class Linear(nn.Linear):
     """`torch.nn.Linear` with the products that GPT-2's fast paths need, and kept gradients.
+
+    A subclass that says `standard = True` and overrides `forward` also overrides `rows`, `onto` and `prepared`, in the
+    same class or below. With fewer of them it is not standard: it is called, as any other layer is.
 
     Attributes:
         folds: Whether `rows` and `onto` may replace `forward`: False while the layer draws randomness.
@@ -26,6 +30,7 @@ class Linear(nn.Linear):
 
     standard = True
     kind = "linear"
+    equivalents = ("rows", "onto", "prepared")
     folds: bool = True
     gradients: KeptGradients | None = None
 
@@ -109,15 +114,30 @@ class Dropout(nn.Dropout):
     described: tuple[str, ...] = ("p",)
     generator: torch.Generator | None = None
 
-    @property
-    def draws(self) -> bool:
-        """Whether a call draws random numbers."""
-        return self.training and self.p > 0
-
     def forward(self, x: Tensor) -> Tensor:
         """Set a share `p` of the numbers to 0 in training, and scale the others so that the mean is unchanged."""
-        if not self.draws:
+        if not (self.training and self.p > 0):
             return x
         if self.p >= 1:
             return torch.zeros_like(x)
         return x * torch.empty_like(x).bernoulli_(1 - self.p, generator=self.generator).div_(1 - self.p)
+
+
+def unseeded(module: nn.Module) -> list[str]:
+    """Name the modules below one that may draw from torch's global generator, whatever the seed of a learner.
+
+    A number called `dropout` is the rate of torch's recurrent and attention layers, and of others by custom.
+    """
+    found = []
+    for name, part in module.named_modules():
+        rate = getattr(part, "p" if isinstance(part, nn.modules.dropout._DropoutNd) else "dropout", None)
+        if type(part) is not nn.Dropout and not isinstance(part, Dropout) and isinstance(rate, float) and rate > 0:
+            found.append(f"{name} ({type(part).__name__})")
+    return found
+
+
+def acts(dropout: nn.Module) -> bool:
+    """Return False if a module in the place of a dropout need not be called: a dropout that is off, or an identity."""
+    if isinstance(dropout, nn.Dropout) and is_standard_alone(dropout):
+        return dropout.training and dropout.p > 0
+    return type(dropout) is not nn.Identity

@@ -3,12 +3,13 @@
 Which parameters train is decided in `freezing.py`; where weights come from, in `weights/`.
 """
 
+import inspect
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from gptclf.gpt2.config import GPT2Config
 from gptclf.gpt2.heads import ClassifierHead, Head, LMHead
@@ -137,7 +138,8 @@ class GPT2(Line):
 
     def token_logits(self, input_ids: Tensor) -> Tensor:
         """Apply the head at every token, without pooling: (B, T, n_outputs), as in the book's section 6.5."""
-        return self.head.project(self.hidden_states(input_ids))
+        # A plain module in the place of a head has no outputs for single positions, and is told so.
+        return getattr(type(self.head), "project", Head.project)(self.head, self.hidden_states(input_ids))
 
 
 def check_gpt2(model: object) -> GPT2:
@@ -148,9 +150,14 @@ def check_gpt2(model: object) -> GPT2:
 
 
 def check_classifier(model: object) -> None:
-    """Raise if `model` is not a classifier."""
-    if isinstance(check_gpt2(model).task, NextToken):
+    """Raise if `model` is not a classifier, or its head cannot be called as one."""
+    gpt2 = check_gpt2(model)
+    if isinstance(gpt2.task, NextToken):
         raise TypeError("this is a language model; put a classifier head on it first: add_classifier_head(model, ...)")
+    try:
+        inspect.signature(gpt2.head.forward).bind(None, None)
+    except TypeError as error:
+        raise TypeError(f"model.head, a {type(gpt2.head).__name__}, takes no (hidden, lengths); use a Head") from error
 
 
 def check_language_model(model: object) -> None:
@@ -170,10 +177,3 @@ def check_encoding(model: GPT2, encoding: Any) -> None:
             _ = model.tokenizer
     if model._tokenizer is not None:
         check_same_tokenizer(model._tokenizer, encoding)
-
-
-def check_float32(module: nn.Module, what: str, name: str = "model") -> None:
-    """Raise if a model, or a part of one called `name`, has parameters that are not float32."""
-    other = {parameter.dtype for parameter in module.parameters()} - {torch.float32}
-    if other:
-        raise ValueError(f"the {name}'s weights are {other.pop()}; {what} float32 ones: call {name}.float()")

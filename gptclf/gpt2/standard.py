@@ -7,6 +7,9 @@ what its class says and has no hooks. A class vouches for itself in its own body
         standard = True           # a subclass must say so again: it may compute something else
         kind = "linear"           # its fixed name in the address of features
         described = ()            # attributes, beside tensors, on which its result depends
+        equivalents = ("rows",)   # methods that are called in place of forward
+
+A class that overrides `forward` without its `equivalents` is not standard: they would compute what another one does.
 """
 
 from collections.abc import Iterator
@@ -59,9 +62,24 @@ def described(module: nn.Module) -> Iterator[list[str]]:
         yield [kind, *(f"{name}={getattr(part, name)}" for name in names)]
 
 
+def difference(module: nn.Module, like: nn.Module) -> str:
+    """Say why a module, without its children, computes otherwise than a standard one with the same tensors; "" if not.
+
+    Dropout of any kind computes alike, as it is off in answers, and so do torch's own layers that ours derive from.
+    """
+    if is_hooked(module):
+        return "has hooks or a replaced forward"
+    if isinstance(like, nn.Dropout) and isinstance(module, nn.modules.dropout._DropoutNd | nn.Identity):
+        return ""
+    if not isinstance(like, type(module)):
+        return f"is a {type(module).__name__}, not a {type(like).__name__}"
+    _, names = _TORCH.get(type(like), ("", getattr(like, "described", ())))
+    values = [(name, getattr(module, name, None), getattr(like, name)) for name in names]
+    return ", ".join(f"has {name} = {value!r}, not {own!r}" for name, value, own in values if value != own)
+
+
 def _vouches(kind: type[nn.Module]) -> bool:
-    own = vars(kind)
-    if own.get("standard") is not True and kind not in _TORCH:
+    if vars(kind).get("standard") is not True and kind not in _TORCH:
         return False
     # If a patch put a `forward` into the class from outside, its code has another name or module, whatever
     # functools.wraps says.
@@ -69,4 +87,8 @@ def _vouches(kind: type[nn.Module]) -> bool:
     forward = vars(owner)["forward"]
     code, home = getattr(forward, "__code__", None), getattr(forward, "__globals__", {})
     name = None if code is None else (home.get("__name__"), code.co_qualname)
-    return owner is nn.Module or name == (owner.__module__, f"{owner.__qualname__}.forward")
+    # Equivalents that a class behind the owner in the order of resolution defines belong to another forward.
+    newer = kind.__mro__[: kind.__mro__.index(owner) + 1]
+    methods = () if "equivalents" in vars(owner) else getattr(kind, "equivalents", ())
+    whole = all(any(method in vars(base) for base in newer) for method in methods)
+    return owner is nn.Module or (whole and name == (owner.__module__, f"{owner.__qualname__}.forward"))

@@ -9,7 +9,7 @@ from torch.nn import functional as F
 from gptclf.gpt2.arithmetic import ACTIVATIONS
 from gptclf.gpt2.attend import Attend, causal
 from gptclf.gpt2.config import GPT2Config
-from gptclf.gpt2.layers import Dropout, Embedding, Linear
+from gptclf.gpt2.layers import Dropout, Embedding, Linear, acts
 from gptclf.gpt2.standard import is_standard
 
 
@@ -167,7 +167,7 @@ def can_pool(block: nn.Module | None) -> TypeGuard[Block]:
     if not isinstance(block, Block) or not is_standard(block):
         return False
     attention, norm = block.attention, block.norm1
-    draws = attention.weights_dropout.draws or attention.dropout.draws
+    draws = acts(attention.weights_dropout) or acts(attention.dropout)
     return norm.weight is not None and norm.bias is not None and attention.qkv.folds and not draws
 
 

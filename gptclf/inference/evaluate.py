@@ -3,7 +3,6 @@
 import logging
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -30,7 +29,7 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class Evaluation:
     """The results of a model on a labelled data set.
 
@@ -81,6 +80,10 @@ class Evaluation:
         columns: dict[Any, Any] = {"text": self.texts, "target": self.targets, "prediction": self.predictions}
         return pandas.DataFrame(columns | self.task.columns(torch.from_numpy(self.outputs)))
 
+    def __repr__(self) -> str:
+        measures = "".join(f", {name}={value:.4g}" for name, value in self.measures.items())
+        return f"Evaluation({self.task.summary}, {len(self.targets):,} texts{measures})"
+
     def __str__(self) -> str:
         first, *rest = self.task.report(self.measures, self.details)
         return "\n".join([f"{first} on {len(self.targets):,} texts", *rest])
@@ -121,35 +124,34 @@ def evaluate(
     # The default says nothing: another library trained the model, or it was trained without a limit.
     if difference and model.preparation != Preparation():
         logger.warning("the data set was prepared with %s; predict would prepare it differently", difference)
-    depth, (given,) = kept_features(model, rows, precision=precision, cache_dir=check_cache(cache_dir))
+    depth, (inputs,) = kept_features(model, rows, precision=precision, cache_dir=check_cache(cache_dir))
     scored = Learner(model, depth) if depth else model
-    outputs = compute_outputs(scored, given, batch_size=batch_size, precision=precision)
+    outputs = compute_outputs(scored, inputs, batch_size=batch_size, precision=precision)
     targets = torch.from_numpy(rows.targets(model.task))
-    return Evaluation(
-        task=model.task,
-        measures=model.task.scores(outputs, targets),
-        details=model.task.details(outputs, targets),
-        outputs=outputs.numpy(),
-        targets=list(rows.given),
-        predictions=model.task.answers(outputs),
-        texts=dataset.texts,
-    )
+    measures, details = model.task.scores(outputs, targets), model.task.details(outputs, targets)
+    given, answers = list(rows.given), model.task.answers(outputs)
+    return Evaluation(model.task, measures, details, outputs.numpy(), given, answers, dataset.texts)
 
 
 def dataset_loss(
     model: GPT2, dataset: TextDataset, *, num_batches: int | None = None, batch_size: int = 8, precision: str = "auto"
 ) -> float:
     """Return the mean loss over a data set, or over its first `num_batches` batches, in its own order."""
-    measure = partial(measured, model, labelled_rows(model, dataset), model.task)
-    return measure(num_batches=num_batches, batch_size=batch_size, precision=precision)["loss"]
+    return _measure("loss", model, dataset, num_batches=num_batches, batch_size=batch_size, precision=precision)
 
 
 def dataset_accuracy(
     model: GPT2, dataset: TextDataset, *, num_batches: int | None = None, batch_size: int = 8, precision: str = "auto"
 ) -> float:
     """Return the share of correct answers on a data set, or on its first `num_batches` batches, in its own order."""
-    measure = partial(measured, model, labelled_rows(model, dataset), model.task)
-    return measure(num_batches=num_batches, batch_size=batch_size, precision=precision)["accuracy"]
+    return _measure("accuracy", model, dataset, num_batches=num_batches, batch_size=batch_size, precision=precision)
+
+
+def _measure(name: str, model: GPT2, dataset: TextDataset, **options: Any) -> float:
+    found = measured(model, labelled_rows(model, dataset), model.task, **options)
+    if name not in found:
+        raise TypeError(f"{type(model.task).__name__} does not measure {name}; evaluate gives {', '.join(found)}")
+    return found[name]
 
 
 def measured(

@@ -3,8 +3,8 @@
 import torch
 from torch import Tensor
 
-from gptclf.gpt2.arithmetic import resolve_precision
-from gptclf.gpt2.model import GPT2, check_float32, check_language_model
+from gptclf.gpt2.arithmetic import check_float32, resolve_precision
+from gptclf.gpt2.model import GPT2, check_language_model
 from gptclf.gpt2.standard import is_standard
 from gptclf.tokenizer.tokens import Ids, ids_as_tensor
 

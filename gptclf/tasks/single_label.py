@@ -28,8 +28,9 @@ class SingleLabel(Task):
 
     Args:
         classes: The labels, hashable and distinct, in the order of the outputs.
-        class_weight: A mapping from labels to weights (1 for a label that it lacks), or "balanced". The latter gives a
-            class with n_c of the n training texts the weight n / (C n_c), as scikit-learn does, when training starts.
+        class_weight: A mapping (or pandas Series) from labels to weights (1 for a label that it lacks), or "balanced".
+            The latter gives a class with n_c of the n training texts the weight n / (C n_c), as scikit-learn does, when
+            training starts; n and n_c count rows, whatever their weights.
         label_smoothing: The share of each target that is spread evenly over all classes, in [0, 1).
 
     Example:
@@ -56,14 +57,14 @@ class SingleLabel(Task):
         self.class_weight = class_weight
         # A weight per class, in the order of the classes; None if all are 1, or not known before training.
         self.weights: list[float] | None = None
-        if isinstance(class_weight, Mapping):
-            unknown = [label for label in class_weight if label not in self.classes]
+        if items := getattr(class_weight, "items", None):  # a mapping's, or those of a pandas Series
+            given = {python_value(key): number(f"class_weight[{key!r}]", value) for key, value in items()}
+            unknown = [label for label in given if label not in self.classes]
             if unknown:
                 raise ValueError(f"class_weight names {unknown[0]!r}, not among the classes {self.classes[:10]!r}")
-            given = {python_value(key): number(f"class_weight[{key!r}]", value) for key, value in class_weight.items()}
             self.class_weight = {label: given.get(label, 1.0) for label in self.classes}
             self.weights = list(self.class_weight.values())
-        elif class_weight not in (None, "balanced"):
+        elif class_weight is not None and not (isinstance(class_weight, str) and class_weight == "balanced"):
             rule = 'None, "balanced" or a mapping from labels to weights'
             raise TypeError(f"class_weight is {class_weight!r}; it must be {rule}")
 

@@ -18,7 +18,7 @@ def make_optimizer(model: GPT2, recipe: Recipe) -> AdamW:
             stages from the last block down, so that the first group's learning rate is that of the top.
     """
     stage_of = {id(p): stage for stage, (_, module) in enumerate(stages(model)) for p in module.parameters()}
-    top, head = model.config.n_layers, model.config.n_layers + 2
+    top, head = len(model.blocks), len(model.blocks) + 2
     groups: dict[tuple[int, float, float], list[object]] = {}
     for parameter in model.parameters():
         if parameter.requires_grad:

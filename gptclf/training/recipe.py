@@ -6,7 +6,7 @@ from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, fields, replace
 from typing import Any, TypedDict, TypeVar
 
-from gptclf.checks import boolean, choice, integer, number
+from gptclf.checks import LARGEST_SEED, boolean, choice, integer, number
 from gptclf.gpt2.arithmetic import PRECISIONS
 
 DECAYS = ("all", "matrices")
@@ -70,7 +70,7 @@ class Recipe:
     eval_batches: int | None = None
 
     def __post_init__(self) -> None:
-        least = {"epochs": 1, "batch_size": 1, "accumulate": 1, "warmup_steps": 0, "seed": 0}
+        least = {"epochs": 1, "batch_size": 1, "accumulate": 1, "warmup_steps": 0}
         choices = {"decay": DECAYS, "schedule": SCHEDULES, "precision": PRECISIONS}
         checked = {
             **{name: integer(name, getattr(self, name), bound) for name, bound in least.items()},
@@ -78,6 +78,7 @@ class Recipe:
             **{name: number(name, getattr(self, name)) for name in ("lr", "weight_decay")},
             **{name: boolean(name, getattr(self, name)) for name in ("drop_last", "reuse_frozen")},
             **{name: choice(name, getattr(self, name), allowed) for name, allowed in choices.items()},
+            "seed": integer("seed", self.seed, most=LARGEST_SEED),
             "clip": number("clip", self.clip, above=0.0, optional=True),
             "layer_decay": number("layer_decay", self.layer_decay, above=0.0, most=1.0),
             "head_lr": number("head_lr", self.head_lr, optional=True),

@@ -8,6 +8,8 @@ from typing import Any, Unpack
 
 from gptclf.data.dataset import TextDataset
 from gptclf.data.windows import TextWindows
+from gptclf.gpt2.arithmetic import casting
+from gptclf.gpt2.layers import unseeded
 from gptclf.gpt2.model import GPT2
 from gptclf.inference.evaluate import labelled_rows
 from gptclf.training.callbacks import Measure, Progress
@@ -60,7 +62,10 @@ def _train(
     own: list[Callback] = [Progress()] if options.progress else []
     own += [Measure()] if recipe.eval_every is None else [Measure(), Measure(recipe.eval_every)]
     run.callbacks = [*callbacks, *own, *([] if checkpoint is None else [checkpoint])]
-    history = fit(run, None if checkpoint is None else checkpoint.begin(run, resume=options.resume))
+    if drawing := ", ".join(unseeded(model)):
+        logger.warning("%s may draw from torch's global generator, not from seed=; use torch.nn.Dropout", drawing)
+    with casting("float32", model):  # the backward pass would run under an autocast around this call
+        history = fit(run, None if checkpoint is None else checkpoint.begin(run, resume=options.resume))
     if history.stopped == "interrupted":
         how = "no state was kept: give checkpoint_dir= to be able to resume"
         if checkpoint is not None:

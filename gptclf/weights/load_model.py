@@ -163,7 +163,7 @@ def _task_of(record: Record, given: Task | None, source: Path) -> Task:
     if given is None:
         if task is None:
             kind = record.task.get("kind")
-            raise ValueError(f"{source} was saved with the task {kind!r}; give it: load_model(..., task={kind}())")
+            raise ValueError(f"{source} was saved with a task of the kind {kind!r}; give task= an object of its class")
         return task
     if not isinstance(given, Task):
         raise TypeError(f"task is a {type(given).__name__}; it must be a gptclf.Task")

@@ -24,6 +24,7 @@ from gptclf.files.safetensors_file import tensor_writer
 from gptclf.gpt2.freezing import policy_of
 from gptclf.gpt2.heads import Head, blank_like
 from gptclf.gpt2.model import GPT2, check_gpt2
+from gptclf.gpt2.standard import difference
 from gptclf.tokenizer.bpe import tokenizer_files
 from gptclf.weights.card import Card, is_our_card, model_card
 from gptclf.weights.folders import CONFIG, INDEX, TORCH_INDEX, TORCH_WEIGHTS, WEIGHTS
@@ -73,6 +74,10 @@ def save_model(
 
     Returns:
         The folder.
+
+    Raises:
+        ValueError: The folder would load as another model: parts were added or removed, have hooks or compute
+            something else.
 
     Example:
         >>> import tempfile
@@ -209,7 +214,10 @@ def _fold(weight: Tensor, bias: Tensor, shift: Tensor) -> Tensor | None:
 
 
 def _check_whole(model: GPT2, tensors: Mapping[str, Tensor]) -> None:
-    """Raise if modules were removed, added or wrapped, because the saved model could not be loaded."""
+    """Raise if the saved folder would load as another model: its parameters or its computation are not GPT-2's.
+
+    A head of the user's is compared with itself: it comes back from its own class.
+    """
     head = blank_like(model.head, model.config.emb_dim, model.task.n_outputs)
     whole = GPT2(model.config, task=model.task, head=head, device="meta")
     expected = {name: tuple(p.shape) for name, p in whole.named_parameters()}
@@ -217,15 +225,13 @@ def _check_whole(model: GPT2, tensors: Mapping[str, Tensor]) -> None:
     wrong = [name for name in {**expected, **found} if expected.get(name) != found.get(name)]
     if wrong:
         shown = ", ".join(wrong[:4]) + ", ..." * (len(wrong) > 4)
-        raise ValueError(
-            f"the model is not the one that its configuration describes: {shown} are missing, new or of another shape. "
-            "save_model saves complete GPT-2s: merge wrapped modules, and set model.config to the remaining shape"
-        )
-    parts = dict(model.trunk.named_modules())
-    message = "trunk.%s is a %s, but will be loaded as a %s: only its parameters are saved, not its own computation"
-    for name, part in whole.trunk.named_modules():
-        if name in parts and not isinstance(part, type(parts[name])):
-            logger.warning(message, name, type(parts[name]).__name__, type(part).__name__)
+        what = f"{shown} are missing, new or of another shape. Merge wrapped modules, or set model.config to this shape"
+        raise ValueError(f"the model is not the one that its configuration describes: {what}")
+    parts = dict(whole.named_modules())
+    for name, part in model.named_modules():
+        if part is not (own := parts.get(name, part)) and (changed := difference(part, own)):
+            problem = f"{name or 'the model'} {changed}; only parameters are saved, so it would load as another model"
+            raise ValueError(f"{problem}. Remove hooks, even watching ones; else torch.save(model.state_dict(), path)")
 
 
 def _digest(tensors: Mapping[str, Tensor], model: GPT2) -> str:
