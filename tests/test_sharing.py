@@ -615,6 +615,19 @@ def test_a_parameter_that_still_holds_a_gradient_is_copied_at_once() -> None:
     assert not changed(clf, before)
 
 
+@pytest.mark.parametrize("trains", [False, True])
+def test_one_head_in_two_models_is_two_heads(trains: bool) -> None:
+    head = OwnHead().requires_grad_(trains)
+    gpt2 = byte_gpt2()
+    first = add_classifier_head(gpt2, num_classes=2, head=head)
+    second, third = (add_classifier_head(gpt2, num_classes=2, head=given) for given in (head, first.head))
+    before = snapshot(first), snapshot(third), snapshot(head)
+    take_steps(second)
+    assert not changed(first, before[0])
+    assert not changed(third, before[1])
+    assert not changed(head, before[2])
+
+
 class OwnHead(Head):
     mean: Tensor
 
