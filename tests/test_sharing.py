@@ -758,6 +758,26 @@ def test_a_buffer_that_training_replaces_is_the_models(depth: int) -> None:
     assert learner.head.mean.all()
 
 
+@pytest.mark.parametrize("depth", [0, 2])
+def test_plain_attributes_that_training_assigns_are_given_back(depth: int) -> None:
+    clf: Any = add_classifier_head(byte_gpt2(), num_classes=2, head=OwnHead)
+    clf.head.note = "theirs"
+    learner: Any = Learner(clf, depth, training=True, seed=1)
+    for _ in range(3):
+        learner(torch.randn(2, 9, 64) if depth else IDS)
+    clf.head.note = "changed meanwhile"
+    learner.head.scales = [learner.head.output]
+    learner.eval()
+    learner.head.dropout.p = 0.1  # of a standard class: the learner's own
+    learner.give_back()
+    assert clf.head.calls == 3
+    assert clf.head.note == "changed meanwhile"
+    assert clf.head.scales == []
+    assert not hasattr(clf.head, "last")
+    assert clf.head.dropout.p == 0.5
+    copy.deepcopy(clf)
+
+
 def by_patched_forward(clf: GPT2) -> None:
     mlp: Any = block_of(clf, 2).mlp
     mlp.forward = lambda x, forward=mlp.forward: forward(x)
