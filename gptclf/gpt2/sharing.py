@@ -111,7 +111,7 @@ def _trains_borrowed(module: nn.Module) -> bool:
 
 
 def own_before_loading(module: nn.Module) -> None:
-    """Make `load_state_dict`, of the module or of any part of it, keep to the module's own memory, also with `assign`."""
+    """Make `load_state_dict`, of the module or any part of it, keep to the module's own memory, also with `assign`."""
     for part in module.modules():
         # One hook object for all parts, so that it is recognised in a copied tree.
         known = [getattr(hook, "hook", hook) for hook in part._load_state_dict_pre_hooks.values()]
