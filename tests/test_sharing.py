@@ -779,7 +779,7 @@ def test_plain_attributes_that_training_assigns_are_given_back(depth: int) -> No
 
 
 def by_patched_forward(clf: GPT2) -> None:
-    mlp: Any = block_of(clf, 2).mlp
+    mlp: Any = block_of(clf, 1).mlp
     mlp.forward = lambda x, forward=mlp.forward: forward(x)
 
 
@@ -790,14 +790,14 @@ def by_closure_of_a_hook(clf: GPT2) -> None:
 
 
 def by_compiled_block(clf: GPT2) -> None:
-    block_of(clf, 2).compile(backend="eager")
+    block_of(clf, 1).compile(backend="eager")
 
 
 @pytest.mark.parametrize("change", [by_patched_forward, by_closure_of_a_hook, by_compiled_block])
 def test_a_learner_trains_with_dropout_whatever_refers_to_its_modules(change: Callable[[GPT2], None]) -> None:
     gpt2 = randomised(byte_gpt2())
     if change is not by_closure_of_a_hook:
-        block_of(gpt2, 2).mlp.dropout.p = 0.5
+        block_of(gpt2, 1).mlp.dropout.p = 0.5
     clf = add_classifier_head(gpt2, num_classes=2, seed=1).eval()
     change(clf)
     learner = Learner(clf, training=True, seed=1)
