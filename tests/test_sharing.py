@@ -2,9 +2,10 @@
 
 import copy
 import functools
+import gc
 import types
 import weakref
-from collections import OrderedDict, namedtuple
+from collections import OrderedDict, deque, namedtuple
 from collections.abc import Callable
 from typing import Any
 
@@ -15,7 +16,7 @@ from stand_ins import Doubled, EightBit, LowRank, borrowed_names
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from gptclf import GPT2, GPT2Config, TextDataset, add_classifier_head, evaluate, freeze, predict_proba, train
+from gptclf import GPT2, GPT2Config, Head, TextDataset, add_classifier_head, evaluate, freeze, predict_proba, train
 from gptclf.gpt2.learner import Learner
 from gptclf.gpt2.sharing import borrow, is_borrowed, mark_borrowed, own_parameters, set_parameter, twin, twins
 from gptclf.gpt2.trunk import Block
@@ -172,6 +173,10 @@ class Neighbour(nn.Module):
         self.partial = functools.partial(F.linear, weight=self.layer.weight)
         self.bound_partial = functools.partial(self.other.forward)
         self.weak = weakref.ref(self.layer)
+        self.proxy = weakref.proxy(self.layer)
+        layer = self.layer
+        self.closure = functools.wraps(F.linear)(lambda x: layer(x))
+        self.default = lambda x, other=self.other, *, more=self.layer: more(other(x))
         self.numbers = {"n": [1, 2]}
         self.layer.register_forward_hook(self.hook)
         self.calls: list[int] = []
@@ -208,6 +213,13 @@ def test_every_reference_inside_the_tree_leads_to_the_copys_own(make: Callable[[
     assert copied.partial.keywords["weight"] is copied.layer.weight
     assert copied.bound_partial.func.__self__ is copied.other
     assert copied.weak() is copied.layer
+    assert copied.proxy.weight is copied.layer.weight
+    assert copied.proxy.forward.__self__ is copied.layer
+    assert gc.get_referents(*copied.closure.__closure__) == [copied.layer]
+    assert copied.closure.__wrapped__ is F.linear
+    assert copied.default.__defaults__ == (copied.other,)
+    assert copied.default.__kwdefaults__ == {"more": copied.layer}
+    assert torch.equal(copied.default(x), source.default(x))
     (hook,) = copied.layer._forward_hooks.values()
     assert hook.__self__ is copied
     assert [name for name, _ in copied.named_parameters()] == [name for name, _ in source.named_parameters()]
@@ -235,15 +247,6 @@ def test_a_sibling_in_several_modules_is_one_copy() -> None:
     assert first[0].weight is layer.weight  # type: ignore[index]
 
 
-def refer_by_closure(module: Any) -> None:
-    layer = module.layer
-    module.call = lambda x: layer(x)
-
-
-def refer_by_default(module: Any) -> None:
-    module.call = lambda x, layer=module.layer: layer(x)
-
-
 class Opaque:
     def __init__(self, layer: nn.Module) -> None:
         self.layer = layer
@@ -260,9 +263,65 @@ def refer_by_method_of_an_object(module: Any) -> None:
     module.call = types.MethodType(call, Opaque(module.layer))
 
 
-def refer_by_hook_in_a_closure(module: Any) -> None:
-    other = module.other
-    module.layer.register_forward_hook(lambda m, given, y: other(y))
+class Slotted:
+    __slots__ = ("layer",)
+
+    def __init__(self, layer: nn.Module) -> None:
+        self.layer = layer
+
+    def __call__(self, *given: Any) -> Any:
+        return self.layer(given[-1])
+
+
+def refer_by_slot(module: Any) -> None:
+    module.slotted = Slotted(module.layer)
+
+
+def refer_by_hook_with_a_slot(module: Any) -> None:
+    module.layer.register_forward_hook(Slotted(module.other))
+
+
+def refer_by_deque(module: Any) -> None:
+    module.many = deque([module.layer])
+
+
+def refer_by_weak_set(module: Any) -> None:
+    module.weak = weakref.WeakSet([module.layer])
+
+
+def refer_by_weak_values(module: Any) -> None:
+    module.weak = weakref.WeakValueDictionary(layer=module.layer)
+
+
+def refer_by_mapping_proxy(module: Any) -> None:
+    module.table = types.MappingProxyType({"layer": module.layer})
+
+
+def refer_by_values(module: Any) -> None:
+    module.table = {"layer": module.layer}.values()
+
+
+def refer_by_iterator(module: Any) -> None:
+    module.many = iter([module.layer])
+
+
+def refer_by_generator(module: Any) -> None:
+    module.many = (layer for layer in [module.layer])
+
+
+def refer_by_deep_objects(module: Any) -> None:
+    deep = module.layer
+    for _ in range(9):
+        deep = types.SimpleNamespace(inner=deep)
+    module.deep = deep
+
+
+def refer_by_view(module: Any) -> None:
+    module.view = module.layer.weight.detach()[0]
+
+
+def refer_by_data(module: Any) -> None:
+    module.view = [module.layer.weight.data]
 
 
 def refer_by_object_in_a_list(module: Any) -> None:
@@ -287,11 +346,20 @@ class Pointing(nn.Module):
 @pytest.mark.parametrize(
     ("refer", "attribute"),
     [
-        (refer_by_closure, "call"),
-        (refer_by_default, "call"),
         (refer_by_object, "opaque"),
         (refer_by_method_of_an_object, "call"),
-        (refer_by_hook_in_a_closure, "layer._forward_hooks"),
+        (refer_by_slot, "slotted"),
+        (refer_by_hook_with_a_slot, "layer._forward_hooks"),
+        (refer_by_deque, "many"),
+        (refer_by_weak_set, "weak"),
+        (refer_by_weak_values, "weak"),
+        (refer_by_mapping_proxy, "table"),
+        (refer_by_values, "table"),
+        (refer_by_iterator, "many"),
+        (refer_by_generator, "many"),
+        (refer_by_deep_objects, "deep"),
+        (refer_by_view, "view"),
+        (refer_by_data, "view"),
         (refer_by_object_in_a_list, "many"),
         (refer_by_a_list_in_itself, "many"),
         (refer_by_outer_module, "around"),
@@ -307,10 +375,65 @@ def test_a_reference_that_cannot_be_followed_is_refused_by_name(refer: Callable[
 
 def test_a_classifier_over_a_model_with_such_a_reference_is_refused_by_name() -> None:
     gpt2 = byte_gpt2()
-    first = gpt2.trunk.blocks[0]
-    gpt2.trunk.blocks[2].register_forward_hook(lambda module, given, y: y + first(y))
+    gpt2.trunk.blocks[2].register_forward_hook(Slotted(gpt2.trunk.blocks[0]))
     with pytest.raises(TypeError, match=r"trunk\.blocks\.2\._forward_hooks refers to another part of the model"):
         add_classifier_head(gpt2, num_classes=2, seed=1)
+
+
+def test_a_closure_keeps_the_variables_that_refer_to_nothing_inside() -> None:
+    module: Any = Pointing()
+    calls, layer = 0, module.layer
+
+    def call(x: Tensor) -> Any:
+        nonlocal calls
+        calls += 1
+        return layer(x)
+
+    module.call = call
+    borrow(module).call(torch.zeros(1, 3))
+    module.call(torch.zeros(1, 3))
+    assert calls == 2
+
+
+class InSlots(nn.Module):
+    __slots__ = ("__hidden", "layer_again", "unset")
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(3, 3)
+        object.__setattr__(self, "layer_again", self.layer)
+        self.__hidden = 5
+
+    def hidden(self) -> int:
+        return self.__hidden
+
+
+@pytest.mark.parametrize("make", [borrow, twin])
+def test_slots_come_along(make: Callable[[nn.Module], nn.Module]) -> None:
+    copied: Any = make(InSlots())
+    assert copied.layer_again is copied.layer
+    assert copied.hidden() == 5
+    assert not hasattr(copied, "unset")
+
+
+@pytest.mark.parametrize("make", [borrow, twin])
+def test_a_parametrised_copy_has_a_class_of_its_own(make: Callable[[nn.Module], nn.Module]) -> None:
+    source = nn.utils.parametrizations.weight_norm(nn.Linear(3, 3))
+    x = torch.randn(2, 3)
+    expected = source(x)
+    copied = make(source)
+    nn.utils.parametrize.remove_parametrizations(copied, "weight")
+    assert torch.equal(source(x), expected)
+    torch.testing.assert_close(copied(x), expected)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_a_scripted_module_is_refused_by_name() -> None:
+    model = byte_gpt2()
+    model.head.extra = torch.jit.script(nn.Linear(3, 3))
+    for copied in (lambda: borrow(model), lambda: Learner(model), lambda: add_classifier_head(model, num_classes=2)):
+        with pytest.raises(TypeError, match="extra is scripted"):
+            copied()
 
 
 def test_functions_and_objects_that_refer_to_nothing_inside_stay() -> None:
@@ -407,6 +530,119 @@ def test_a_state_dict_loaded_into_a_classifier_leaves_its_language_model_alone()
     clf = add_classifier_head(gpt2, num_classes=2, seed=1)
     clf.load_state_dict({name: tensor for name, tensor in zeros(clf).items() if "quantised" not in name}, strict=False)
     assert not changed(gpt2, before)
+
+
+@pytest.mark.parametrize(
+    "part",
+    [
+        lambda model: model,
+        lambda model: model.trunk,
+        lambda model: model.trunk.blocks[2],
+        lambda model: model.trunk.blocks[2].mlp,
+        lambda model: model.trunk.norm,
+        lambda model: nn.Sequential(model),
+    ],
+    ids=["model", "trunk", "block", "foreign", "norm", "wrapper"],
+)
+@pytest.mark.parametrize("fresh", [False, True])
+def test_assigned_tensors_stay_the_givers_alone(part: Callable[[GPT2], Any], fresh: bool) -> None:
+    def with_layers(model: GPT2) -> GPT2:
+        block_of(model, 2).mlp = nn.Sequential(nn.Linear(64, 64), nn.BatchNorm1d(9))  # type: ignore[assignment]
+        return model.requires_grad_(False)
+
+    gpt2 = with_layers(randomised(byte_gpt2()))
+    taker = with_layers(GPT2(byte_gpt2().config, seed=1)) if fresh else borrow(gpt2)
+    before = snapshot(gpt2)
+    if fresh and part(taker) is block_of(taker, 2).mlp:
+        return  # a module that the model has not seen yet is torch's
+    part(taker).load_state_dict(part(gpt2).state_dict(), assign=True)
+    assert not changed(part(taker), snapshot(part(gpt2)))
+    freeze(taker, trainable="all")
+    with torch.no_grad():
+        for tensor in taker.state_dict(keep_vars=True).values():
+            tensor.zero_()
+    assert not changed(gpt2, before)
+
+
+@pytest.mark.parametrize(
+    "compute",
+    [
+        lambda model: model.trunk(IDS),
+        lambda model: model.trunk.blocks[0](model.trunk.embed(IDS)),
+        lambda model: model(IDS),
+        lambda model: model.token_logits(IDS),
+    ],
+    ids=["trunk", "block", "model", "token_logits"],
+)
+@pytest.mark.parametrize("which", ["copy", "source"])
+def test_no_gradient_is_computed_for_a_tensor_of_another_model(compute: Callable[[GPT2], Tensor], which: str) -> None:
+    gpt2 = byte_gpt2()
+    clf = add_classifier_head(gpt2, num_classes=2, seed=1)
+    model = clf if which == "copy" else gpt2
+    model.requires_grad_(True)
+    with pytest.raises(ValueError, match=r"is set to train, but its tensor .*freeze"):
+        compute(model)
+    with torch.no_grad():
+        compute(model)
+    freeze(model, trainable="all")
+    compute(model).sum().backward()  # type: ignore[no-untyped-call]
+
+
+def test_a_mark_survives_conversions_that_make_new_parameters() -> None:
+    gpt2 = randomised(byte_gpt2())
+    clf = add_classifier_head(gpt2, num_classes=2, seed=1)
+    before = snapshot(gpt2)
+    torch.__future__.set_overwrite_module_params_on_conversion(True)
+    try:
+        clf.trunk.float()
+    finally:
+        torch.__future__.set_overwrite_module_params_on_conversion(False)
+    assert "trunk.blocks.0.mlp.up.weight" in borrowed_names(clf)
+    freeze(clf, trainable="all")
+    take_steps(clf)
+    assert not changed(gpt2, before)
+
+
+def test_a_parameter_that_still_holds_a_gradient_is_copied_at_once() -> None:
+    gpt2 = randomised(byte_gpt2())
+    freeze(gpt2, trainable="all")
+    optimizer = torch.optim.SGD(gpt2.parameters(), lr=1.0)
+    gpt2(IDS).sum().backward()
+    gpt2.requires_grad_(False)
+    clf = add_classifier_head(gpt2, num_classes=2, seed=1)
+    before = snapshot(clf)
+    optimizer.step()
+    assert not changed(clf, before)
+
+
+@pytest.mark.parametrize("trains", [False, True])
+def test_one_head_in_two_models_is_two_heads(trains: bool) -> None:
+    head = OwnHead().requires_grad_(trains)
+    gpt2 = byte_gpt2()
+    first = add_classifier_head(gpt2, num_classes=2, head=head)
+    second, third = (add_classifier_head(gpt2, num_classes=2, head=given) for given in (head, first.head))
+    before = snapshot(first), snapshot(third), snapshot(head)
+    take_steps(second)
+    assert not changed(first, before[0])
+    assert not changed(third, before[1])
+    assert not changed(head, before[2])
+
+
+class OwnHead(Head):
+    mean: Tensor
+
+    def __init__(self, *_: int) -> None:
+        super().__init__()
+        self.dropout, self.output, self.calls = nn.Dropout(0.5), nn.Linear(64, 2), 0
+        self.register_buffer("mean", torch.zeros(64))
+        self.scales: list[Any] = []
+
+    def forward(self, hidden: Tensor, lengths: Tensor | None = None) -> Tensor:
+        x = self.dropout(hidden.mean(dim=1))
+        if self.training:
+            self.calls, self.last = self.calls + 1, x
+            self.mean = 0.9 * self.mean + 0.1 * x.detach().mean(dim=0)
+        return self.output(x - self.mean)  # type: ignore[no-any-return]
 
 
 def test_flags_are_independent_and_copies_come_once() -> None:
@@ -507,6 +743,82 @@ def test_a_learner_is_stopped_before_it_changes_another_model(depth: int) -> Non
             compute(inputs)
     freeze(clf, trainable=2)
     learner(inputs).sum().backward()
+
+
+@pytest.mark.parametrize("depth", [0, 2])
+def test_a_buffer_that_training_replaces_is_the_models(depth: int) -> None:
+    clf: Any = add_classifier_head(byte_gpt2(), num_classes=2, head=OwnHead)
+    learner: Any = Learner(clf, depth, training=True, seed=1)
+    for _ in range(3):
+        learner(torch.randn(2, 9, 64) if depth else IDS)
+        assert clf.head.mean is learner.head.mean
+    assert clf.head.mean.any()
+    assert dict(clf.named_buffers())["head.mean"] is learner.head.mean
+    clf.head.mean = torch.ones(64)
+    assert learner.head.mean.all()
+
+
+@pytest.mark.parametrize("depth", [0, 2])
+def test_plain_attributes_that_training_assigns_are_given_back(depth: int) -> None:
+    clf: Any = add_classifier_head(byte_gpt2(), num_classes=2, head=OwnHead)
+    clf.head.note = "theirs"
+    learner: Any = Learner(clf, depth, training=True, seed=1)
+    for _ in range(3):
+        learner(torch.randn(2, 9, 64) if depth else IDS)
+    clf.head.note = "changed meanwhile"
+    learner.head.scales = [learner.head.output]
+    learner.eval()
+    learner.head.dropout.p = 0.1  # of a standard class: the learner's own
+    learner.give_back()
+    assert clf.head.calls == 3
+    assert clf.head.note == "changed meanwhile"
+    assert clf.head.scales == []
+    assert not hasattr(clf.head, "last")
+    assert clf.head.dropout.p == 0.5
+    copy.deepcopy(clf)
+
+
+def by_patched_forward(clf: GPT2) -> None:
+    mlp: Any = block_of(clf, 1).mlp
+    mlp.forward = lambda x, forward=mlp.forward: forward(x)
+
+
+def by_closure_of_a_hook(clf: GPT2) -> None:
+    dropout = nn.Dropout(0.5).eval()
+    clf.head.dropout = dropout
+    clf.head.register_forward_pre_hook(lambda module, given: (dropout(given[0]), *given[1:]))
+
+
+def by_compiled_block(clf: GPT2) -> None:
+    block_of(clf, 1).compile(backend="eager")
+
+
+@pytest.mark.parametrize("change", [by_patched_forward, by_closure_of_a_hook, by_compiled_block])
+def test_a_learner_trains_with_dropout_whatever_refers_to_its_modules(change: Callable[[GPT2], None]) -> None:
+    gpt2 = randomised(byte_gpt2())
+    if change is not by_closure_of_a_hook:
+        block_of(gpt2, 1).mlp.dropout.p = 0.5
+    clf = add_classifier_head(gpt2, num_classes=2, seed=1).eval()
+    change(clf)
+    learner = Learner(clf, training=True, seed=1)
+    with torch.no_grad():
+        expected = clf(IDS)
+        assert not torch.equal(learner(IDS), learner(IDS))
+        torch.testing.assert_close(learner.eval()(IDS), expected)
+        torch.testing.assert_close(clf(IDS), expected)
+    assert not any(part.training for part in clf.modules())
+
+
+@pytest.mark.parametrize(("p", "refused"), [(0.5, True), (0.0, False)])
+def test_a_learner_refuses_by_name_to_use_the_models_dropout(p: float, refused: bool) -> None:
+    clf: Any = add_classifier_head(byte_gpt2(), num_classes=2, head=OwnHead)
+    clf.head.dropout.p = p
+    clf.head.opaque = Slotted(clf.head.dropout)
+    if refused:
+        with pytest.raises(TypeError, match=r"head\.opaque refers to another part of the model through a Slotted"):
+            Learner(clf)
+    else:
+        Learner(clf)
 
 
 def test_a_learner_of_a_language_model_keeps_the_tie() -> None:

@@ -46,8 +46,8 @@ def add_classifier_head(
         task: A task of your own, or `SingleLabel` with class weights.
         pooling: Where the head looks: "last" (the last real token), "first", "mean" or "max".
         bias: Whether the head has a bias (Hugging Face's classifier has none).
-        head: A `Head` of your own, or a class that is called with the trunk's width and the number of outputs. It is
-            tried once. `pooling`, `bias` and `seed` apply to the standard head only.
+        head: A `Head` of your own, of which the model gets a copy, or a class that is called with the trunk's width and
+            the number of outputs. It is tried once. `pooling`, `bias` and `seed` apply to the standard head only.
         seed: Seed of the head's weights; None draws one from torch's global generator. It is logged.
 
     Raises:
@@ -81,13 +81,15 @@ def add_classifier_head(
 
 
 def build_head(head: HeadSource, config: GPT2Config, n_outputs: int) -> Head:
-    """Return the user's head, made first if a class was given, after trying it once.
+    """Return the user's head, made first if a class was given, else copied, after trying it once.
 
     Parts without data, such as those of a `ClassifierHead`, get fresh weights as GPT-2's parts do.
     """
     built = head if isinstance(head, nn.Module) or not callable(head) else head(config.emb_dim, n_outputs)
     if not isinstance(built, Head):
         raise TypeError(f"head is a {type(built).__name__}; give a gptclf.Head (subclass it), or a class of heads")
+    if built is head:  # another model may have it, or get it
+        built = borrow(built)
     for part in built.modules():
         if any(parameter.is_meta for parameter in part.parameters(recurse=False)):
             initialise(part.to_empty(device="cpu", recurse=False), config, None, stream=1)

@@ -12,7 +12,8 @@ from gptclf.gpt2.gradients import KeptGradients
 from gptclf.gpt2.layers import Dropout, Embedding, Linear
 from gptclf.gpt2.line import Line
 from gptclf.gpt2.model import GPT2
-from gptclf.gpt2.sharing import twins
+from gptclf.gpt2.sharing import reached, twins
+from gptclf.gpt2.standard import is_standard_alone
 
 
 class Learner(Line):
@@ -79,6 +80,23 @@ class Learner(Line):
             elif isinstance(part, Linear | Embedding):
                 part.gradients = gradients
         self.train(training)
+        foreign = [(name, part) for name, part in (self.whole or self).named_modules() if not is_standard_alone(part)]
+        self._given = [(model.get_submodule(at), part, dict(vars(part))) for at, part in foreign if part is not self]
+
+    def give_back(self) -> None:
+        """Set the attributes that modules of other classes assigned here, such as counters, on the model's modules.
+
+        Parameters and buffers are the model's at any time. Of the other attributes those are given back that were
+        assigned since the learner was made and are plain: modules, tensors and what refers to them are not, so keep a
+        tensor as a buffer. A change inside a list, set or dictionary that refers to modules, and the deletion of an
+        attribute, are not given back either.
+        """
+        for source, part, before in self._given:
+            for name in vars(part).keys() - vars(nn.Module()).keys():
+                value = vars(part)[name]
+                assigned = before.get(name, source) is not value
+                if assigned and not any(isinstance(at, nn.Module | Tensor) for at in reached(value)):
+                    vars(source)[name] = value
 
     @property
     def is_plain(self) -> bool:

@@ -4,7 +4,7 @@ Which parameters train is decided in `freezing.py`; where weights come from, in 
 """
 
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
 
@@ -15,7 +15,7 @@ from gptclf.gpt2.config import GPT2Config
 from gptclf.gpt2.heads import ClassifierHead, Head, LMHead
 from gptclf.gpt2.initialise import initialise
 from gptclf.gpt2.line import Line
-from gptclf.gpt2.sharing import refuse_borrowed_gradients
+from gptclf.gpt2.sharing import own_before_loading, refuse_borrowed_gradients
 from gptclf.gpt2.standard import is_standard, is_standard_alone
 from gptclf.gpt2.trunk import Trunk
 from gptclf.preparation import Preparation
@@ -80,6 +80,7 @@ class GPT2(Line):
             self.to_empty(device="cpu")
             initialise(self, config, seed)
             self.to(device)
+        own_before_loading(self)
 
     @property
     def classes(self) -> list[Any] | None:
@@ -108,12 +109,6 @@ class GPT2(Line):
     def is_plain(self) -> bool:
         """True if the model may be computed stage by stage: standard model, trunk and embedding, without hooks."""
         return is_standard_alone(self) and is_standard_alone(self.trunk) and is_standard(self.trunk.embed)
-
-    def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
-        """Load as `torch.nn.Module` does, but into this model's own tensors, so that no other model changes."""
-        if assign:  # the caller would still hold the assigned tensors
-            state_dict = {name: tensor.clone() for name, tensor in state_dict.items()}
-        return super().load_state_dict(state_dict, strict=strict, assign=assign)
 
     def forward(self, input_ids: Tensor, lengths: Tensor | None = None) -> Tensor:
         """Compute the outputs of a batch padded on the right.
@@ -164,10 +159,8 @@ def check_language_model(model: object) -> None:
     """Raise if `model` is not a language model."""
     task = check_gpt2(model).task
     if not isinstance(task, NextToken):
-        made_from = "the language model it was made from, as load_gpt2 returns it"
-        raise TypeError(
-            f"this is a classifier ({task.n_outputs} outputs); its vocabulary head is gone: give {made_from}"
-        )
+        remedy = "give the language model it was made from, as load_gpt2 returns it"
+        raise TypeError(f"this is a classifier ({task.n_outputs} outputs); its vocabulary head is gone: {remedy}")
 
 
 def check_encoding(model: GPT2, encoding: Any) -> None:

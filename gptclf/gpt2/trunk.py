@@ -10,6 +10,7 @@ from gptclf.gpt2.arithmetic import ACTIVATIONS
 from gptclf.gpt2.attend import Attend, causal
 from gptclf.gpt2.config import GPT2Config
 from gptclf.gpt2.layers import Dropout, Embedding, Linear, acts
+from gptclf.gpt2.sharing import refuse_borrowed_gradients
 from gptclf.gpt2.standard import is_standard
 
 
@@ -127,6 +128,7 @@ class Block(nn.Module):
 
     def forward(self, x: Tensor, attend: Attend = causal) -> Tensor:
         """Advance the residual stream (B, T, D). It stays float32 under autocast: x is never cast."""
+        refuse_borrowed_gradients(self)
         x = x + self.attention(self.norm1(x), attend)
         return x + self.mlp(self.norm2(x))  # type: ignore[no-any-return]
 
@@ -156,6 +158,7 @@ class Trunk(nn.Module):
 
     def forward(self, input_ids: Tensor) -> Tensor:
         """Compute the hidden states (B, T, D) of ids (B, T), after the final norm."""
+        refuse_borrowed_gradients(self)
         x = self.embed(input_ids)
         for block in self.blocks:
             x = block(x)
