@@ -506,10 +506,6 @@ def test_a_state_in_the_middle_that_cannot_be_written_is_an_error_that_names_the
 # Buffers that a module replaces
 
 
-# Until the learner's modules share the model's tables of buffers.
-shared = pytest.mark.xfail(reason="the learner's modules have tables of buffers of their own", strict=False)
-
-
 class RunningMean(nn.Module):
     """Subtracts a running mean, a new tensor at each step."""
 
@@ -535,7 +531,6 @@ def with_running_mean(trainable: str = "last_block") -> GPT2:
     return clf
 
 
-@shared
 @pytest.mark.parametrize("trainable", ["last_block", "all"])
 def test_a_buffer_that_a_module_replaces_survives_training_and_resuming(
     trainable: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
@@ -553,7 +548,6 @@ def test_a_buffer_that_a_module_replaces_survives_training_and_resuming(
     assert torch.equal(resumed.get_buffer("head.output.0.mean"), mean)
 
 
-@shared
 def test_the_best_weights_come_with_the_buffers_they_were_measured_with() -> None:
     clf, keep = with_running_mean(), KeepBest(every=1)
     history = run(clf, callbacks=[keep], lr=0.3)

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from gptclf import GPT2, GPT2Config, Head, TextDataset, add_classifier_head, evaluate, freeze, predict_proba, train
+from gptclf.gpt2.heads import pool
 from gptclf.gpt2.learner import Learner
 from gptclf.gpt2.sharing import borrow, is_borrowed, mark_borrowed, own_parameters, set_parameter, twin, twins
 from gptclf.gpt2.trunk import Block
@@ -638,7 +639,7 @@ class OwnHead(Head):
         self.scales: list[Any] = []
 
     def forward(self, hidden: Tensor, lengths: Tensor | None = None) -> Tensor:
-        x = self.dropout(hidden.mean(dim=1))
+        x = self.dropout(pool(hidden, lengths, "mean"))
         if self.training:
             self.calls, self.last = self.calls + 1, x
             self.mean = 0.9 * self.mean + 0.1 * x.detach().mean(dim=0)

@@ -237,7 +237,10 @@ class Run:
             self.objective = self.build_objective(depth)
             self._check_measures()
             self.model.task, self.model.preparation = self.task, self.train_set.preparation
-            yield
+            try:
+                yield
+            finally:
+                self.objective.learner.give_back()
 
     def release(self) -> None:
         """Release the gradients, the features and the learner, as the caller may keep the run for its history."""
