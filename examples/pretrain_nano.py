@@ -124,7 +124,7 @@ def main() -> None:
             seed=args.seed,
         )
         history.plot(args.out / f"curves-{length}.png")
-        loss = measured(model, unseen, model.task, precision="float32")["loss"]
+        loss = measured(model, unseen, precision="float32")["loss"]
         print(
             f"{history.seconds / 60:.0f} min, held-out loss {loss:.4f} nats, perplexity {math.exp(loss):.2f}",
             flush=True,

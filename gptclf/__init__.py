@@ -4,9 +4,6 @@ Load the weights, put a classifier head where the vocabulary head was, freeze mo
 cross-entropy on the last token, measure, predict, save, load.
 """
 
-from importlib.metadata import PackageNotFoundError as _NotFound
-from importlib.metadata import version as _version
-
 from gptclf.data.batches import Batch, Batches
 from gptclf.data.dataset import TextDataset
 from gptclf.data.splits import shared_texts, split
@@ -35,16 +32,12 @@ from gptclf.training.objective import batch_loss
 from gptclf.training.recipe import Recipe
 from gptclf.training.run import Callback, Run
 from gptclf.training.train import train, train_lm
+from gptclf.version import __version__
 from gptclf.weights.load_gpt2 import load_gpt2
 from gptclf.weights.load_model import load_model
 from gptclf.weights.openai import load_gpt2_params_from_tf_ckpt
 from gptclf.weights.openai_download import download_openai_checkpoint
 from gptclf.weights.save_model import save_model
-
-try:
-    __version__ = _version("gptclf")
-except _NotFound:  # run from a source tree that is not installed
-    __version__ = "unknown"
 
 # Grouped by purpose.
 __all__ = ["GPT2", "GPT2Config", "load_gpt2", "load_model", "save_model"]

@@ -1,8 +1,9 @@
-"""Plots, drawn with matplotlib if it is installed."""
+"""Plots and tables, made with matplotlib and pandas if they are installed."""
 
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 
 def plot_training(
@@ -55,3 +56,16 @@ def plot_training(
     finally:
         beside.unlink(missing_ok=True)
     return target
+
+
+def data_frame(columns: Mapping[str, Any]) -> Any:
+    """Return a `pandas.DataFrame` of columns of one length.
+
+    Raises:
+        ImportError: If pandas is not installed.
+    """
+    try:
+        from pandas import DataFrame
+    except ImportError as error:
+        raise ImportError("to_frame needs pandas: pip install 'gptclf[examples]'") from error
+    return DataFrame(columns)

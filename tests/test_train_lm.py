@@ -55,7 +55,7 @@ def quietly(model: GPT2, *args: Any, **options: Any) -> History:
 
 
 def scores(model: GPT2, data: TextWindows, **options: Any) -> dict[str, float]:
-    return measured(model, data, model.task, precision="float32", **options)
+    return measured(model, data, precision="float32", **options)
 
 
 def test_the_loss_over_a_vocabulary_and_its_gradients_are_torchs() -> None:

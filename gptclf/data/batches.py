@@ -169,15 +169,14 @@ class Batches:
             IndexError: If the data set has no such row.
         """
         rows, weights = row_numbers(indices, len(self.dataset)), self.dataset.weights
+        targets = None if self._targets is None else self._targets[rows]
+        if targets is not None and np.issubdtype(targets.dtype, np.integer):
+            targets = targets.astype(np.int64)
         return Batch(
             inputs=self.dataset.padded(rows),
             lengths=torch.from_numpy(self._lengths[rows]),
-            targets=None if self._targets is None else _as_tensor(self._targets[rows]),
+            targets=None if targets is None else torch.from_numpy(targets),
             task=self.task,
             weights=None if weights is None else torch.from_numpy(weights[rows]),
             rows=torch.from_numpy(rows),
         )
-
-
-def _as_tensor(targets: NDArray[Any]) -> Tensor:
-    return torch.from_numpy(targets.astype(np.int64) if np.issubdtype(targets.dtype, np.integer) else targets)

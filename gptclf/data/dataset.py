@@ -241,9 +241,6 @@ class TextDataset(RaggedIds):
         if too_long.any():
             message = "%d of %d texts are longer than %d tokens (longest: %d) and lost their %s"
             logger.warning(message, too_long.sum(), len(self), limit, lengths.max(), part)
-            self.set_rows([_cut(row, limit, part) if len(row) > limit else row for row in self.rows()])
-
-
-def _cut(row: NDArray[np.int32], limit: int, truncation: str) -> NDArray[np.int32]:
-    back = {"tail": 0, "head": limit, "middle": limit // 2}[truncation]  # tokens kept at the end
-    return np.concatenate([row[: limit - back], row[len(row) - back :]])
+            head = limit - {"tail": 0, "head": limit, "middle": limit // 2}[part]  # tokens kept at the beginning
+            cut = (np.concatenate([row[:head], row[max(len(row) - limit + head, head) :]]) for row in self.rows())
+            self.set_rows(list(cut))

@@ -66,7 +66,9 @@ class TextWindows:
         check_tokenizer(tokenizer)
         self.tokenizer = tokenizer
         self.task: Task | None = NextToken(tokenizer.n_vocab)
-        self.ids = _joined(check_texts([texts] if isinstance(texts, str) else texts), tokenizer)
+        given = check_texts([texts] if isinstance(texts, str) else texts)
+        parts = [np.array([*encode(text, tokenizer), tokenizer.eot_token], dtype=np.int32) for text in given]
+        self.ids: NDArray[np.int32] = np.concatenate(parts)[:-1] if parts else np.zeros(0, dtype=np.int32)
         if len(self.ids) <= self.length:
             problem = f"the text has {len(self.ids)} tokens; a window of length={length} needs at least {length + 1}"
             raise ValueError(f"{problem}: give more text, or a smaller length")
@@ -149,8 +151,3 @@ class TextWindows:
         part = copy.copy(self)
         part.offsets = self.offsets[row_numbers(indices, len(self))]
         return part
-
-
-def _joined(texts: list[str], tokenizer: "Encoding") -> NDArray[np.int32]:
-    parts = [np.array([*encode(text, tokenizer), tokenizer.eot_token], dtype=np.int32) for text in texts]
-    return np.concatenate(parts)[:-1] if parts else np.zeros(0, dtype=np.int32)

@@ -7,6 +7,7 @@ memory of one block.
 
 import hashlib
 import json
+import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -178,6 +179,26 @@ def compute_chunk(
         else:
             x = x[:tokens]
         return (model.norm(x) if prefix.depth > len(model.blocks) + 1 else x).cpu()
+
+
+def prefix_seconds(prefix: FrozenPrefix, tokens: int) -> float:
+    """Estimate the seconds needed to compute the features of `tokens` tokens.
+
+    One block runs over one piece of the work. The first run is a warm-up and is not counted.
+    """
+    if not tokens:
+        return 0.0
+    piece = piece_size(prefix.model.device)
+    groups = row_groups(np.full(piece // 32, 32, dtype=np.int64))
+    x = torch.zeros(piece, prefix.model.config.emb_dim, device=prefix.model.device)
+    taken = 0.0
+    with evaluating(prefix.model) as model, torch.autocast(model.device.type, enabled=False):
+        for _ in range(2):
+            start = time.perf_counter()
+            advance(model.blocks[0], x, groups, prefix.arithmetic)
+            x[0, 0].item()  # waits for the device
+            taken = time.perf_counter() - start
+    return taken * prefix.n_blocks * tokens / piece
 
 
 def _digest_of(tensor: Tensor) -> str:

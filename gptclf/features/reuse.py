@@ -13,8 +13,14 @@ from numpy.typing import NDArray
 
 from gptclf.data.batches import Rows, TokenRows
 from gptclf.features import cache
-from gptclf.features.estimate import prefix_seconds
-from gptclf.features.frozen_prefix import FrozenPrefix, NoPrefix, compute_missing, frozen_prefix, missing_rows
+from gptclf.features.frozen_prefix import (
+    FrozenPrefix,
+    NoPrefix,
+    compute_missing,
+    frozen_prefix,
+    missing_rows,
+    prefix_seconds,
+)
 from gptclf.features.rows import FeatureSet
 from gptclf.features.store import FeatureStore, text_key
 from gptclf.gpt2.arithmetic import arithmetic_for

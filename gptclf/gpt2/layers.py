@@ -128,12 +128,12 @@ def unseeded(module: nn.Module) -> list[str]:
 
     A number called `dropout` is the rate of torch's recurrent and attention layers, and of others by custom.
     """
-    found = []
-    for name, part in module.named_modules():
-        rate = getattr(part, "p" if isinstance(part, nn.modules.dropout._DropoutNd) else "dropout", None)
-        if type(part) is not nn.Dropout and not isinstance(part, Dropout) and isinstance(rate, float) and rate > 0:
-            found.append(f"{name} ({type(part).__name__})")
-    return found
+    parts = [(name, part) for name, part in module.named_modules() if type(part) not in (nn.Dropout, Dropout)]
+    kind = nn.modules.dropout._DropoutNd
+    rates = [
+        (f"{name} ({type(p).__name__})", getattr(p, "p" if isinstance(p, kind) else "dropout", 0)) for name, p in parts
+    ]
+    return [name for name, rate in rates if isinstance(rate, float) and rate > 0]
 
 
 def acts(dropout: nn.Module) -> bool:

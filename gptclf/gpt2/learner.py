@@ -35,6 +35,7 @@ class Learner(Line):
 
     Attributes:
         generator: The generator that dropout draws from, attention dropout included; None without a seed.
+        is_plain: False if the model has to be called as a whole, because it is hooked or of another class.
 
     Example:
         >>> from gptclf import add_classifier_head, load_gpt2
@@ -79,6 +80,7 @@ class Learner(Line):
                 part.generator = self.generator
             elif isinstance(part, Linear | Embedding):
                 part.gradients = gradients
+        self.is_plain = self.whole is None
         self.train(training)
         foreign = [(name, part) for name, part in (self.whole or self).named_modules() if not is_standard_alone(part)]
         self._given = [(model.get_submodule(at), part, dict(vars(part))) for at, part in foreign if part is not self]
@@ -98,16 +100,6 @@ class Learner(Line):
                 if assigned and not any(isinstance(at, nn.Module | Tensor) for at in reached(value)):
                     vars(source)[name] = value
 
-    @property
-    def is_plain(self) -> bool:
-        """Whether the learner may be computed part by part, without a call of the model as a whole."""
-        return self.whole is None
-
-    @property
-    def output_matrix(self) -> Tensor | None:
-        """A language-model head's matrix (V, D) if it may be multiplied in pieces, else None."""
-        return super().output_matrix if self.whole is None else self.whole.output_matrix
-
     def forward(self, inputs: Tensor, lengths: Tensor | None = None) -> Tensor:
         """Compute the outputs of ids (B, T), or of features (B, T, D), of rows with `lengths` positions."""
         return super().forward(inputs, lengths) if self.whole is None else self.whole(inputs, lengths)
@@ -119,13 +111,10 @@ class Learner(Line):
     def _call(self, block: nn.Module, *given: Any) -> Tensor:
         if not (self.recompute and torch.is_grad_enabled()):
             return block(*given)  # type: ignore[no-any-return]
-        return checkpoint(block, *given, use_reentrant=False, context_fn=self._replayed)  # type: ignore[no-any-return]
-
-    def _replayed(self) -> tuple[Any, Any]:
-        """Return the contexts of a block's two passes: the second one draws what the first one drew."""
-        if self.generator is None:
-            return nullcontext(), nullcontext()
-        return nullcontext(), _rewound(self.generator, self.generator.get_state())
+        # The contexts of a block's two passes: the second one draws what the first one drew.
+        again = nullcontext() if self.generator is None else _rewound(self.generator, self.generator.get_state())
+        passes: Any = {"use_reentrant": False, "context_fn": lambda: (nullcontext(), again)}
+        return checkpoint(block, *given, **passes)  # type: ignore[no-any-return]
 
 
 @contextmanager

@@ -183,7 +183,9 @@ class _Copy:
         for part, name in names.items():
             if isinstance(part, torch.jit.ScriptModule):
                 raise TypeError(f"{name} is scripted, so it cannot be copied over the same tensors; use the nn.Module")
-            self._made[id(part)] = object.__new__(_class_of(part))
+            kind: Any = type(part)  # the copy of a parametrized module gets a class of its own, as the module has
+            own = type(kind)(kind.__name__, kind.__bases__, dict(vars(kind))) if is_parametrized(part) else kind
+            self._made[id(part)] = object.__new__(own)
         tensors = {id(t): t for part in names for t in (*part._parameters.values(), *part._buffers.values())}
         self._made |= {key: lend(t) if lend and t is not None else t for key, t in tensors.items()}
         # What the copy must not refer to, by id: the source's parts and memory, or only parts that a mode changes.
@@ -265,12 +267,6 @@ def _rebound(function: types.FunctionType, closure: Any, defaults: Any, named: A
     functools.update_wrapper(new, function, updated=())
     new.__kwdefaults__, new.__dict__ = named, dict(attributes)
     return new
-
-
-def _class_of(module: nn.Module) -> Any:
-    """Return the class of a module's copy: one of its own if `parametrize` gave the module one of its own."""
-    kind: Any = type(module)
-    return type(kind)(kind.__name__, kind.__bases__, dict(vars(kind))) if is_parametrized(module) else kind
 
 
 def _has_mode(kind: type[nn.Module]) -> bool:

@@ -5,8 +5,6 @@ transfer.py, the layout of the cache is in cache.py; which files make up a model
 variables are read at each call.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import os
 import re
@@ -120,7 +118,7 @@ def _token() -> str | None:
     return token or None
 
 
-def _raise_for_hub_code(response: requests.Response, wanted: Wanted) -> None:
+def _raise_for_hub_code(response: "requests.Response", wanted: Wanted) -> None:
     if origin(response.url) != origin(endpoint()):
         return  # the storage servers that the hub redirects to do not use its error codes
     status, code = response.status_code, response.headers.get("X-Error-Code", "")
@@ -171,6 +169,6 @@ def _metadata(wanted: Wanted, revision: str) -> _Remote:
     return _Remote(commit, etag, source)
 
 
-def _is_within_hub(response: requests.Response, target: str) -> bool:
+def _is_within_hub(response: "requests.Response", target: str) -> bool:
     """Return True if a redirect leads to another page of the hub. A redirect to storage already has the metadata."""
     return "X-Linked-Etag" not in response.headers and origin(target) == origin(response.url)

@@ -1,7 +1,5 @@
 """HTTP requests: redirects, the servers that a token may be sent to, errors with advice, and retries."""
 
-from __future__ import annotations
-
 import logging
 import re
 import time
@@ -63,7 +61,7 @@ class Source:
     digest: str | None = None
     etag: str | None = None
     check: Callable[[Path], None] | None = None
-    refuse: Callable[[requests.Response], None] | None = None
+    refuse: "Callable[[requests.Response], None] | None" = None
     progress: bool = True
 
     def problem(self, what: str) -> str:
@@ -76,8 +74,8 @@ def send(
     source: Source,
     *,
     headers: Mapping[str, str] | None = None,
-    follow: Callable[[requests.Response, str], bool] = lambda response, target: True,
-) -> requests.Response:
+    follow: "Callable[[requests.Response, str], bool]" = lambda response, target: True,
+) -> "requests.Response":
     """Request the address of a source, and follow its redirects as long as `follow(response, target)` is true."""
     import requests
     import urllib3
@@ -125,27 +123,27 @@ def _joined(base: str, location: str, source: Source) -> str:
     return url
 
 
-def _bearer(token: str) -> Callable[[requests.PreparedRequest], requests.PreparedRequest]:
-    def authorize(request: requests.PreparedRequest) -> requests.PreparedRequest:
+def _bearer(token: str) -> "Callable[[requests.PreparedRequest], requests.PreparedRequest]":
+    def authorize(request: "requests.PreparedRequest") -> "requests.PreparedRequest":
         request.headers["Authorization"] = f"Bearer {token}"
         return request
 
     return authorize
 
 
-def announced_size(response: requests.Response) -> int | None:
+def announced_size(response: "requests.Response") -> int | None:
     """Return the announced size of the file, or None if the length is that of a redirect or a compressed body."""
     length = response.headers.get("Content-Length", "")
     plain = not response.is_redirect and not is_encoded(response)
     return int(length) if plain and re.fullmatch(r"[0-9]{1,18}", length) else None
 
 
-def is_encoded(response: requests.Response) -> bool:
+def is_encoded(response: "requests.Response") -> bool:
     """Return True if the body is compressed although the request asked for an uncompressed one."""
     return response.headers.get("Content-Encoding", "identity").lower() != "identity"
 
 
-def raise_for_status(response: requests.Response, source: Source) -> None:
+def raise_for_status(response: "requests.Response", source: Source) -> None:
     """Raise an error for a response without the file."""
     if source.refuse is not None:
         source.refuse(response)
@@ -163,7 +161,7 @@ def raise_for_status(response: requests.Response, source: Source) -> None:
         raise OSError(source.problem(said))
 
 
-def _retry_after(response: requests.Response) -> float:
+def _retry_after(response: "requests.Response") -> float:
     """Return the seconds to wait by the Retry-After header, a number or a date (RFC 9110, section 10.2.3)."""
     asked = response.headers.get("Retry-After", "")
     if re.fullmatch(r"[0-9]{1,18}", asked):

@@ -3,8 +3,6 @@
 Requests are made in http.py, partial files managed in partial.py; nothing here is specific to a hub.
 """
 
-from __future__ import annotations
-
 import errno
 import hashlib
 import logging
@@ -165,7 +163,7 @@ class _Transfer:
         if size_of(self.partial) < (total or 0):
             raise CutError(f"The connection ended at byte {size_of(self.partial)} of {total} of {source.what}.")
 
-    def _total(self, response: requests.Response) -> int | None:
+    def _total(self, response: "requests.Response") -> int | None:
         """Return the size of the file, after checking that a 200 response can be the file."""
         source, announced = self.source, announced_size(response)
         if source.digest is None and source.etag not in (None, response.headers.get("ETag")):
@@ -178,7 +176,7 @@ class _Transfer:
             raise OSError(source.problem(lacking))
         return announced if source.size is None else source.size
 
-    def _total_of_rest(self, response: requests.Response, have: int) -> int | None:
+    def _total_of_rest(self, response: "requests.Response", have: int) -> int | None:
         """Return the size of the file, after checking that a 206 response continues it at byte `have`."""
         said, etag = response.headers.get("Content-Range", ""), response.headers.get("ETag")
         match = re.fullmatch(r"bytes ([0-9]{1,18})-[0-9]{1,18}/([0-9]{1,18}|\*)", said)
@@ -200,7 +198,7 @@ class _Transfer:
         # Truncated rather than deleted: our lock is on this very file.
         os.truncate(self.partial, 0)
 
-    def _write(self, response: requests.Response, mode: str, total: int | None) -> None:
+    def _write(self, response: "requests.Response", mode: str, total: int | None) -> None:
         import requests
 
         with self.partial.open(mode) as file, _progress(self.source, total or 0, file.tell()) as tell:

@@ -4,7 +4,7 @@ import logging
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -20,11 +20,9 @@ from gptclf.gpt2.arithmetic import casting, evaluating
 from gptclf.gpt2.learner import Learner
 from gptclf.gpt2.model import GPT2, check_classifier, check_encoding
 from gptclf.inference.predict import compute_outputs, warn_of_fresh_head
+from gptclf.plotting import data_frame
 from gptclf.preparation import Preparation
 from gptclf.tasks import Task
-
-if TYPE_CHECKING:
-    import pandas
 
 logger = logging.getLogger(__name__)
 
@@ -71,14 +69,10 @@ class Evaluation:
         """Probabilities (N, C), columns in the order of `classes`. Raises a TypeError if the task has none."""
         return self.task.probabilities(torch.from_numpy(self.outputs))
 
-    def to_frame(self) -> "pandas.DataFrame":
-        """Return one row per text: text, target, prediction, and a column per class or output (needs pandas)."""
-        try:
-            import pandas
-        except ImportError as error:
-            raise ImportError("to_frame needs pandas: pip install 'gptclf[examples]'") from error
+    def to_frame(self) -> Any:
+        """Return a DataFrame (pandas) of texts, targets, predictions, and a column per class or output."""
         columns: dict[Any, Any] = {"text": self.texts, "target": self.targets, "prediction": self.predictions}
-        return pandas.DataFrame(columns | self.task.columns(torch.from_numpy(self.outputs)))
+        return data_frame(columns | self.task.columns(torch.from_numpy(self.outputs)))
 
     def __repr__(self) -> str:
         measures = "".join(f", {name}={value:.4g}" for name, value in self.measures.items())
@@ -148,46 +142,39 @@ def dataset_accuracy(
 
 
 def _measure(name: str, model: GPT2, dataset: TextDataset, **options: Any) -> float:
-    found = measured(model, labelled_rows(model, dataset), model.task, **options)
+    found = measured(model, labelled_rows(model, dataset), **options)
     if name not in found:
         raise TypeError(f"{type(model.task).__name__} does not measure {name}; evaluate gives {', '.join(found)}")
     return found[name]
 
 
 def measured(
-    model: GPT2 | Learner,
-    rows: Rows,
-    task: Task,
-    *,
-    num_batches: int | None = None,
-    batch_size: int = 8,
-    precision: str = "auto",
+    model: GPT2 | Learner, rows: Rows, *, num_batches: int | None = None, batch_size: int = 8, precision: str = "auto"
 ) -> dict[str, float]:
-    """Return the task's measures, by name, on some rows of ids or features."""
+    """Return the measures of the model's task, by name, on some rows of ids or features."""
     batch_size = integer("batch_size", batch_size, 1)
     num_batches = integer("num_batches", num_batches, 1, optional=True)
     if num_batches is not None:
         rows = rows.subset(np.arange(min(len(rows), num_batches * batch_size)))
     with evaluating(model) as still, casting(precision, model):
-        return task.measure(_Scored(still, rows, task, batch_size, precision))
+        return model.task.measure(_Scored(still, rows, batch_size, precision))
 
 
 class _Scored:
     """Rows to measure, and the model that computes their outputs."""
 
-    def __init__(self, model: GPT2 | Learner, rows: Rows, task: Task, batch_size: int, precision: str) -> None:
-        self.model, self._rows, self._task = model, rows, task
-        self._batch_size, self._precision = batch_size, precision
+    def __init__(self, model: GPT2 | Learner, rows: Rows, batch_size: int, precision: str) -> None:
+        self.model, self._rows, self._batch_size, self._precision = model, rows, batch_size, precision
 
     @property
     def targets(self) -> Tensor:
-        return torch.from_numpy(self._rows.targets(self._task))
+        return torch.from_numpy(self._rows.targets(self.model.task))
 
     def outputs(self) -> Tensor:
         return compute_outputs(self.model, self._rows, precision=self._precision)
 
     def batches(self) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-        for batch in Batches(self._rows, self._batch_size, task=self._task):
+        for batch in Batches(self._rows, self._batch_size, task=self.model.task):
             here = batch.to(self.model.device)
             assert here.targets is not None
             yield here.inputs, here.lengths, here.targets

@@ -10,8 +10,7 @@ import torch
 from gptclf.data.batches import Batch, Rows
 from gptclf.data.dataset import TextDataset
 from gptclf.features.cache import peek
-from gptclf.features.estimate import prefix_seconds
-from gptclf.features.frozen_prefix import FrozenPrefix, missing_rows
+from gptclf.features.frozen_prefix import FrozenPrefix, missing_rows, prefix_seconds
 from gptclf.features.reuse import prefix_of
 from gptclf.gpt2.model import GPT2, check_classifier
 from gptclf.inference.evaluate import labelled_rows
@@ -143,7 +142,6 @@ def _memory_bandwidth(device: torch.device) -> float:
     for _ in range(3):
         start = time.perf_counter()
         target.copy_(source)
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
+        target[0].item()  # waits for the device
         best = min(best, time.perf_counter() - start)
     return 2 * source.nbytes / best

@@ -1,15 +1,12 @@
 """`History`: the measurements of a training run, to be read, plotted and tabulated."""
 
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from gptclf.plotting import plot_training
+from gptclf.plotting import data_frame, plot_training
 from gptclf.training.loop import Step
-
-if TYPE_CHECKING:
-    import pandas
 
 
 @dataclass(frozen=True)
@@ -89,16 +86,13 @@ class History:
         by_step = {scores.step: scores for scores in [*self.evaluations, *self.epochs]}
         return [by_step[step] for step in sorted(by_step)]
 
-    def to_frame(self) -> "pandas.DataFrame":
-        """Return one row per optimizer step; a measure's column is empty where it was not measured (needs pandas)."""
-        try:
-            import pandas
-        except ImportError as error:
-            raise ImportError("to_frame needs pandas: pip install 'gptclf[examples]'") from error
+    def to_frame(self) -> Any:
+        """Return a DataFrame (pandas) with one row per optimizer step; measures that were not taken are empty."""
         measured = {scores.step: scores for scores in self.scores()}
         names = [*(f"{which}_{name}" for which in ("train", "val") for name in self._measures()), "seconds"]
         columns = {name: [getattr(measured.get(step.step), name, None) for step in self.steps] for name in names}
-        return pandas.DataFrame([asdict(step) for step in self.steps]).assign(**columns)
+        taken = {field.name: [getattr(step, field.name) for step in self.steps] for field in fields(Step)}
+        return data_frame(taken | columns)
 
     def plot(self, path: str | Path) -> Path:
         """Write the curves of all measures as a picture (needs matplotlib)."""

@@ -83,8 +83,6 @@ class Recipe:
             "layer_decay": number("layer_decay", self.layer_decay, above=0.0, most=1.0),
             "head_lr": number("head_lr", self.head_lr, optional=True),
         }
-        if int(self.seed) >= 2**64:
-            raise ValueError(f"seed is {self.seed}; it must be less than 2**64, as torch's generators take 64 bits")
         for name, value in checked.items():
             object.__setattr__(self, name, value)
 

@@ -211,7 +211,7 @@ class Run:
 
     def _measured(self, rows: Rows, n: int | None) -> dict[str, float]:
         learner, size = self.objective.learner, self.recipe.batch_size
-        return measured(learner, rows, self.task, num_batches=n, batch_size=size, precision=self.precision)
+        return measured(learner, rows, num_batches=n, batch_size=size, precision=self.precision)
 
     def take_up(self, history: History, lr_scale: float) -> None:
         """Continue after the steps of `history`, which comes from a saved state."""

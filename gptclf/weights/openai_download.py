@@ -1,7 +1,5 @@
 """Downloading OpenAI's GPT-2 checkpoints from OpenAI or a mirror, into the layout of the book's `gpt2` folder."""
 
-from __future__ import annotations
-
 import base64
 import binascii
 import dataclasses

@@ -3,7 +3,6 @@
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +10,7 @@ from gptclf.files.json_file import read_json
 from gptclf.gpt2.config import GPT2Config
 from gptclf.gpt2.model import GPT2
 from gptclf.preparation import Preparation
+from gptclf.version import __version__
 
 # The key of the mark that all files of one save share, so that a mixture of two saves is noticed.
 SAVE_MARK = "gptclf_save"
@@ -54,15 +54,11 @@ def write_record(model: GPT2, *, mark: str, originals: list[str], exported: bool
     Raises:
         ValueError: The task would not be the same after loading, such as one with two labels of equal text.
     """
-    try:
-        made_by = version("gptclf")
-    except PackageNotFoundError:  # run from a source tree that is not installed
-        made_by = "unknown"
     model.task.check_saved()
     task, head = model.task.record(), model.head.record()
     return {
         "format": _FORMAT,
-        "gptclf_version": made_by,
+        "gptclf_version": __version__,
         SAVE_MARK: mark,
         "config": model.config.to_dict(),
         "task": task,
