@@ -171,5 +171,8 @@ def test_a_recipe_with_rates_per_layer_trains() -> None:
 
 def test_a_seed_beyond_64_bits_is_refused() -> None:
     assert Recipe(seed=2**64 - 1).seed == 2**64 - 1
-    with pytest.raises(ValueError, match="seed is 18446744073709551616; it must be an integer of at least 0 and at most 18446744073709551615"):
+    with pytest.raises(
+        ValueError,
+        match="seed is 18446744073709551616; it must be an integer of at least 0 and at most 18446744073709551615",
+    ):
         Recipe(seed=2**64)

@@ -369,7 +369,7 @@ class Pointing(nn.Module):
 def test_a_reference_that_cannot_be_followed_is_refused_by_name(refer: Callable[[Any], None], attribute: str) -> None:
     module = Pointing()
     refer(module)
-    with pytest.raises(TypeError, match=rf"{attribute} refers to another part of the model through .*Keep the"):
+    with pytest.raises(TypeError, match=rf"{attribute} refers to another part of the model through .*keep the"):
         borrow(module)
     twin(module)  # over the same parameters a reference to the other's module computes the same
 
@@ -429,12 +429,16 @@ def test_a_parametrised_copy_has_a_class_of_its_own(make: Callable[[nn.Module], 
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
-def test_a_scripted_module_is_refused_by_name() -> None:
-    model = byte_gpt2()
+def test_a_scripted_module_is_refused_by_name_where_it_would_be_lent() -> None:
+    model: Any = byte_gpt2()
     model.head.extra = torch.jit.script(nn.Linear(3, 3))
-    for copied in (lambda: borrow(model), lambda: Learner(model), lambda: add_classifier_head(model, num_classes=2)):
+    for copied in (lambda: borrow(model), lambda: add_classifier_head(model, num_classes=2)):
         with pytest.raises(TypeError, match="extra is scripted"):
             copied()
+    learner: Any = Learner(model)  # over the same parameters, the scripted module itself serves
+    assert learner.head.extra is model.head.extra
+    with torch.no_grad():
+        torch.testing.assert_close(learner(IDS), model(IDS))
 
 
 def test_functions_and_objects_that_refer_to_nothing_inside_stay() -> None:
@@ -810,16 +814,37 @@ def test_a_learner_trains_with_dropout_whatever_refers_to_its_modules(change: Ca
     assert not any(part.training for part in clf.modules())
 
 
-@pytest.mark.parametrize(("p", "refused"), [(0.5, True), (0.0, False)])
-def test_a_learner_refuses_by_name_to_use_the_models_dropout(p: float, refused: bool) -> None:
+@pytest.mark.parametrize(("p", "warned"), [(0.5, True), (0.0, False)])
+def test_a_learner_that_uses_the_models_dropout_says_so_by_name(
+    p: float, warned: bool, caplog: pytest.LogCaptureFixture
+) -> None:
     clf: Any = add_classifier_head(byte_gpt2(), num_classes=2, head=OwnHead)
     clf.head.dropout.p = p
     clf.head.opaque = Slotted(clf.head.dropout)
-    if refused:
-        with pytest.raises(TypeError, match=r"head\.opaque refers to another part of the model through a Slotted"):
-            Learner(clf)
-    else:
-        Learner(clf)
+    Learner(clf)
+    assert ("head.opaque refers to another part of the model through a Slotted" in caplog.text) == warned
+
+
+class Recorder:
+    """Holds the model and counts the calls of a block."""
+
+    def __init__(self, model: GPT2) -> None:
+        self.model, self.calls = model, 0
+        model.trunk.blocks[0].register_forward_hook(self.count)
+
+    def count(self, *_: Any) -> None:
+        self.calls += 1
+
+
+def test_a_recorder_that_holds_the_model_sees_training() -> None:
+    gpt2 = byte_gpt2(dropout=0.1)
+    clf = add_classifier_head(gpt2, num_classes=2, seed=1)
+    recorder = Recorder(clf)
+    learner = Learner(clf, training=True, seed=1)
+    learner(IDS)
+    assert recorder.calls == 1
+    with pytest.raises(TypeError, match="or remove the hook"):
+        add_classifier_head(clf, num_classes=3, seed=1)
 
 
 def test_a_learner_of_a_language_model_keeps_the_tie() -> None:

@@ -88,16 +88,17 @@ class Learner(Line):
     def give_back(self) -> None:
         """Set the attributes that modules of other classes assigned here, such as counters, on the model's modules.
 
-        Parameters and buffers are the model's at any time. Of the other attributes those are given back that were
-        assigned since the learner was made and are plain: modules, tensors and what refers to them are not, so keep a
-        tensor as a buffer. A change inside a list, set or dictionary that refers to modules, and the deletion of an
-        attribute, are not given back either.
+        Parameters and buffers are the model's at any time. Of the other attributes, those are given back that were
+        assigned since the learner was made and refer to no module and to no tensor that requires grad. A change inside
+        a list, set or dictionary that refers to modules, and the deletion of an attribute, are not given back.
         """
         for source, part, before in self._given:
             for name in vars(part).keys() - vars(nn.Module()).keys():
                 value = vars(part)[name]
                 assigned = before.get(name, source) is not value
-                if assigned and not any(isinstance(at, nn.Module | Tensor) for at in reached(value)):
+                if assigned and not any(
+                    isinstance(at, nn.Module) or getattr(at, "requires_grad", False) for at in reached(value)
+                ):
                     vars(source)[name] = value
 
     def forward(self, inputs: Tensor, lengths: Tensor | None = None) -> Tensor:

@@ -10,8 +10,7 @@ class are called as they are, on rows of one length.
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from typing import cast
+from typing import NamedTuple, cast
 
 import numpy as np
 import torch
@@ -37,8 +36,7 @@ _POOLED_ROWS = 128
 _FIXED_ROWS = 32
 
 
-@dataclass(frozen=True)
-class RowGroup:
+class RowGroup(NamedTuple):
     """Neighbouring rows of one length in a packed tensor.
 
     Attributes:

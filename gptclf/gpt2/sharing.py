@@ -18,6 +18,8 @@ from torch import Tensor, nn
 from torch.nn.modules.module import _WrappedHook
 from torch.nn.utils.parametrize import is_parametrized
 
+logger = logging.getLogger(__name__)
+
 M = TypeVar("M", bound=nn.Module)
 
 # Types whose values refer to nothing, or belong to everyone.
@@ -176,12 +178,14 @@ class _Copy:
     """
 
     def __init__(self, roots: list[nn.Module], lend: Callable[[Tensor], Tensor] | None = None) -> None:
-        self._where = ""
+        self._where, self._lends = "", lend is not None
         self._made: dict[int, Any] = {}  # replacements of modules and tensors, by id
         self._open: set[int] = set()  # ids of the values that contain the current one
-        names = {part: name or type(part).__name__ for root in reversed(roots) for name, part in root.named_modules()}
+        named = ((part, name) for root in reversed(roots) for name, part in root.named_modules())
+        scripted = torch.jit.ScriptModule
+        names = {part: name or type(part).__name__ for part, name in named if lend or not isinstance(part, scripted)}
         for part, name in names.items():
-            if isinstance(part, torch.jit.ScriptModule):
+            if isinstance(part, scripted):
                 raise TypeError(f"{name} is scripted, so it cannot be copied over the same tensors; use the nn.Module")
             kind: Any = type(part)  # the copy of a parametrized module gets a class of its own, as the module has
             own = type(kind)(kind.__name__, kind.__bases__, dict(vars(kind))) if is_parametrized(part) else kind
@@ -219,8 +223,11 @@ class _Copy:
         if rebuilt is None or id(value) in self._open:
             if self._own and any(id(part) in self._own for part in reached(value)):
                 kind = type(value).__name__ + " that contains itself" * (rebuilt is not None)
-                remedy = "a copy would use the model's. Keep the reference in an attribute, list, dictionary or closure"
-                raise TypeError(f"{self._where} refers to another part of the model through a {kind}: {remedy}")
+                problem = f"{self._where} refers to another part of the model through a {kind}: a copy uses the model's"
+                if self._lends:
+                    remedy = "keep the reference in an attribute, list, dictionary or closure, or remove the hook"
+                    raise TypeError(f"{problem}; {remedy}")
+                logger.warning("%s, in the model's own mode", problem)
             return value
         self._open.add(id(value))
         new = [self._redirected(part) for part in parts]

@@ -49,12 +49,14 @@ def check_training_rows(model: GPT2, rows: TokenRows, recipe: Recipe) -> None:
 
 
 def check_weights(run: Run) -> None:
-    """Raise if the rows of a step have weights whose sum cannot divide their loss: the order of rows is known."""
+    """Raise if the weights of a step's rows add up to a sum that cannot divide their loss.
+
+    The order of rows is known: it is followed for 100 epochs, and without weights of rows for one.
+    """
     targets, weights = run.train_set.targets(run.task), run.train_set.weights
-    batches, size = run.batches(run.train_set), run.recipe.batch_size
-    dtype = np.int64 if np.issubdtype(targets.dtype, np.integer) else targets.dtype  # as in `Batches`
-    for epoch in range(run.recipe.epochs):
-        order = batches.order(epoch)[: len(batches) * size]
-        for rows in np.split(order, range(size * run.recipe.accumulate, len(order), size * run.recipe.accumulate)):
+    batches, step = run.batches(run.train_set), run.recipe.batch_size * run.recipe.accumulate
+    for epoch in range(1 if weights is None else min(run.recipe.epochs, 100)):
+        order = batches.order(epoch)[: len(batches) * run.recipe.batch_size]
+        for rows in np.split(order, range(step, len(order), step)):
             given = None if weights is None else torch.from_numpy(weights[rows])
-            check_weight(run.task.weight(torch.from_numpy(targets[rows].astype(dtype)), given), rows.tolist())
+            check_weight(run.task.weight(torch.from_numpy(targets[rows]), given), rows.tolist())

@@ -1,6 +1,7 @@
 """Estimate the time and memory of a training run, by timing one of its steps on this machine."""
 
 import time
+import timeit
 from dataclasses import dataclass, replace
 from typing import Unpack
 
@@ -138,10 +139,7 @@ def step_seconds(objective: Objective, batch: Batch, accumulate: int = 1) -> flo
 def _memory_bandwidth(device: torch.device) -> float:
     """Return the bytes per second that a copy reads and writes."""
     source = torch.ones(1 << 23, device=device)
-    target, best = torch.empty_like(source), float("inf")
-    for _ in range(3):
-        start = time.perf_counter()
-        target.copy_(source)
-        target[0].item()  # waits for the device
-        best = min(best, time.perf_counter() - start)
-    return 2 * source.nbytes / best
+    target = torch.empty_like(source)
+    # Reading a number waits for the device.
+    seconds = timeit.repeat(lambda: target.copy_(source)[0].item(), number=1, repeat=3)
+    return 2 * source.nbytes / min(seconds)

@@ -91,8 +91,7 @@ class History:
         measured = {scores.step: scores for scores in self.scores()}
         names = [*(f"{which}_{name}" for which in ("train", "val") for name in self._measures()), "seconds"]
         columns = {name: [getattr(measured.get(step.step), name, None) for step in self.steps] for name in names}
-        taken = {field.name: [getattr(step, field.name) for step in self.steps] for field in fields(Step)}
-        return data_frame(taken | columns)
+        return data_frame({f.name: [getattr(step, f.name) for step in self.steps] for f in fields(Step)} | columns)
 
     def plot(self, path: str | Path) -> Path:
         """Write the curves of all measures as a picture (needs matplotlib)."""
