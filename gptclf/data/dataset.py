@@ -157,7 +157,7 @@ class TextDataset(RaggedIds):
         weights: str | None = None,
         **options: Unpack[Options],
     ) -> "TextDataset":
-        """Take columns of a DataFrame, a Hugging Face `datasets.Dataset` or a dictionary of columns.
+        """Build a data set from columns of a DataFrame, a Hugging Face `datasets.Dataset` or a dictionary.
 
         `text`, `label` and `weights` name the columns. The options are `tokenizer`, and optionally `classes`, `task`,
         `max_length`, `truncation` and `pad_to`, as in the constructor. A `datasets` column of type ClassLabel gives its

@@ -71,7 +71,7 @@ def check_source(texts: object) -> None:
 
 
 def check_weights(weights: Any, n_texts: int) -> NDArray[np.float32]:
-    """Return the weights of the rows, float32 (N,).
+    """Check the row weights and return them as float32 (N,).
 
     Raises:
         TypeError: If a weight is not a number; the error names its row.

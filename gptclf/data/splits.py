@@ -17,7 +17,7 @@ logger = logging.getLogger(__name__)
 def split(
     dataset: TextDataset, fractions: Sequence[float] = (0.7, 0.1, 0.2), *, seed: int, stratify: bool = True
 ) -> tuple[TextDataset, ...]:
-    """Split a data set at random into parts, with the proportions of the classes in each.
+    """Split a data set at random into parts, by default keeping the class proportions in each.
 
     Texts that occur in several parts are reported as a warning through `logging`, because a score on texts seen in
     training measures memory. The warning counts parts from 0. `shared_texts` finds the texts.

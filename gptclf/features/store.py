@@ -153,7 +153,7 @@ def file_size(path: Path) -> int:
 
 
 def modified(path: Path) -> float:
-    """Return the time of a file's last change in seconds since the epoch, or 0 if it is missing."""
+    """Return a file's modification time in seconds since the epoch, or 0 if it cannot be read."""
     try:
         return path.stat().st_mtime
     except OSError:

@@ -40,7 +40,7 @@ class Placed(Protocol):
 
     @property
     def device(self) -> torch.device:
-        """Where the parameters live."""
+        """The device that holds the parameters."""
 
 
 @dataclass(frozen=True)

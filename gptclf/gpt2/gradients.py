@@ -35,7 +35,7 @@ class KeptGradients:
         return torch.is_grad_enabled() and parameter.requires_grad and parameter.is_leaf and not hooked
 
     def gradient(self, parameter: Tensor) -> tuple[Tensor, bool]:
-        """Return the parameter's `.grad` and whether it still holds the previous step's values."""
+        """Return `.grad`, set to a reused buffer if it was None, and whether its values are stale (to overwrite)."""
         if parameter.grad is not None:
             return parameter.grad, False
         if parameter not in self._buffers:

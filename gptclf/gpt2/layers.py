@@ -35,7 +35,7 @@ class Linear(nn.Linear):
     gradients: KeptGradients | None = None
 
     def reset_parameters(self) -> None:
-        """Draw nothing: weights are loaded, or drawn by `initialise`."""
+        """Skip torch's random initialisation: weights are loaded, or drawn later by `initialise`."""
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (..., K) to (..., N)."""

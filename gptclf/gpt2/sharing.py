@@ -169,7 +169,7 @@ def reached(value: Any) -> Iterator[Any]:
 
 
 class _Copy:
-    """Copies of the modules below some roots, with every reference between them redirected.
+    """A copy of the modules under `roots`, with every reference between them pointing to the copies.
 
     Args:
         roots: The modules.

@@ -15,7 +15,7 @@ from gptclf.gpt2.standard import is_standard
 
 
 class TokenPositions(nn.Module):
-    """Token ids (B, T) to the residual stream (B, T, D): token embedding plus learned position embedding."""
+    """Map token ids (B, T) to the residual stream (B, T, D): token embedding plus learned position embedding."""
 
     standard = True
     kind = "token_positions"

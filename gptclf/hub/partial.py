@@ -24,7 +24,7 @@ def size_of(path: Path) -> int:
 
 
 def replace(source: Path, target: Path) -> None:
-    """Rename `source` to `target`, or delete it if another process has already written `target`."""
+    """Rename `source` to `target`; if that fails and `target` exists, keep it and delete `source`."""
     try:
         source.replace(target)
     except (PermissionError, FileNotFoundError):

@@ -219,7 +219,7 @@ class _Transfer:
 
 @contextmanager
 def _progress(source: Source, total: int, done: int) -> Iterator[Callable[[int], object]]:
-    """Yield a function that reports the bytes so far, to a tqdm bar or to the log at every tenth of the file."""
+    """Yield a function that reports the bytes done: to a tqdm bar, to the log at every tenth, or nowhere."""
     name = unquote(source.url.rpartition("/")[2])
     if total < PROGRESS_FROM_BYTES or not source.progress:
         yield lambda done: None

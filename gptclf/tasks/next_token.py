@@ -49,7 +49,7 @@ class NextToken(Task):
         return TaskCard("A GPT-2 language model with", "text-generation", ours, theirs, takes_texts=False)
 
     def exported(self) -> dict[str, Any]:
-        """Return the name of the architecture in `transformers`."""
+        """Return the configuration entry that names the model's architecture in `transformers`."""
         return {"architectures": ["GPT2LMHeadModel"]}
 
     @classmethod

@@ -94,7 +94,7 @@ class History:
         return data_frame({f.name: [getattr(step, f.name) for step in self.steps] for f in fields(Step)} | columns)
 
     def plot(self, path: str | Path) -> Path:
-        """Write the curves of all measures as a picture (needs matplotlib)."""
+        """Plot every measure over training and save the figure to `path` (requires matplotlib)."""
         scores = self.scores()
         per_epoch = self.steps[-1].examples / self.steps[-1].epoch if self.steps else 1.0
         epochs = [score.examples / per_epoch for score in scores]
@@ -112,7 +112,7 @@ class History:
 
 
 def history_from_dict(values: dict[str, Any]) -> History:
-    """Build a history from its `dataclasses.asdict`.
+    """Rebuild a history from the dictionary that `dataclasses.asdict` made of it.
 
     Format 1 of saved states has the fields train_loss, train_accuracy, val_loss and val_accuracy instead of the
     dictionaries, and no count of batches in its steps.

@@ -119,7 +119,7 @@ def _accumulate_gradient(objective: nn.Module, group: list[Batch], trained: list
 
 
 def check_weight(weight: float, rows: Sequence[int]) -> None:
-    """Raise if the sum of some rows' losses cannot be divided by their weight in float32."""
+    """Raise ValueError if the total weight of these rows is too small or too large to divide by in float32."""
     if not 1e-30 <= weight <= 1e30:
         need = "each step needs a sum from 1e-30 to 1e30: change the weights of rows or classes, or use larger batches"
         raise ValueError(f"the weights of {_listed(rows)} sum to {weight:g}; {need}")
