@@ -11,11 +11,24 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import byte_tokenizer
+from conftest import byte_gpt2, byte_tokenizer
 from torch import Tensor, nn
 
-from gptclf import GPT2, GPT2Config, History, TextDataset, add_classifier_head, dataset_loss, freeze, load_gpt2, train
+from gptclf import (
+    GPT2,
+    GPT2Config,
+    Head,
+    History,
+    TextDataset,
+    add_classifier_head,
+    dataset_loss,
+    evaluate,
+    freeze,
+    load_gpt2,
+    train,
+)
 from gptclf.files.safetensors_file import read_safetensors
+from gptclf.gpt2.heads import pool
 from gptclf.tasks import SingleLabel
 from gptclf.training.callbacks import EarlyStopping, KeepBest
 from gptclf.training.loop import Step
@@ -554,3 +567,27 @@ def test_the_best_weights_come_with_the_buffers_they_were_measured_with() -> Non
     assert keep.best is not None
     assert keep.best.step < len(history.steps)
     assert dataset_loss(clf, rows(clf, 5)) == pytest.approx(keep.best.val_loss, abs=1e-6)
+
+
+class Centred(Head):
+    """Subtracts a running mean that is a plain attribute, and counts its calls in training."""
+
+    def __init__(self, emb_dim: int, n_outputs: int) -> None:
+        super().__init__()
+        self.output, self.mean, self.calls = nn.Linear(emb_dim, n_outputs), torch.zeros(emb_dim), 0
+
+    def forward(self, hidden: torch.Tensor, lengths: torch.Tensor | None = None) -> torch.Tensor:
+        x = pool(hidden, lengths, "last")
+        if self.training:
+            self.calls += 1
+            self.mean = 0.5 * self.mean + 0.5 * x.detach().mean(dim=0)
+        return self.output(x - self.mean)  # type: ignore[no-any-return]
+
+
+def test_attributes_that_a_head_assigns_in_training_are_the_models_afterwards() -> None:
+    clf = add_classifier_head(byte_gpt2(), classes=["ham", "spam"], head=Centred)
+    texts, labels = [f"text {i}" for i in range(12)], ["ham", "spam"] * 6
+    rows = TextDataset(texts, labels, tokenizer=clf.tokenizer, classes=clf.classes)
+    history = train(clf, rows, rows, epochs=2, batch_size=4, precision="float32", progress=False)
+    assert vars(clf.head)["calls"] == len(history.steps) == 6
+    assert evaluate(clf, rows, precision="float32").loss == pytest.approx(history.epochs[-1].val_loss, abs=1e-6)
