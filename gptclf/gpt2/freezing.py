@@ -6,9 +6,11 @@ from fnmatch import fnmatchcase
 from typing import Any
 
 from gptclf.checks import python_value
+from gptclf.gpt2.lora_linear import lora_layers
 from gptclf.gpt2.model import GPT2, check_gpt2
 from gptclf.gpt2.sharing import own_parameters
 from gptclf.gpt2.stages import stages
+from gptclf.tasks import NextToken
 
 logger = logging.getLogger(__name__)
 
@@ -24,8 +26,9 @@ def freeze(model: GPT2, *, trainable: Trainable = "last_block") -> None:
         model: Changed in place. `requires_grad` of every parameter is set, and a parameter that may train but is
             shared with another model gets its own copy of the values.
         trainable: "head" (the output layer only), "last_block" (last block, final norm and head: the book's
-            section 6.6), "last_two_blocks", an int n >= 1 (last n blocks, final norm and head), "all", or a name,
-            a pattern or a list of them: "blocks.3", "trunk.blocks.*.mlp.*", "norm". A name covers all below it.
+            section 6.6), "last_two_blocks", an int n >= 1 (last n blocks, final norm and head), "all", "lora" (the
+            factors of `apply_lora`, and a head without factors), or a name, a pattern or a list of them: "blocks.3",
+            "trunk.blocks.*.mlp.*", "norm". A name covers all below it.
 
     Raises:
         ValueError: For an unknown policy, a pattern that matches nothing, or one that leaves nothing to train.
@@ -54,7 +57,8 @@ def policy_of(model: GPT2) -> str | None:
     """Return the named policy that gives a model's trainable parameters, or None if no policy does."""
     trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
     named = [policy for policy, blocks in _POLICY_BLOCKS.items() if blocks <= len(model.blocks)]
-    return next((name for name in ("head", *named, "all") if trained and _chosen(model, name) == trained), None)
+    named = ["head", *named, "all", *["lora"] * any(True for _ in lora_layers(model))]
+    return next((name for name in named if trained and _chosen(model, name) == trained), None)
 
 
 def _chosen(model: GPT2, trainable: Trainable) -> set[str]:
@@ -65,7 +69,7 @@ def _chosen(model: GPT2, trainable: Trainable) -> set[str]:
     if trainable == "all":
         return set(names)
     if trainable == "lora":
-        raise ValueError("trainable='lora' needs a model with LoRA adapters; this model has none")
+        return _factors_and_head(model)
     if trainable == "head":
         return {name for name in names if name.startswith("head.")}
     if isinstance(trainable, str):
@@ -87,6 +91,19 @@ def _chosen(model: GPT2, trainable: Trainable) -> set[str]:
             raise ValueError(f"trainable: {pattern!r} is not a policy and matches no parameter; {known}")
         chosen |= found
     return chosen
+
+
+def _factors_and_head(model: GPT2) -> set[str]:
+    layers = dict(lora_layers(model))
+    if not layers:
+        raise ValueError("trainable='lora' needs a model with LoRA layers; this one has none: call apply_lora(model)")
+    factors = {f"{path}.{name}" for path, part in layers.items() for name in part.factors()}
+    # A language model's head is the embedding's matrix, or one as large: PEFT leaves it frozen as well.
+    if isinstance(model.task, NextToken):
+        return factors
+    beneath = tuple(path + "." for path in layers)
+    head = {f"head.{name}" for name, _ in model.head.named_parameters()}
+    return factors | {name for name in head if not name.startswith(beneath)}
 
 
 @dataclass(frozen=True)

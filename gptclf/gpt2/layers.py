@@ -82,7 +82,11 @@ class Linear(nn.Linear):
 
     def prepared(self, arithmetic: Arithmetic) -> Callable[[Tensor], Tensor]:
         """Return the layer as a function of (M, K) without gradients, its matrix cast and laid out once."""
-        return arithmetic.prepare(self.weight, self.bias)
+        return arithmetic.prepare(*self.merged())
+
+    def merged(self) -> tuple[Tensor, Tensor | None]:
+        """Return the matrix (N, K) and the bias (N,) of one linear layer that computes the same, without gradients."""
+        return self.weight.detach(), None if self.bias is None else self.bias.detach()
 
 
 class Embedding(nn.Embedding):
