@@ -12,7 +12,9 @@ from torch import Tensor, nn
 
 from gptclf.checks import choice
 from gptclf.gpt2.arithmetic import Arithmetic
+from gptclf.gpt2.frozen import low_rank_product
 from gptclf.gpt2.layers import ALL, Dropout, Linear, acts
+from gptclf.gpt2.standard import is_standard
 
 # How the factor of the low-rank product follows from alpha and rank: LoRA, rsLoRA (Kalajdzievski, 2023), and the
 # book's bonus to chapter 6.
@@ -75,11 +77,16 @@ class LoRALinear(nn.Module):
     @property
     def folds(self) -> bool:
         """Whether `rows` and `onto` may replace `forward`: False while dropout draws."""
-        return self.base.folds and not acts(self.dropout)  # type: ignore[no-any-return]
+        return self.base.folds and not acts(self.dropout)
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (..., K) to (..., N)."""
-        return self.base(x) + self.lora_B(self.lora_A(self.dropout(x))) * self.scale  # type: ignore[no-any-return]
+        # A base that trains as well, in a policy of the user's, needs a gradient of its matrix.
+        trains = self.base.weight.requires_grad
+        if trains or acts(self.dropout) or not is_standard(self):
+            return self.base(x) + self.lora_B(self.lora_A(self.dropout(x))) * self.scale  # type: ignore[no-any-return]
+        A, B, c = self.lora_A.weight, self.lora_B.weight, self.lora_B.bias
+        return low_rank_product(x, self.base, A, B, c, self.scale)
 
     def rows(self, x: Tensor, rows: slice = ALL, heads: int = 1, bias: bool = True) -> Tensor:
         """Compute the outputs `rows` alone, as `Linear.rows` does."""
