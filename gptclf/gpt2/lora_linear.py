@@ -75,7 +75,7 @@ class LoRALinear(nn.Module):
     @property
     def folds(self) -> bool:
         """Whether `rows` and `onto` may replace `forward`: False while dropout draws."""
-        return self.base.folds and not acts(self.dropout)  # type: ignore[no-any-return]
+        return self.base.folds and not acts(self.dropout)
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (..., K) to (..., N)."""
