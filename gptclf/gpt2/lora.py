@@ -58,7 +58,7 @@ def apply_lora(
         scale: "alpha/rank" (LoRA), "alpha/sqrt(rank)" (rsLoRA: Kalajdzievski, 2023) or "alpha" (the book's bonus to
             chapter 6).
         init: "default" draws A as PEFT does, uniform within 1/sqrt(K); "book" as the book's appendix E does, within
-            1/sqrt(r).
+            1/sqrt(r), and gives query, key and value factors of their own, as in the book's three matrices.
         seed: Seed of A; None draws one from torch's global generator. It is logged.
 
     Raises:
@@ -85,10 +85,11 @@ def apply_lora(
     layers = []
     for path in chosen:
         base: Any = adapted.get_submodule(path)
-        narrow = min(base.in_features, base.out_features)
-        if ranks[path] > narrow:
-            raise ValueError(f"rank is {ranks[path]}, but {path} is only {narrow} wide; give 1 to {narrow}")
-        layer = LoRALinear(base, ranks[path], alphas[path], scaling=scale, dropout=rate)
+        widest = max(base.in_features, base.out_features)
+        if ranks[path] > widest:
+            raise ValueError(f"rank is {ranks[path]}, but {path} is only {widest} wide; give 1 to {widest}")
+        parts = 3 if init == "book" and path.endswith(".qkv") else 1
+        layer = LoRALinear(base, ranks[path], alphas[path], scaling=scale, dropout=rate, parts=parts)
         place(adapted, path, layer)
         layers.append(layer)
     seed = _draw(layers, init, seed)
