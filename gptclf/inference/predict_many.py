@@ -22,7 +22,8 @@ def predict_many(
 
     What the models share is computed once: the stages of the trunk up to the first one that differs, in its tensors or
     otherwise. Several heads, or adapters on the last blocks, then take little longer than one classifier. Models that
-    were loaded separately share what has equal values. Hooked or foreign parts, and all after them, are not shared.
+    were loaded separately share what has equal values in the same memory layout, as folders of one format give. Hooked
+    or foreign parts, and all after them, are not shared.
 
     Args:
         models: Classifiers.
