@@ -149,7 +149,7 @@ def _line(model: Model) -> list[_Stage]:
         return [_checked(outputs, model, len(chunk.chosen))]
 
     return [
-        _Stage(model.embed, (model.depth, device), start),
+        _Stage(model.embed, device, start),
         *map(through, blocks[:-1]),
         _Stage(last, reads, lambda x, chunk: before_norm(last, x[0], chunk.groups, reads, chunk.arithmetic)),
         _Stage(norm, "", lambda hidden, _: hidden if norm is None else [norm(x) for x in hidden]),
