@@ -147,9 +147,10 @@ def _check_no_factors(model: GPT2) -> None:
 
 def _chosen(model: GPT2, targets: str | Iterable[str], blocks: Blocks) -> list[str]:
     """Return the names of the layers that targets and blocks select, in the model's order."""
-    wanted = [targets] if isinstance(targets, str) else list(targets)
+    wanted = list(targets) if isinstance(targets, Iterable) and not isinstance(targets, str) else [targets]
     if not wanted or not all(isinstance(target, str) and target for target in wanted):
-        raise TypeError(f"targets is {targets!r}; give names or patterns of matrices, such as {', '.join(MATRICES)}")
+        kind = ValueError if all(isinstance(target, str) for target in wanted) else TypeError
+        raise kind(f"targets is {targets!r}; give names or patterns of matrices, such as {', '.join(MATRICES)}")
     prefixes = tuple(f"trunk.blocks.{i}." for i in block_numbers(model, blocks))
     paths = [
         name
