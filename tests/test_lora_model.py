@@ -14,6 +14,7 @@ from conftest import byte_tokenizer, classifier_of, randomised
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
+from torch.nn import functional as F
 
 from gptclf import (
     GPT2,
@@ -126,18 +127,22 @@ def layers(draw: st.DrawFn) -> LoRALinear:
     return layer.eval()
 
 
-def error(found: Tensor, expected: Tensor) -> float:
-    return float((found.double() - expected.double()).norm() / (expected.double().norm() + 1e-30))
+def error(found: Tensor, expected: Tensor, size: Tensor | None = None) -> float:
+    """The norm of a difference, relative to the expected values, or to the size of what was added up to them."""
+    size = expected if size is None else size
+    return float((found.double() - expected.double()).norm() / size.double().norm())
 
 
-def dense(layer: LoRALinear) -> tuple[Tensor, Tensor]:
-    """The matrix and the bias in float64, from the factors themselves."""
-    A, B = layer.lora_A.weight.detach().double(), layer.lora_B.weight.detach().double()
-    each = zip(A.chunk(layer.parts), B.chunk(layer.parts), strict=True)
-    zero = torch.zeros(layer.out_features, dtype=torch.float64)
-    weight = layer.base.weight.detach().double() + layer.scale * torch.cat([b @ a for a, b in each])
-    biases = [zero if bias is None else bias.detach().double() for bias in (layer.base.bias, layer.lora_B.bias)]
-    return weight, biases[0] + layer.scale * biases[1]
+def dense(layer: LoRALinear, size: bool = False) -> tuple[Tensor, Tensor]:
+    """The matrix and the bias in float64, from the factors themselves; or the size of the terms of their sums."""
+
+    def of(tensor: Tensor | None) -> Tensor:
+        tensor = torch.zeros(layer.out_features) if tensor is None else tensor.detach()
+        return tensor.double().abs() if size else tensor.double()
+
+    each = zip(of(layer.lora_A.weight).chunk(layer.parts), of(layer.lora_B.weight).chunk(layer.parts), strict=True)
+    weight = of(layer.base.weight) + layer.scale * torch.cat([b @ a for a, b in each])
+    return weight, of(layer.base.bias) + layer.scale * of(layer.lora_B.bias)
 
 
 @settings(max_examples=60, deadline=None)
@@ -145,19 +150,19 @@ def dense(layer: LoRALinear) -> tuple[Tensor, Tensor]:
 def test_a_layer_and_its_merged_matrix_compute_the_same(layer: LoRALinear, shape: tuple[int, ...]) -> None:
     x = torch.randn(*shape, layer.in_features, generator=torch.Generator().manual_seed(1))
     weight, bias = dense(layer)
+    sizes = dense(layer, size=True)
     before = state_of(layer)
     with torch.no_grad():
-        expected = torch.nn.functional.linear(x.double(), weight, bias)
+        expected, size = F.linear(x.double(), weight, bias), F.linear(x.double().abs(), *sizes)
         found, merged = layer(x), layer.merged()
-        assert error(merged[0], weight) < 1e-6
-        together = torch.nn.functional.linear(x, *merged)
-        assert error(found, together) < 1e-6
-        assert error(found, expected) < 1e-6
-        assert error(together, expected) < 1e-6
-        flat = x.reshape(-1, layer.in_features)
-        assert error(layer.prepared(FLOAT32)(flat), together.reshape(-1, layer.out_features)) < 1e-6
+        together = F.linear(x, *merged)
+        assert error(merged[0], weight, sizes[0]) < 1e-6
+        assert error(found, together, size) < 1e-6
+        assert error(found, expected, size) < 1e-6
+        prepared = layer.prepared(FLOAT32)(x.reshape(-1, layer.in_features))
+        assert torch.equal(prepared, F.linear(x.reshape(-1, layer.in_features), *merged))
         a, b = layer.pair()
-        assert error(layer.base.weight + layer.scale * b @ a, weight) < 1e-6
+        assert error(layer.base.weight + layer.scale * b @ a, weight, sizes[0]) < 1e-6
         assert b.shape == (layer.out_features, len(a))
     assert state_of(layer) == before
 
@@ -172,15 +177,19 @@ def test_parts_of_a_layer_are_those_of_its_matrix(layer: LoRALinear, part: int, 
     n = layer.out_features // 3
     chosen = slice(n * part, n * (part + 1))  # as query, key and value are taken
     generator = torch.Generator().manual_seed(2)
-    weight, shift = dense(layer)
     shape = (5, layer.in_features) if heads == 1 else (heads, 5, layer.in_features)
     x, y = torch.randn(*shape, generator=generator), torch.randn(5, n, generator=generator)
-    each = weight[chosen].view(heads, -1, layer.in_features)
-    outputs = torch.einsum("hmk,hnk->mhn", x.double().expand(heads, 5, -1), each).flatten(1)
-    inputs = torch.einsum("mhn,hnk->hmk", y.double().view(5, heads, -1), each)
+
+    def parts(weight: Tensor, shift: Tensor, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+        each = weight[chosen].view(heads, -1, layer.in_features)
+        outputs = torch.einsum("hmk,hnk->mhn", x.double().expand(heads, 5, -1), each).flatten(1)
+        return outputs + shift[chosen] * bias, torch.einsum("mhn,hnk->hmk", y.double().view(5, heads, -1), each)
+
+    outputs, inputs = parts(*dense(layer), x, y)
+    size = parts(*dense(layer, size=True), x.abs(), y.abs())
     with torch.no_grad():
-        assert error(layer.rows(x, chosen, heads, bias), outputs + shift[chosen] * bias) < 1e-6
-        assert error(layer.onto(y, chosen, heads).view_as(inputs), inputs) < 1e-6
+        assert error(layer.rows(x, chosen, heads, bias), outputs, size[0]) < 1e-6
+        assert error(layer.onto(y, chosen, heads).view_as(inputs), inputs, size[1]) < 1e-6
 
 
 # --- merging, and what is shared ---
