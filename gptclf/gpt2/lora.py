@@ -120,7 +120,7 @@ def merge_lora(model: GPT2) -> GPT2:
     merged = borrow(model)
     for path, layer in list(lora_layers(merged)):
         place(merged, path, linear_of(*layer.merged()))
-    return merged.requires_grad_(False)
+    return merged
 
 
 def place(model: nn.Module, path: str, layer: nn.Module) -> None:
