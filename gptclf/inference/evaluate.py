@@ -134,6 +134,15 @@ def evaluate_many(
     Raises:
         TypeError: There is no list of models, or one of them is not a classifier.
         ValueError: The list of models is empty.
+
+    Example:
+        >>> from gptclf import add_classifier_head, load_gpt2
+        >>> import warnings; warnings.simplefilter("ignore")  # the heads are untrained, and evaluate_many says so
+        >>> gpt2 = load_gpt2("nano")
+        >>> models = [add_classifier_head(gpt2, classes=["ham", "spam"], seed=seed) for seed in (0, 1)]
+        >>> data = TextDataset(["hi", "win!"], ["ham", "spam"], tokenizer=gpt2.tokenizer)
+        >>> [len(evaluation.predictions) for evaluation in evaluate_many(models, data)]
+        [2, 2]
     """
     return _evaluations(check_classifiers(models), dataset, batch_size, precision, cache_dir)
 

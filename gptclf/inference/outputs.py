@@ -1,7 +1,7 @@
 """The outputs of classifiers on rows. What several classifiers share of their trunks is computed once.
 
-A model is a line of stages. Lines that begin with the same stages are a tree: it is walked depth first, and where
-models part, each branch but the last goes on with a copy of the residual stream.
+A model is a line of stages, and lines that begin with the same stages are a tree. It is walked depth first; where
+models part, each branch but the last gets a copy of the residual stream.
 """
 
 from collections.abc import Callable, Iterable, Sequence
@@ -59,7 +59,10 @@ def compute_all(
         report: Called with the number of positions done since the last call; each model's positions count.
     """
     batch_size = integer("batch_size", batch_size, 1, optional=True)
-    outputs = [torch.empty(len(its), model.task.n_outputs) for model, its in zip(models, rows, strict=True)]
+    outputs = [
+        torch.empty(len(its), model.task.n_outputs, dtype=torch.float32)
+        for model, its in zip(models, rows, strict=True)
+    ]
     for members in _alike(range(len(models)), lambda i, j: _same_rows(rows[i], rows[j])):
         some, its = [models[i] for i in members], rows[members[0]]
         order = np.argsort(its.lengths, kind="stable")
@@ -207,8 +210,10 @@ def _alike(numbers: Iterable[int], same: Callable[[int, int], bool]) -> list[lis
 
 def _same_stage(a: _Stage, b: _Stage) -> bool:
     """Return True if two stages surely compute the same, bit for bit: standard parts alike over equal tensors."""
-    if a.detail != b.detail or a.part is None or b.part is None:
-        return a.part is b.part and a.detail == b.detail
+    if a.detail != b.detail:
+        return False
+    if a.part is None or b.part is None:
+        return a.part is b.part
     if not is_standard(a.part) or not is_standard(b.part) or list(described(a.part)) != list(described(b.part)):
         return False
     ours, theirs = ({**dict(p.named_parameters()), **dict(p.named_buffers())} for p in (a.part, b.part))

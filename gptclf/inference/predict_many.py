@@ -69,6 +69,14 @@ def predict_proba_many(
     Raises:
         TypeError: There is no list of models, or one of them is not a classifier or has no probabilities.
         ValueError: The list of models is empty.
+
+    Example:
+        >>> from gptclf import add_classifier_head, load_gpt2
+        >>> import warnings; warnings.simplefilter("ignore")  # the heads are untrained, and predict_proba_many says so
+        >>> gpt2 = load_gpt2("nano")
+        >>> models = [add_classifier_head(gpt2, num_classes=classes, seed=0) for classes in (2, 5)]
+        >>> [probabilities.shape for probabilities in predict_proba_many(models, ["you won a prize"])]
+        [(1, 2), (1, 5)]
     """
     models = check_classifiers(models)
     found = text_outputs(models, texts, batch_size=batch_size, precision=precision, progress=progress)
