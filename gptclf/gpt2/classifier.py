@@ -13,6 +13,7 @@ from gptclf.gpt2.freezing import freeze
 from gptclf.gpt2.heads import ClassifierHead, Head, check_head
 from gptclf.gpt2.initialise import initialise
 from gptclf.gpt2.model import GPT2, check_gpt2
+from gptclf.gpt2.quantized import quantized_layers
 from gptclf.gpt2.sharing import borrow
 from gptclf.tasks import SingleLabel, Task
 
@@ -37,7 +38,7 @@ def add_classifier_head(
 
     The new model shares the tensors that stay frozen and owns copies of those that may train, so `model` and other
     classifiers made from it never change. Layers that you have replaced in `model` are kept; a classifier's old head is
-    not. (Book section 6.5.)
+    not. If the last block is quantised, the head alone is trainable. (Book section 6.5.)
 
     Args:
         model: A language model, or a classifier whose trunk is used.
@@ -76,7 +77,7 @@ def add_classifier_head(
         logger.warning("new classifier head, drawn from seed %d: %s. Train it before use.", seed, shapes)
     else:
         clf.head = build_head(head, model.config, task.n_outputs).to(model.device)
-    freeze(clf, trainable="last_block")
+    freeze(clf, trainable="head" if quantized_layers(clf.trunk.blocks[-1]) else "last_block")
     return clf
 
 
