@@ -16,6 +16,7 @@ from gptclf.gpt2.heads import ClassifierHead, Head
 from gptclf.gpt2.layers import Linear
 from gptclf.gpt2.lora import apply_lora, merge_lora
 from gptclf.gpt2.model import GPT2
+from gptclf.gpt2.quantize import quantize
 from gptclf.gpt2.stages import frozen_depth
 from gptclf.inference.evaluate import Evaluation, dataset_accuracy, dataset_loss, evaluate, evaluate_many
 from gptclf.inference.predict import Prediction, predict, predict_proba, predict_stream
@@ -45,7 +46,7 @@ from gptclf.weights.save_model import save_model
 __all__ = ["GPT2", "GPT2Config", "load_gpt2", "load_model", "save_model"]
 __all__ += ["download_openai_checkpoint", "load_gpt2_params_from_tf_ckpt"]
 __all__ += ["ClassifierHead", "Head", "Linear", "add_classifier_head", "freeze", "frozen_depth", "trainable_report"]
-__all__ += ["apply_lora", "merge_lora"]
+__all__ += ["apply_lora", "merge_lora", "quantize"]
 __all__ += ["NextToken", "SingleLabel", "Task"]
 __all__ += ["Batch", "Batches", "Preparation", "TextDataset", "TextWindows", "shared_texts", "split"]
 __all__ += ["Callback", "EarlyStopping", "Estimate", "History", "KeepBest", "Recipe", "Run", "Scores", "Step"]

@@ -138,8 +138,8 @@ def evaluating(model: M) -> Iterator[M]:
 
 
 def check_float32(module: nn.Module, what: str, name: str = "model") -> None:
-    """Raise if a model, or a part of one called `name`, has parameters that are not float32."""
-    other = {parameter.dtype for parameter in module.parameters()} - {torch.float32}
+    """Raise if a model, or a part of one called `name`, has floating-point parameters that are not float32."""
+    other = {p.dtype for p in module.parameters() if p.is_floating_point()} - {torch.float32}
     if other:
         raise ValueError(f"the {name}'s weights are {other.pop()}; {what} float32 ones: call {name}.float()")
 

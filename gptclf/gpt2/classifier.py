@@ -9,7 +9,7 @@ from torch import nn
 from gptclf.checks import integer
 from gptclf.gpt2.arithmetic import check_float32
 from gptclf.gpt2.config import GPT2Config
-from gptclf.gpt2.freezing import freeze
+from gptclf.gpt2.freezing import first_policy, freeze
 from gptclf.gpt2.heads import ClassifierHead, Head, check_head
 from gptclf.gpt2.initialise import initialise
 from gptclf.gpt2.model import GPT2, check_gpt2
@@ -37,7 +37,7 @@ def add_classifier_head(
 
     The new model shares the tensors that stay frozen and owns copies of those that may train, so `model` and other
     classifiers made from it never change. Layers that you have replaced in `model` are kept; a classifier's old head is
-    not. (Book section 6.5.)
+    not. If the last block is quantised, the head alone is trainable. (Book section 6.5.)
 
     Args:
         model: A language model, or a classifier whose trunk is used.
@@ -76,7 +76,7 @@ def add_classifier_head(
         logger.warning("new classifier head, drawn from seed %d: %s. Train it before use.", seed, shapes)
     else:
         clf.head = build_head(head, model.config, task.n_outputs).to(model.device)
-    freeze(clf, trainable="last_block")
+    freeze(clf, trainable=first_policy(clf))
     return clf
 
 

@@ -3,11 +3,11 @@
 import logging
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
-from typing import Any
 
 from gptclf.checks import python_value
 from gptclf.gpt2.lora_linear import lora_layers
 from gptclf.gpt2.model import GPT2, check_gpt2
+from gptclf.gpt2.quantized import count_weights, quantized_layers
 from gptclf.gpt2.sharing import own_parameters
 from gptclf.gpt2.stages import stages
 from gptclf.tasks import NextToken
@@ -31,7 +31,8 @@ def freeze(model: GPT2, *, trainable: Trainable = "last_block") -> None:
             "trunk.blocks.*.mlp.*", "norm". A name covers all below it.
 
     Raises:
-        ValueError: For an unknown policy, a pattern that matches nothing, or one that leaves nothing to train.
+        ValueError: For an unknown policy, a pattern that matches nothing, one that leaves nothing to train, or one that
+            chooses a quantised matrix.
 
     Example:
         >>> from gptclf import add_classifier_head, load_gpt2
@@ -47,10 +48,20 @@ def freeze(model: GPT2, *, trainable: Trainable = "last_block") -> None:
         raise ValueError(
             f"trainable={trainable!r} leaves nothing to train ({tied}); name blocks, 'last_block' or 'all'"
         )
+    layers = quantized_layers(model)
+    packed = [f"{path}.{name}" for path, layer in layers.items() for name in layer.packed()]
+    if wrong := next((name for name in packed if name in chosen), None):
+        remedy = "train factors beside it (apply_lora(model), trainable='lora') or trainable='head'"
+        raise ValueError(f"trainable={trainable!r} chooses {wrong}, but a quantised matrix cannot train; {remedy}")
     own_parameters(model, chosen)
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(name in chosen)
     logger.info("%s", trainable_report(model))
+
+
+def first_policy(model: GPT2) -> str:
+    """Return the policy of a new classifier: "last_block", or "head" if the last block is quantised."""
+    return "head" if quantized_layers(model.trunk.blocks[-1]) else "last_block"
 
 
 def policy_of(model: GPT2) -> str | None:
@@ -154,6 +165,5 @@ def trainable_report(model: GPT2) -> TrainableReport:
     check_gpt2(model)
     counts: dict[str, tuple[int, int]] = {}
     for name, stage in stages(model):
-        sizes: list[tuple[int, Any]] = [(p.numel(), p.requires_grad) for p in stage.parameters()]
-        counts[name] = (sum(n for n, grad in sizes if grad), sum(n for n, _ in sizes))
+        counts[name] = (sum(p.numel() for p in stage.parameters() if p.requires_grad), count_weights(stage))
     return TrainableReport([name for name, p in model.named_parameters() if p.requires_grad], counts)

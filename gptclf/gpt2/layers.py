@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from gptclf.gpt2.arithmetic import Arithmetic
 from gptclf.gpt2.frozen import KeptKernels, frozen_product, product_type
-from gptclf.gpt2.gradients import KeptGradients, look_up, product
+from gptclf.gpt2.gradients import KeptGradients, View, look_up, product
 from gptclf.gpt2.standard import is_standard_alone
 
 ALL = slice(None)
@@ -63,8 +63,8 @@ class Linear(nn.Linear):
         """
         b = self.bias[rows] if bias and self.bias is not None else None
         if heads == 1:
-            return product(x, self.weight, lambda w: w[rows].t(), b, self.gradients)
-        y = product(x, self.weight, lambda w: w[rows].view(heads, -1, w.shape[1]).mT, kept=self.gradients)
+            return self.multiply(x, rows, torch.t, b)
+        y = self.multiply(x, rows, lambda w: w.view(heads, -1, w.shape[1]).mT)
         y = y.transpose(0, 1).reshape(y.shape[1], -1)
         return y if b is None else y + b
 
@@ -80,10 +80,14 @@ class Linear(nn.Linear):
             (..., K), or with several heads (H, M, K), head by head.
         """
         if heads == 1:
-            flat = product(x.reshape(-1, x.shape[-1]), self.weight, lambda w: w[rows], kept=self.gradients)
+            flat = self.multiply(x.reshape(-1, x.shape[-1]), rows, lambda w: w)
             return flat.view(*x.shape[:-1], self.in_features)
         x = x.view(len(x), heads, -1).transpose(0, 1)
-        return product(x, self.weight, lambda w: w[rows].view(heads, -1, w.shape[1]), kept=self.gradients)
+        return self.multiply(x, rows, lambda w: w.view(heads, -1, w.shape[1]))
+
+    def multiply(self, x: Tensor, rows: slice, view: View, bias: Tensor | None = None) -> Tensor:
+        """Multiply x (..., M, K) by a view (..., K, n) of some rows of the matrix, and add a bias (n,)."""
+        return product(x, self.weight, lambda w: view(w[rows]), bias, self.gradients)
 
     def times(self, x: Tensor, bias: Tensor | None = None) -> Tensor:
         """Compute x Wᵀ + b (M, N) of x (M, K) in the type of x, without gradients."""

@@ -91,7 +91,8 @@ class LoRALinear(nn.Module):
         """Map (..., K) to (..., N)."""
         A, B, c = self.lora_A.weight, self.lora_B.weight, self.lora_B.bias
         # A base that trains as well, in a policy of the user's, needs a gradient of its matrix.
-        plain = not self.base.weight.requires_grad and not acts(self.dropout) and is_standard(self)
+        trains = self.base.weight is not None and self.base.weight.requires_grad
+        plain = not trains and not acts(self.dropout) and is_standard(self)
         if plain and self.parts == 1:
             return low_rank_product(x, self.base, A, B, c, self.scale)
         low = self.lora_A(self.dropout(x))
