@@ -388,8 +388,8 @@ def bench_exactness(b: Bench) -> None:
         )
 
 
-def bench_xl(b: Bench) -> None:
-    """Measure GPT-2 XL: full-size random weights in a folder, the recipe in a process whose memory is sampled."""
+def xl_folder(b: Bench) -> Path:
+    """Return a folder with full-size random weights of GPT-2 XL and the texts."""
     folder = b.out / "xl"
     config = GPT2Config(emb_dim=48, n_heads=3, n_layers=4, vocab_size=4096) if b.tiny else PRESETS["gpt2-xl"]
     if not folder.exists():
@@ -397,7 +397,12 @@ def bench_xl(b: Bench) -> None:
         xl.tokenizer = b.gpt2.tokenizer
         save_model(xl, folder)
     (folder / "parts.json").write_text(json.dumps(b.parts))
-    isolated(b, "XL recipe", folder)
+    return folder
+
+
+def bench_xl(b: Bench) -> None:
+    """Measure GPT-2 XL: the recipe in a process whose memory is sampled."""
+    isolated(b, "XL recipe", xl_folder(b))
 
 
 PARTS = {
