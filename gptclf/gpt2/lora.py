@@ -74,7 +74,7 @@ def apply_lora(
     """
     check_gpt2(model)
     check_float32(model, "LoRA goes on")
-    _check_no_factors(model)
+    check_no_factors(model)
     choice("init", init, INITS)
     choice("scale", scale, tuple(SCALES))
     rate = number("dropout", dropout, most=1)
@@ -138,7 +138,7 @@ def linear_of(weight: Tensor, bias: Tensor | None) -> Linear:
     return layer
 
 
-def _check_no_factors(model: GPT2) -> None:
+def check_no_factors(model: GPT2) -> None:
     found = [name for name, _ in lora_layers(model)]
     if found:
         remedy = "merge them first (merge_lora), or give the model they were put on"

@@ -128,8 +128,8 @@ def _load_book(path: Path, classes: Iterable[Any] | None, settings: opened.Setti
 
 def _load_ours(source: Path, given_head: HeadSource | None, given_task: Task | None) -> GPT2:
     record = read_record(source / OURS)
-    task = _task_of(record, given_task, source)
-    head = _head_of(record, given_head, task, source)
+    task = task_of(record, given_task, source / OURS)
+    head = head_of(record, given_head, task, source / OURS)
     shapes = opened.shapes_of(record.config, task=task, head=head)
     others = {f"head.{name}" for name in (head.state_dict() if head is not None else ())} - set(shapes)
     replaced, packed = packed_names(record.originals)
@@ -158,44 +158,6 @@ def _load_ours(source: Path, given_head: HeadSource | None, given_task: Task | N
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(name in record.trainable)
     return model
-
-
-def _task_of(record: Record, given: Task | None, source: Path) -> Task:
-    with damaged(source / OURS):
-        task = task_from_record(record.task)
-    if given is None:
-        if task is None:
-            kind = record.task.get("kind")
-            raise ValueError(f"{source} was saved with a task of the kind {kind!r}; give task= an object of its class")
-        return task
-    if not isinstance(given, Task):
-        raise TypeError(f"task is a {type(given).__name__}; it must be a gptclf.Task")
-    if json.loads(json.dumps(given.record())) != record.task:  # as a file holds it: a tuple is a list there
-        raise ValueError(f"task is {given}, but {source} was saved with {dict(record.task)}; give the same task")
-    return given
-
-
-def _head_of(record: Record, given: HeadSource | None, task: Task, source: Path) -> Head | None:
-    if record.head is None:
-        if given is not None:
-            raise ValueError(f"{source} holds a language model, which has no head of yours; leave head= out")
-        return None
-    with damaged(source / OURS):
-        own = head_from_record(record.head, record.config.emb_dim, task.n_outputs)
-    if own is not None:
-        if given is not None:
-            raise ValueError(f"{source} was saved with the standard head; leave head= out")
-        return own
-    kind = record.head.get("class")
-    if given is None:
-        raise ValueError(f"{source} was saved with a head of the class {kind!r}; give it: load_model(..., head={kind})")
-    head = build_head(given, record.config, task.n_outputs)
-    saved = sorted({name for name in record.originals if name.startswith("head.")})
-    found = sorted(f"head.{name}" for name in head.state_dict())
-    if saved != found:
-        problem = f"{source} was saved with a {kind} whose tensors are {saved}"
-        raise ValueError(f"{problem}, but head= gives a {type(head).__name__} with {found}; give the same head")
-    return head
 
 
 def _load_theirs(source: Path) -> GPT2:
