@@ -139,6 +139,7 @@ def linear_of(weight: Tensor, bias: Tensor | None) -> Linear:
 
 
 def check_no_factors(model: GPT2) -> None:
+    """Raise if a model has layers with factors."""
     found = [name for name, _ in lora_layers(model)]
     if found:
         remedy = "merge them first (merge_lora), or give the model they were put on"
@@ -155,7 +156,7 @@ def _chosen(model: GPT2, targets: str | Iterable[str], blocks: Blocks) -> list[s
     paths = [
         name
         for name, part in model.named_modules()
-        if hasattr(part, "onto") and hasattr(part, "merged") and name.startswith((*prefixes, "head."))
+        if name.startswith((*prefixes, "head.")) and _takes_factors(type(part))
     ]
     chosen: set[str] = set()
     for target in wanted:
@@ -168,6 +169,15 @@ def _chosen(model: GPT2, targets: str | Iterable[str], blocks: Blocks) -> list[s
     return [path for path in paths if path in chosen]
 
 
+def _takes_factors(kind: type[nn.Module]) -> bool:
+    """Return True if a class of layers defines its matrix's products where it defines `forward`, or below."""
+    owner = next(i for i, base in enumerate(kind.__mro__) if "forward" in vars(base))
+    return all(
+        any(method in vars(base) for base in kind.__mro__[: owner + 1])
+        for method in ("times", "times_transposed", "merged")
+    )
+
+
 def matches(path: str, target: str) -> bool:
     """Return True if a target names the layer or something above it, by its whole name or the end of one.
 
@@ -175,7 +185,7 @@ def matches(path: str, target: str) -> bool:
         >>> [matches("trunk.blocks.3.mlp.up", target) for target in ("up", "mlp", "blocks.3", "blocks.*.up", "down")]
         [True, True, True, True, False]
     """
-    return any(fnmatchcase("." + path + ".", f"*.{part}.*") for part in (target.strip("."),))
+    return fnmatchcase(f".{path}.", f"*.{target.strip('.')}.*")
 
 
 def block_numbers(model: GPT2, blocks: Blocks) -> list[int]:

@@ -35,7 +35,15 @@ from gptclf.weights.adapter_record import (
 )
 from gptclf.weights.hugging_face import check_tensors, shape_problems
 from gptclf.weights.locate import fetch_optional, hub_name
-from gptclf.weights.peft_config import SEQ_CLS, Contents, PeftConfig, layer_names, layer_of, peft_names, read_peft_config
+from gptclf.weights.peft_config import (
+    SEQ_CLS,
+    Contents,
+    PeftConfig,
+    layer_names,
+    layer_of,
+    peft_names,
+    read_peft_config,
+)
 from gptclf.weights.record import SAVE_MARK, damaged, head_of, task_of
 
 logger = logging.getLogger(__name__)
@@ -156,7 +164,9 @@ def put_on(model: GPT2, files: AdapterFiles, head: HeadSource | None = None, tas
     else:
         prefix = "" if any(name.startswith(_TRUNK) for name in tensors) else _TRUNK
         contents = files.config.contents(names, parameters, prefix)  # type: ignore[union-attr]
-        tensors = {(name if name in ("score.weight",) or not prefix else prefix + name): t for name, t in tensors.items()}
+        tensors = {
+            (name if name in ("score.weight",) or not prefix else prefix + name): t for name, t in tensors.items()
+        }
         trainable = set()
     _check_size(files, model, tensors)
     return _fill(adapted, files, contents, tensors, originals)
