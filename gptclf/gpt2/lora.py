@@ -153,11 +153,9 @@ def _chosen(model: GPT2, targets: str | Iterable[str], blocks: Blocks) -> list[s
         kind = ValueError if all(isinstance(target, str) for target in wanted) else TypeError
         raise kind(f"targets is {targets!r}; give names or patterns of matrices, such as {', '.join(MATRICES)}")
     prefixes = tuple(f"trunk.blocks.{i}." for i in block_numbers(model, blocks))
-    paths = [
-        name
-        for name, part in model.named_modules()
-        if name.startswith((*prefixes, "head.")) and _takes_factors(type(part))
-    ]
+    layers = {name: part for name, part in model.named_modules() if name.startswith((*prefixes, "head."))}
+    within = tuple(f"{name}." for name, part in layers.items() if isinstance(part, nn.Linear))  # parts of a layer
+    paths = [name for name, part in layers.items() if _takes_factors(type(part)) and not name.startswith(within)]
     chosen: set[str] = set()
     for target in wanted:
         found = [path for path in paths if matches(path, target)]
