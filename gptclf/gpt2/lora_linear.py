@@ -92,8 +92,8 @@ class LoRALinear(nn.Module):
         A, B, c = self.lora_A.weight, self.lora_B.weight, self.lora_B.bias
         # A base that trains as well, in a policy of the user's, needs a gradient of its matrix.
         trains = self.base.weight is not None and self.base.weight.requires_grad
-        parts = self.base, self.lora_A, self.lora_B
-        plain = not trains and not acts(self.dropout) and all(map(is_standard_alone, parts))
+        layers = self.base, self.lora_A, self.lora_B
+        plain = not trains and not acts(self.dropout) and all(map(is_standard_alone, layers))
         if plain and self.parts == 1:
             return low_rank_product(x, self.base, A, B, c, self.scale)
         low = self.lora_A(self.dropout(x))
