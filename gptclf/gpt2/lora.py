@@ -155,7 +155,7 @@ def _chosen(model: GPT2, targets: str | Iterable[str], blocks: Blocks) -> list[s
     prefixes = tuple(f"trunk.blocks.{i}." for i in block_numbers(model, blocks))
     layers = {name: part for name, part in model.named_modules() if name.startswith((*prefixes, "head."))}
     within = tuple(f"{name}." for name, part in layers.items() if isinstance(part, nn.Linear))  # parts of a layer
-    paths = [name for name, part in layers.items() if _takes_factors(type(part)) and not name.startswith(within)]
+    paths = [name for name, part in layers.items() if takes_factors(part) and not name.startswith(within)]
     chosen: set[str] = set()
     for target in wanted:
         found = [path for path in paths if matches(path, target)]
@@ -167,8 +167,9 @@ def _chosen(model: GPT2, targets: str | Iterable[str], blocks: Blocks) -> list[s
     return [path for path in paths if path in chosen]
 
 
-def _takes_factors(kind: type[nn.Module]) -> bool:
-    """Return True if a class of layers defines its matrix's products where it defines `forward`, or below."""
+def takes_factors(layer: nn.Module) -> bool:
+    """Return True if a layer's class defines its matrix's products where it defines `forward`, or below."""
+    kind = type(layer)
     owner = next(i for i, base in enumerate(kind.__mro__) if "forward" in vars(base))
     return all(
         any(method in vars(base) for base in kind.__mro__[: owner + 1])

@@ -148,6 +148,11 @@ def check_gpt2(model: object) -> GPT2:
     return model
 
 
+def is_language_model(model: GPT2) -> bool:
+    """Return True if a model predicts the next token, so that a classifier can be made of it."""
+    return isinstance(model.task, NextToken)
+
+
 def check_classifier(model: object) -> None:
     """Raise if `model` is not a classifier, or its head cannot be called as one."""
     gpt2 = check_gpt2(model)

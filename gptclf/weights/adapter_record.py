@@ -32,6 +32,7 @@ class Factors(NamedTuple):
     scaling: str
     dropout: float
     bias: bool
+    parts: int = 1
 
 
 @dataclass(frozen=True)
@@ -43,12 +44,14 @@ class AdapterRecord(Record):
         extras: Names of the trunk's tensors that the adapter holds beside factors and head, as they are without LoRA.
         digest: The digest of the frozen tensors beneath.
         bits: The quantisation of the base: "nf4", "int8" or None.
+        dense: Names of the blocks' matrices that are floats beside quantised ones.
     """
 
     layers: dict[str, Factors]
     extras: list[str]
     digest: str
     bits: str | None
+    dense: list[str]
 
     @property
     def head_tensors(self) -> list[str]:
@@ -72,9 +75,21 @@ def bits_of(model: nn.Module) -> str | None:
     return next((bits for bits in found if isinstance(bits, str)), None)
 
 
+def dense_matrices(model: GPT2) -> list[str]:
+    """Return the names of the blocks' layers whose matrices are floats."""
+    table = [name.removesuffix(".weight") for name, (_, flip) in trunk_names(model.config.n_layers).items() if flip]
+    held = {plain(f"{name}.").removesuffix("."): part for name, part in model.named_modules()}
+    return [path for path in table if getattr(_beneath(held.get(path)), "bits", None) is None]
+
+
+def _beneath(layer: Any) -> Any:
+    return layer.base if isinstance(layer, LoRALinear) else layer
+
+
 def factors_of(layer: LoRALinear) -> Factors:
     """Return the options of a layer."""
-    return Factors(layer.rank, layer.alpha, layer.scaling, layer.dropout.p, layer.lora_B.bias is not None)
+    bias = layer.lora_B.bias is not None
+    return Factors(layer.rank, layer.alpha, layer.scaling, layer.dropout.p, bias, layer.parts)
 
 
 def base_digest(model: GPT2, *, without: Collection[str], matrices: bool) -> str:
@@ -103,6 +118,7 @@ def write_adapter_record(model: GPT2, *, base: str | None, extras: list[str], **
         "extras": extras,
         "digest": base_digest(model, without=extras, matrices=bits is None),
         "bits": bits,
+        "dense": [] if bits is None else [plain(name) for name in dense_matrices(model)],
     }
 
 
@@ -114,6 +130,7 @@ def read_adapter_record(source: Path) -> AdapterRecord:
     """
     record, values = read_record(source), read_json(source)
     kinds = {"rank": (int,), "alpha": (int, float), "scaling": (str,), "dropout": (int, float), "bias": (bool,)}
+    kinds["parts"] = (int,)
     with damaged(source):
         layers = get_value(values, "layers", dict)
         return AdapterRecord(
@@ -125,4 +142,5 @@ def read_adapter_record(source: Path) -> AdapterRecord:
             extras=names_in(values, "extras"),
             digest=get_value(values, "digest", str),
             bits=get_value(values, "bits", str, type(None)),
+            dense=names_in(values, "dense"),
         )

@@ -178,7 +178,8 @@ def check_shapes(
         in_file: The names of the tensors in the file, if they differ.
         **problems: More problems, as in `check_tensors`.
     """
-    check_tensors(source, found, **shape_problems(found, wanted, spare, in_file), **problems)
+    problems |= shape_problems(found, wanted, spare, in_file)
+    check_tensors(source, found, "hold this GPT-2", **problems)
 
 
 def shape_problems(
@@ -199,7 +200,7 @@ def shape_problems(
     return {"missing": missing, "unexpected": unexpected, "misshapen": misshapen}
 
 
-def check_tensors(source: str, names: Collection[str], what: str = "hold this GPT-2", **problems: list[str]) -> None:
+def check_tensors(source: str, names: Collection[str], /, what: str = "hold this GPT-2", **problems: list[str]) -> None:
     """Raise a ValueError that lists the problems by kind and guesses which architecture has these names.
 
     Example:

@@ -5,7 +5,7 @@ Checked against PEFT 0.21: names match as in its `check_target_module_exists`, `
 
 import logging
 import re
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -122,6 +122,10 @@ class PeftConfig:
             prefix: The start of their names that the adapter's own names lack.
         """
         keys = {ours: theirs.removeprefix(prefix) for ours, theirs in names.items()}
+        if embeddings := [key for key in keys.values() if key.endswith(("wte", "wpe")) and _named(self.targets, key)]:
+            raise ValueError(
+                f"target_modules names {embeddings[0]}, an embedding; gptclf has factors on matrices alone"
+            )
         layers = {ours: self._factors(key) for ours, key in keys.items() if self._is_target(key)}
         whole = {ours for ours, key in keys.items() if any(_is_below(key, name) for name in self.saved)}
         biased = {"all": set(names), "lora_only": set(layers), "none": set[str]()}[self.bias]
