@@ -41,13 +41,14 @@ from gptclf.weights.load_gpt2 import load_gpt2
 from gptclf.weights.load_model import load_model
 from gptclf.weights.openai import load_gpt2_params_from_tf_ckpt
 from gptclf.weights.openai_download import download_openai_checkpoint
+from gptclf.weights.save_adapter import save_adapter
 from gptclf.weights.save_model import save_model
 
 # Grouped by purpose.
 __all__ = ["GPT2", "GPT2Config", "load_gpt2", "load_model", "save_model"]
 __all__ += ["download_openai_checkpoint", "load_gpt2_params_from_tf_ckpt"]
 __all__ += ["ClassifierHead", "Head", "Linear", "add_classifier_head", "freeze", "frozen_depth", "trainable_report"]
-__all__ += ["apply_lora", "load_adapter", "merge_lora", "quantize"]
+__all__ += ["apply_lora", "load_adapter", "merge_lora", "quantize", "save_adapter"]
 __all__ += ["NextToken", "SingleLabel", "Task"]
 __all__ += ["Batch", "Batches", "Preparation", "TextDataset", "TextWindows", "shared_texts", "split"]
 __all__ += ["Callback", "EarlyStopping", "Estimate", "History", "KeepBest", "Recipe", "Run", "Scores", "Step"]

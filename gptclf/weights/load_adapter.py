@@ -238,12 +238,17 @@ def _matched(
     others = [name for name in ours if name not in parameters]  # the buffers of a user's head
     names = peft_names([name for name in held if name not in ours], adapted.config, kind)
     wanted = {peft: tuple(parameters[name].shape)[:: -1 if flip else 1] for name, (peft, flip) in names.items()}
-    spare = set(theirs) if ours and files.config is not None else set()
+    spare: set[str] = set()
+    if files.record is not None and files.config is not None:  # what was folded or merged for PEFT
+        spare = {peft for peft, _ in peft_names([name for name in held if name in ours], adapted.config, kind).values()}
+        spare |= {f"{kind}.weight", *(f"{TRUNK}ln_f.{part}" for part in ("weight", "bias"))}
     what = "hold this adapter"
     source, in_file = str(files.folder / PEFT_WEIGHTS), {name: PREFIX + name for name in {*theirs, *wanted}}
     check_tensors(source, theirs, what, **shape_problems(theirs, wanted, spare, in_file))
     needed = {name: tuple(parameters[name].shape) for name in held if name in ours}
-    check_tensors(str(files.folder / ADAPTER_ORIGINALS), originals, what, **shape_problems(originals, needed, others))
+    problems = shape_problems(originals, needed, others)
+    problems["missing"] += [name for name in others if name not in originals]
+    check_tensors(str(files.folder / ADAPTER_ORIGINALS), originals, what, **problems)
     found = {name: theirs[peft].t() if flip else theirs[peft] for name, (peft, flip) in names.items()}
     return found | {name: originals[name] for name in [*needed, *others]}
 
