@@ -20,8 +20,8 @@ from gptclf.gpt2.lora_linear import lora_layers
 from gptclf.gpt2.model import GPT2, check_gpt2
 from gptclf.gpt2.sharing import borrow
 from gptclf.gpt2.standard import is_standard
-from gptclf.weights.adapter_files import PREFIX, is_adapter
-from gptclf.weights.adapter_record import (
+from gptclf.saving.adapter_files import PREFIX, is_adapter
+from gptclf.saving.adapter_record import (
     ADAPTER,
     ADAPTER_ORIGINALS,
     PEFT_CONFIG,
@@ -34,13 +34,12 @@ from gptclf.weights.adapter_record import (
     plain,
     write_adapter_record,
 )
-from gptclf.weights.card import model_card
-from gptclf.weights.load_model import load_base
-from gptclf.weights.locate import is_cached, locate
-from gptclf.weights.peft_config import layer_names, layer_of, peft_names
-from gptclf.weights.peft_values import peft_values
-from gptclf.weights.record import ORIGINALS, SAVE_MARK
-from gptclf.weights.save_model import (
+from gptclf.saving.card import model_card
+from gptclf.saving.load_model import load_base
+from gptclf.saving.peft_config import layer_names, layer_of, peft_names
+from gptclf.saving.peft_values import peft_values
+from gptclf.saving.record import ORIGINALS, SAVE_MARK
+from gptclf.saving.save_model import (
     CARD,
     card_of,
     check_card,
@@ -51,6 +50,7 @@ from gptclf.weights.save_model import (
     tensors_of,
     to_json,
 )
+from gptclf.weights.locate import is_cached, locate
 
 logger = logging.getLogger(__name__)
 

@@ -9,8 +9,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from gptclf.saving.markup import markdown_cell, markdown_code, markdown_text, yaml_value
 from gptclf.tasks.task import TaskCard
-from gptclf.weights.markup import markdown_cell, markdown_code, markdown_text, yaml_value
 
 # A card with this line was written by gptclf and may be overwritten.
 CARD_MARK = "<!-- Written by gptclf at each save. Delete this line to keep the card as it is. -->"

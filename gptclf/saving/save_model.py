@@ -28,13 +28,13 @@ from gptclf.gpt2.model import GPT2, check_gpt2
 from gptclf.gpt2.quantize import put_quantized
 from gptclf.gpt2.quantized import count_weights, quantized_layers
 from gptclf.gpt2.standard import difference
+from gptclf.saving.adapter_files import is_adapter
+from gptclf.saving.card import Card, is_our_card, model_card
+from gptclf.saving.record import ORIGINALS, SAVE_MARK, write_record
 from gptclf.tokenizer.bpe import tokenizer_files
-from gptclf.weights.adapter_files import is_adapter
 from gptclf.weights.bitsandbytes_layout import quantization_config
-from gptclf.weights.card import Card, is_our_card, model_card
-from gptclf.weights.folders import CONFIG, INDEX, TORCH_INDEX, TORCH_WEIGHTS, WEIGHTS
+from gptclf.weights.folders import CONFIG, INDEX, OURS, TORCH_INDEX, TORCH_WEIGHTS, WEIGHTS
 from gptclf.weights.hugging_face import config_to_hugging_face, to_hugging_face
-from gptclf.weights.record import ORIGINALS, OURS, SAVE_MARK, write_record
 
 logger = logging.getLogger(__name__)
 

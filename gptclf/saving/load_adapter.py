@@ -15,9 +15,8 @@ from gptclf.gpt2.lora import check_no_factors, place, takes_factors
 from gptclf.gpt2.lora_linear import LoRALinear
 from gptclf.gpt2.model import GPT2, check_gpt2, is_language_model
 from gptclf.gpt2.sharing import borrow, own_parameters, set_parameter
-from gptclf.tasks import SingleLabel, Task
-from gptclf.weights.adapter_files import PREFIX, TRUNK, AdapterFiles, fetch_adapter, open_adapter
-from gptclf.weights.adapter_record import (
+from gptclf.saving.adapter_files import PREFIX, TRUNK, AdapterFiles, fetch_adapter, open_adapter
+from gptclf.saving.adapter_record import (
     ADAPTER,
     ADAPTER_ORIGINALS,
     PEFT_CONFIG,
@@ -26,11 +25,12 @@ from gptclf.weights.adapter_record import (
     bits_of,
     plain,
 )
+from gptclf.saving.peft_config import SEQ_CLS, Contents, layer_names, peft_names
+from gptclf.saving.record import damaged, head_of, task_of
+from gptclf.tasks import SingleLabel, Task
 from gptclf.weights.guess import guess_from_tensors
 from gptclf.weights.hugging_face import check_tensors, shape_problems
 from gptclf.weights.locate import hub_name
-from gptclf.weights.peft_config import SEQ_CLS, Contents, layer_names, peft_names
-from gptclf.weights.record import damaged, head_of, task_of
 
 logger = logging.getLogger(__name__)
 

@@ -6,8 +6,8 @@ from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
 from gptclf.gpt2.lora_linear import SCALES
-from gptclf.weights.adapter_record import Factors
-from gptclf.weights.peft_config import layer_of
+from gptclf.saving.adapter_record import Factors
+from gptclf.saving.peft_config import layer_of
 
 
 def peft_values(
