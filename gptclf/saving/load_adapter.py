@@ -27,7 +27,7 @@ from gptclf.saving.adapter_record import (
 )
 from gptclf.saving.peft_config import SEQ_CLS, Contents, layer_names, peft_names
 from gptclf.saving.record import damaged, head_of, task_of
-from gptclf.tasks import SingleLabel, Task
+from gptclf.tasks import SingleLabel, Task, task_from_record
 from gptclf.weights.guess import guess_from_tensors
 from gptclf.weights.hugging_face import check_tensors, shape_problems
 from gptclf.weights.locate import hub_name
@@ -100,6 +100,9 @@ def put_on(
     _check_size(model, files, theirs)
     adapted = borrow(model)
     classifies = not is_language_model(model) and not (any_labels and _has_other_labels(model, files, theirs))
+    if classifies and files.record is not None:  # a head and a task of the user's own come with the classifier
+        task = task or (adapted.task if task_from_record(files.record.task) is None else None)
+        head = head or (adapted.head if "class" in (files.record.head or {}) else None)
     kind = _put_head(adapted, files, theirs, classifies, head, task)
     contents = _contents(adapted, files, theirs, kind)
     _warn_of_another_base(model, files, contents)
@@ -123,6 +126,8 @@ def put_on(
     if others:  # the buffers of a user's head
         adapted.load_state_dict(others, strict=False)
     trainable = set(found) if files.record is None else files.record.trainable
+    if unknown := sorted(trainable - {*found, *named}):
+        raise ValueError(f"{files.folder / ADAPTER}: trainable names {unknown[:3]}, which the model does not have")
     own_parameters(adapted, {*found, *trainable})
     for name, parameter in adapted.named_parameters():
         parameter.requires_grad_(name in trainable and parameter.is_floating_point())
@@ -190,6 +195,7 @@ def _put_head(
     n = len(score)
     if not classifies:
         adapted.task = SingleLabel([f"LABEL_{i}" for i in range(n)])
+        adapted.task.check_outputs()
     elif adapted.task.n_outputs != n:
         outputs = adapted.task.n_outputs
         raise ValueError(f"{files.folder} has a head of {n} classes, but the classifier has {outputs}; give one of {n}")
@@ -218,6 +224,9 @@ def _contents(adapted: GPT2, files: AdapterFiles, theirs: Mapping[str, Tensor], 
         known = {name for name, part in adapted.named_modules() if takes_factors(part)}
         if unknown := [path for path in contents.layers if path not in known]:
             raise ValueError(f"layers names {unknown[:3]}, on which this model takes no factors")
+        present = {name for name, _ in adapted.named_parameters()}
+        if unknown := [name for name in contents.extras if name not in present]:
+            raise ValueError(f"extras names {unknown[:3]}, which the model does not have")
     return contents
 
 
@@ -238,17 +247,23 @@ def _matched(
     others = [name for name in ours if name not in parameters]  # the buffers of a user's head
     names = peft_names([name for name in held if name not in ours], adapted.config, kind)
     wanted = {peft: tuple(parameters[name].shape)[:: -1 if flip else 1] for name, (peft, flip) in names.items()}
-    spare: set[str] = set()
+    # Copies of biases that PEFT adds if it saves a layer and all biases.
+    spare = {name for name in theirs if name.endswith((".modules_to_save.bias", ".original_module.bias"))}
     if files.record is not None and files.config is not None:  # what was folded or merged for PEFT
-        spare = {peft for peft, _ in peft_names([name for name in held if name in ours], adapted.config, kind).values()}
-        spare |= {f"{kind}.weight", *(f"{TRUNK}ln_f.{part}" for part in ("weight", "bias"))}
+        spare |= {
+            peft for peft, _ in peft_names([name for name in held if name in ours], adapted.config, kind).values()
+        }
+        merged = {f"{kind}.weight", *(f"{TRUNK}ln_f.{part}" for part in ("weight", "bias"))}
+        spare |= set() if files.record.head is None else merged
     what = "hold this adapter"
     source, in_file = str(files.folder / PEFT_WEIGHTS), {name: PREFIX + name for name in {*theirs, *wanted}}
-    check_tensors(source, theirs, what, **shape_problems(theirs, wanted, spare, in_file))
+    # Names without the parts that say only that it is an adapter, for a guess of the model it belongs to.
+    plainly = [re.sub(r"lora_[AB]\.|^score.*", "", name) for name in theirs]
+    check_tensors(source, plainly, what, **shape_problems(theirs, wanted, spare, in_file))
     needed = {name: tuple(parameters[name].shape) for name in held if name in ours}
     problems = shape_problems(originals, needed, others)
     problems["missing"] += [name for name in others if name not in originals]
-    check_tensors(str(files.folder / ADAPTER_ORIGINALS), originals, what, **problems)
+    check_tensors(str(files.folder / ADAPTER_ORIGINALS), (), what, **problems)
     found = {name: theirs[peft].t() if flip else theirs[peft] for name, (peft, flip) in names.items()}
     return found | {name: originals[name] for name in [*needed, *others]}
 

@@ -16,8 +16,8 @@ from gptclf.gpt2.freezing import first_policy, freeze
 from gptclf.gpt2.heads import ClassifierHead
 from gptclf.gpt2.model import GPT2
 from gptclf.gpt2.quantize import quantize
-from gptclf.gpt2.sharing import own_parameters
-from gptclf.hub.download import EntryNotFoundError, cached_file, hub_file
+from gptclf.gpt2.sharing import own_parameters, set_parameter
+from gptclf.hub.download import cached_file, hub_file
 from gptclf.saving.adapter_files import fetch_adapter, is_adapter, open_adapter
 from gptclf.saving.adapter_record import bits_of
 from gptclf.saving.load_adapter import put_on
@@ -30,7 +30,7 @@ from gptclf.weights.bitsandbytes_layout import packed_names
 from gptclf.weights.book import is_book, read_book
 from gptclf.weights.folders import CONFIG, OURS, WEIGHTS, read_files, read_weights
 from gptclf.weights.load_gpt2 import load_gpt2
-from gptclf.weights.locate import REPOSITORIES, fetch, fetch_optional, hub_name, is_cached, locate
+from gptclf.weights.locate import fetch, fetch_optional, hub_name, is_cached, locate
 
 
 def load_model(
@@ -98,11 +98,7 @@ def load_model(
     else:
         model = _load_book(source, classes, settings) if source.is_file() else _load_theirs(source)
         freeze(model, trainable=first_policy(model))
-    # The last block's matrices are transposed views on the file, and it multiplies only the few rows that the head
-    # reads. Products of few rows round differently in another layout than that of fresh weights, so without a copy a
-    # reloaded model's answers would differ from the saved one's in the last bits.
-    last = f"trunk.blocks.{model.config.n_layers - 1}."
-    own_parameters(model, {name for name, _ in model.named_parameters() if name.startswith(last)})
+    _own_last_block(model)
     model.to(target)
     model.source = repo or str(source.resolve())
     beside = source.parent if source.is_file() else source
@@ -115,6 +111,17 @@ def load_model(
     return model
 
 
+def _own_last_block(model: GPT2) -> None:
+    """Copy the last block's matrices, which are transposed views on the file.
+
+    The block multiplies only the few rows that the head reads. Products of few rows round differently in another layout
+    than that of fresh weights, so without a copy a reloaded model's answers would differ from the saved one's in the
+    last bits.
+    """
+    last = f"trunk.blocks.{model.config.n_layers - 1}."
+    own_parameters(model, {name for name, _ in model.named_parameters() if name.startswith(last)})
+
+
 def _fetch_model(repo: str, revision: str | None, cache_dir: str | Path | None) -> Path:
     """Return the cache folder with a repository's classifier, saved by gptclf or by transformers."""
     ours = cached_file(repo, OURS, revision=revision, cache_dir=cache_dir)
@@ -123,7 +130,7 @@ def _fetch_model(repo: str, revision: str | None, cache_dir: str | Path | None) 
     if ours is None:
         try:
             return fetch(repo, revision, cache_dir)
-        except EntryNotFoundError:
+        except FileNotFoundError:  # offline, a cache does not know that there is no such file
             adapter = fetch_adapter(repo, revision, cache_dir)
             if adapter is None:
                 raise
@@ -149,10 +156,13 @@ def _load_adapted(
     if name is None:
         raise ValueError(f"{source} names no base; give base=, the model that the adapter was trained on")
     try:
-        beneath = load_base(name, beside=source, cache_dir=cache_dir)
+        beneath, place = load_base(name, beside=source, cache_dir=cache_dir)
     except OSError as error:
         problem = f"{error}. This is the base of the adapter in {source}"
         raise type(error)(f"{problem}; give base=, a model or the name or folder of one") from error
+    if record is None and is_folded(place):  # PEFT saw the norm in which the bias of the head is folded
+        set_parameter(beneath, "trunk.norm.bias", read_weights(place)["transformer.ln_f.bias"])
+    _own_last_block(beneath)
     if record is not None and record.bits is not None and bits_of(beneath) is None:
         for path in record.dense:  # what trains stays float
             beneath.get_parameter(f"{path}.weight").requires_grad_(True)
@@ -161,29 +171,31 @@ def _load_adapted(
     return put_on(beneath, files, head, task, any_labels=True)
 
 
-def load_base(name: str | Path, *, beside: Path | None = None, cache_dir: str | Path | None = None) -> GPT2:
-    """Load the base of an adapter, a language model or a classifier, by its name or folder.
+def load_base(
+    name: str | Path, *, beside: Path, cache_dir: str | Path | None = None, network: bool = True
+) -> tuple[GPT2, Path]:
+    """Load the base of an adapter, a language model or a classifier; return it, and the folder or file that holds it.
 
     Args:
         name: A published name, a hub repository, or a folder, absolute or relative.
         beside: A folder that it may also be relative to.
         cache_dir: The hub cache to use instead of Hugging Face's own.
+        network: Whether a repository may be downloaded; else one that is not cached is missing.
     """
-    places = [checks.path("base", name), *([] if beside is None else [beside / checks.path("base", name)])]
-    place = next((place for place in places if place.is_dir()), None)
-    found = locate(name if place is None else place)
-    repo = found if isinstance(found, str) and found not in REPOSITORIES.values() else None
-    folder = fetch(repo, None, cache_dir) if repo is not None else found
-    if not isinstance(folder, Path):
-        return load_gpt2(str(name), cache_dir=cache_dir)
-    ours = (folder / OURS).is_file()
-    classifies = read_record(folder / OURS).head is not None if ours else "score.weight" in read_weights(folder)
-    model = (
-        load_model(repo or folder, cache_dir=cache_dir)
-        if classifies
-        else load_gpt2(repo or folder, cache_dir=cache_dir)
-    )
-    return model.requires_grad_(False)
+    near = beside / checks.path("base", name)
+    found = locate(near if near.exists() and not Path(name).exists() else name)
+    if isinstance(found, str) and not network and not is_cached(found, None, cache_dir):
+        raise FileNotFoundError(f"{found} is not in the cache")
+    repo, place = (found, _fetch_model(found, None, cache_dir)) if isinstance(found, str) else (None, found)
+    whole = place.is_dir() and ((place / OURS).is_file() or "score.weight" in read_weights(place))
+    load = load_model if whole else load_gpt2
+    return load(repo or place, cache_dir=cache_dir).requires_grad_(False), place
+
+
+def is_folded(place: Path) -> bool:
+    """Return True if a model of gptclf's, as another reader sees it, has its head's bias folded into the final norm."""
+    record = read_record(place / OURS) if (place / OURS).is_file() else None
+    return record is not None and record.exported and "trunk.norm.bias" in record.originals
 
 
 def _load_book(path: Path, classes: Iterable[Any] | None, settings: opened.Settings | None) -> GPT2:

@@ -17,7 +17,7 @@ from gptclf.files.atomic import Writer, text_writer, write_all
 from gptclf.files.safetensors_file import tensor_writer
 from gptclf.gpt2.lora import place
 from gptclf.gpt2.lora_linear import lora_layers
-from gptclf.gpt2.model import GPT2, check_gpt2
+from gptclf.gpt2.model import GPT2, check_gpt2, is_language_model
 from gptclf.gpt2.sharing import borrow
 from gptclf.gpt2.standard import is_standard
 from gptclf.saving.adapter_files import PREFIX, is_adapter
@@ -35,10 +35,10 @@ from gptclf.saving.adapter_record import (
     write_adapter_record,
 )
 from gptclf.saving.card import model_card
-from gptclf.saving.load_model import load_base
+from gptclf.saving.load_model import is_folded, load_base
 from gptclf.saving.peft_config import layer_names, layer_of, peft_names
 from gptclf.saving.peft_values import peft_values
-from gptclf.saving.record import ORIGINALS, SAVE_MARK
+from gptclf.saving.record import SAVE_MARK
 from gptclf.saving.save_model import (
     CARD,
     card_of,
@@ -50,7 +50,6 @@ from gptclf.saving.save_model import (
     tensors_of,
     to_json,
 )
-from gptclf.weights.locate import is_cached, locate
 
 logger = logging.getLogger(__name__)
 
@@ -107,12 +106,10 @@ def save_adapter(
     check_card(data, datasets, metrics)
     target = _target(folder)
     _check_adapter(model)
-    source = base if base is not None else model.base or model.source
-    named = None if source is None else str(source)
     extras = _extras(model)
-    _check_base(model, named, extras)
+    named, folded = _base_of(model, base, extras, target)
     ours = _held(model, extras)
-    theirs, replaced, saved, reason = _exported(model, ours, extras, named)
+    theirs, replaced, saved, reason = _exported(model, ours, extras, folded)
     if reason:
         logger.warning("%s: PEFT cannot load this adapter (%s); gptclf can", target, reason)
     originals = {name: ours[name] for name in (replaced if theirs is not None else ours)}
@@ -129,6 +126,7 @@ def save_adapter(
     if is_our_place(target / CARD):
         said: dict[str, Any] = {"data": data, "datasets": datasets, "metrics": metrics or {}}
         said |= {"measured_on": measured_on, "license": license, "adapter": _described(model, named)}
+        said |= {"base_model": named}
         writers[CARD] = text_writer(model_card(card_of(model, exported=theirs is not None, **said)))
     writers[ADAPTER] = text_writer(to_json(record))
     target.mkdir(parents=True, exist_ok=True)
@@ -171,50 +169,55 @@ def _check_adapter(model: GPT2) -> None:
 
 
 def _extras(model: GPT2) -> list[str]:
-    """Return the names, without factors, of the trunk's tensors that the adapter holds: whole layers, or biases."""
-    named = {
-        plain(name): p for name, p in model.named_parameters() if name.startswith("trunk.") and ".lora_" not in name
-    }
+    """Return the names, without factors, of the tensors that the adapter holds: whole layers, or biases.
+
+    They are the trunk's and a language model's matrix of its own. A classifier's head is held in any case.
+    """
+    inner = _inner(model)
+    named = {plain(name): p for name, p in model.named_parameters() if name.startswith(inner) and ".lora_" not in name}
     layers = dict(lora_layers(model))
     found = {name for name, p in named.items() if p.requires_grad or name in model.adapter_extras}
     biases = {name for name in named if name.endswith(".bias")}
     beneath = {f"{path}.bias" for path in layers if f"{path}.bias" in named}
     if found & beneath:  # PEFT has the biases of all layers with factors, or of none
         found |= beneath
-    if found == biases:
-        return [name for name in named if name in found]
-    whole = {layer_of(name) for name in found - beneath}
+    whole = {layer_of(name) for name in found - (biases if biases <= found else beneath)}
     return [name for name in named if name in found or layer_of(name) in whole]
 
 
 def _held(model: GPT2, extras: Sequence[str]) -> dict[str, Tensor]:
     """Return all that the adapter holds, by the model's names: factors, extras and the head."""
-    tensors = {name: tensor for name, tensor in tensors_of(model).items() if name.startswith("head.")}
-    tied = not any(True for _ in model.head.parameters())
-    factors = {name: p for name, p in model.named_parameters() if ".lora_" in name or plain(name) in extras}
-    frozen = model.head.record() is None and not any(p.requires_grad for p in model.head.parameters())
-    held = {name: p.detach().float() for name, p in factors.items()} | ({} if tied or frozen else tensors)
+    head = {} if is_language_model(model) else tensors_of(model)
+    held = {
+        name: p.detach().float() for name, p in model.named_parameters() if ".lora_" in name or plain(name) in extras
+    }
+    held |= {name: tensor for name, tensor in head.items() if name.startswith("head.")}
     return {name: tensor.cpu().contiguous() for name, tensor in held.items()}
 
 
+def _inner(model: GPT2) -> tuple[str, ...]:
+    """Return how the names start that PEFT's file has as they are: all but those of a classifier's head."""
+    return ("trunk.", "head.") if is_language_model(model) else ("trunk.",)
+
+
 def _exported(
-    model: GPT2, ours: Mapping[str, Tensor], extras: Sequence[str], base: str | None
+    model: GPT2, ours: Mapping[str, Tensor], extras: Sequence[str], folded_base: bool
 ) -> tuple[dict[str, Tensor] | None, list[str], list[str], str]:
     """Return PEFT's tensors, our names of those that they replace, the extras among them, and why there are none."""
-    layers = dict(lora_layers(model))
+    layers, inner = dict(lora_layers(model)), _inner(model)
     reason = model.head.export_problem() or ("" if model.task.exported() is not None else "its task is one of your own")
-    if not any(name.startswith("trunk.") for name in layers):
+    if not any(name.startswith(inner) for name in layers):
         reason = reason or "it has factors on the head alone"
     if reason:
         return None, [], [], reason
     head, replaced, saved = model.head.exported_as.removesuffix(".weight"), [], list(extras)
-    out: dict[str, Tensor] = {name: tensor for name, tensor in ours.items() if name.startswith("trunk.")}
+    out: dict[str, Tensor] = {name: tensor for name, tensor in ours.items() if name.startswith(inner)}
     for name, layer in layers.items():
         if layer.parts > 1:
             replaced += [f"{name}.lora_A.weight", f"{name}.lora_B.weight"]
             out |= dict(zip(replaced[-2:], layer.pair(), strict=True))
-    weight, bias = ours.get("head.output.weight"), ours.get("head.output.bias")
-    if "head.output" in layers:
+    weight, bias = out.get("head.output.weight", ours.get("head.output.weight")), ours.get("head.output.bias")
+    if "head.output" in layers and not is_language_model(model):
         weight, bias = layers["head.output"].merged()
         replaced += [name for name in ours if name.startswith("head.")]
     norm = {name: parameter.detach().float() for name, parameter in model.named_parameters() if name in _NORM}
@@ -225,7 +228,7 @@ def _exported(
         replaced += [name for name in ("head.output.bias", _NORM[1]) if name in ours and name not in replaced]
         out |= norm | {_NORM[1]: folded}
         logger.info("the folder holds the final norm; for servers that take the head alone, make it with bias=False")
-    elif _is_folded(base):  # in the base's own file the norm's shift is another one
+    elif folded_base:  # in the base's own file the norm's shift is another one
         out |= norm
     saved += [name for name in _NORM if name in out and name not in saved]
     if weight is not None:
@@ -236,7 +239,7 @@ def _exported(
 
 
 def _peft_config(model: GPT2, extras: Sequence[str], saved: Sequence[str], base: str | None) -> dict[str, Any]:
-    found = {name: layer for name, layer in lora_layers(model) if name.startswith("trunk.")}
+    found = {name: layer for name, layer in lora_layers(model) if name.startswith(_inner(model))}
     layers = {name: _plain_factors(factors_of(layer), layer.scale) for name, layer in found.items()}
     names = layer_names(model.config, model.head.exported_as.removesuffix(".weight"))
     parameters = [plain(name) for name, _ in model.named_parameters() if ".lora_" not in name]
@@ -254,28 +257,31 @@ def _plain_factors(options: Factors, scale: float) -> Factors:
     return options._replace(rank=rank, alpha=scale * rank, scaling="alpha/rank", parts=1)
 
 
-def _is_folded(base: str | None) -> bool:
-    return base is not None and (Path(base) / ORIGINALS).is_file()
+def _base_of(model: GPT2, base: str | Path | None, extras: Sequence[str], target: Path) -> tuple[str | None, bool]:
+    """Return the base's name, and whether its folder holds the final norm with the bias of a head folded in.
 
-
-def _check_base(model: GPT2, base: str | None, extras: Sequence[str]) -> None:
-    """Raise if the named base is at hand and is not what lies beneath the factors."""
-    if base is None:
-        logger.warning("the base has no name, so loading the adapter will need base=; save_adapter(base=) names it")
-        return
-    try:
-        found = locate(base)
-        if isinstance(found, str) and not is_cached(found, None, None):
-            raise FileNotFoundError(f"{found} is not in the cache")
-        beneath = load_base(base)
-    except OSError as error:
-        logger.info("the frozen tensors were not compared with %s: %s", base, error)
-        return
-    bits = bits_of(model)
-    digests = [base_digest(m, without=extras, matrices=bits is None) for m in (model, beneath)]
-    if digests[0] != digests[1]:
-        problem = f"the frozen tensors are not those of {base}, on which loading would put the adapter"
+    Raises:
+        ValueError: The bases that are at hand are not what lies beneath the factors.
+    """
+    known = [model.base, model.source] if base is None else [str(base)]
+    names, unknown = list(dict.fromkeys(filter(None, known))), list[str]()
+    matrices = bits_of(model) is None
+    digest = base_digest(model, without=extras, matrices=matrices)
+    for name in names:
+        try:
+            beneath, place = load_base(name, beside=target, network=False)
+        except (OSError, ValueError) as error:
+            logger.info("the frozen tensors were not compared with %s: %s", name, error)
+            unknown.append(name)
+            continue
+        if base_digest(beneath, without=extras, matrices=matrices) == digest:
+            return name, is_folded(place)
+    if names and not unknown:
+        problem = f"the frozen tensors are not those of {names[0]}, on which loading would put the adapter"
         raise ValueError(f"{problem}; save the base with save_model, and give its folder as base=")
+    if not names:
+        logger.warning("the base has no name, so loading the adapter will need base=; save_adapter(base=) names it")
+    return (unknown[0] if unknown else None), False
 
 
 def _described(model: GPT2, base: str | None) -> dict[str, str]:

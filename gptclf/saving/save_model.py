@@ -192,9 +192,7 @@ def card_of(model: GPT2, **said: Any) -> Card:
         trained={name: p.numel() for name, p in model.named_parameters() if p.requires_grad},
         looks_at=model.head.looks_at,
         policy=policy_of(model),
-        base_model=model.base,
-        **vars(model.preparation),
-        **said,
+        **{"base_model": model.base, **vars(model.preparation), **said},
     )
 
 
