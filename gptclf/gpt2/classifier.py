@@ -9,11 +9,10 @@ from torch import nn
 from gptclf.checks import integer
 from gptclf.gpt2.arithmetic import check_float32
 from gptclf.gpt2.config import GPT2Config
-from gptclf.gpt2.freezing import freeze
+from gptclf.gpt2.freezing import first_policy, freeze
 from gptclf.gpt2.heads import ClassifierHead, Head, check_head
 from gptclf.gpt2.initialise import initialise
 from gptclf.gpt2.model import GPT2, check_gpt2
-from gptclf.gpt2.quantized import quantized_layers
 from gptclf.gpt2.sharing import borrow
 from gptclf.tasks import SingleLabel, Task
 
@@ -77,7 +76,7 @@ def add_classifier_head(
         logger.warning("new classifier head, drawn from seed %d: %s. Train it before use.", seed, shapes)
     else:
         clf.head = build_head(head, model.config, task.n_outputs).to(model.device)
-    freeze(clf, trainable="head" if quantized_layers(clf.trunk.blocks[-1]) else "last_block")
+    freeze(clf, trainable=first_policy(clf))
     return clf
 
 

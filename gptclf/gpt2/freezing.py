@@ -59,6 +59,11 @@ def freeze(model: GPT2, *, trainable: Trainable = "last_block") -> None:
     logger.info("%s", trainable_report(model))
 
 
+def first_policy(model: GPT2) -> str:
+    """Return the policy of a new classifier: "last_block", or "head" if the last block is quantised."""
+    return "head" if quantized_layers(model.trunk.blocks[-1]) else "last_block"
+
+
 def policy_of(model: GPT2) -> str | None:
     """Return the named policy that gives a model's trainable parameters, or None if no policy does."""
     trained = {name for name, parameter in model.named_parameters() if parameter.requires_grad}

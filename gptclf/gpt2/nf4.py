@@ -21,6 +21,11 @@ _BELOW = (-1.0, -0.6961928, -0.52507305, -0.3949175, -0.28444138, -0.18477343, -
 _ABOVE = (0.0795803, 0.1609302, 0.2461123, 0.33791524, 0.44070983, 0.562617, 0.72295684, 1.0)
 
 
+def code_book() -> Tensor:
+    """Return the numbers of the 16 codes, rising."""
+    return torch.tensor(_BELOW + _ABOVE)
+
+
 def dynamic_code_book() -> Tensor:
     """Return the 256 numbers of the scales' codes, rising: a sign, an exponent of 10 and what bits are left.
 
@@ -37,9 +42,8 @@ def dynamic_code_book() -> Tensor:
 def _books(device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
     """Return the numbers of 4-bit codes, of 8-bit codes, and of bytes (256, 2), which are pairs of 4-bit codes."""
     with torch.inference_mode(False):  # kept, and used in training as well
-        book = torch.tensor(_BELOW + _ABOVE)
-        pairs = torch.cartesian_prod(book, book)
-        return book.to(device), dynamic_code_book().to(device), pairs.to(device)
+        books = code_book(), dynamic_code_book(), torch.cartesian_prod(code_book(), code_book())
+        return books[0].to(device), books[1].to(device), books[2].to(device)
 
 
 def quantize(x: Tensor) -> dict[str, Tensor]:

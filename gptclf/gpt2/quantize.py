@@ -1,14 +1,17 @@
 """`quantize`: a model whose frozen matrices are kept in 4 or 8 bits."""
 
 import logging
+from collections.abc import Mapping
 from typing import Any
+
+from torch import Tensor
 
 from gptclf.checks import choice
 from gptclf.gpt2.arithmetic import check_float32
 from gptclf.gpt2.layers import Linear
 from gptclf.gpt2.lora import MATRICES, place
 from gptclf.gpt2.model import GPT2, check_gpt2
-from gptclf.gpt2.quantized import BITS, QuantizedLinear, packed_of, quantized_layers
+from gptclf.gpt2.quantized import BITS, PACKED, QuantizedLinear, check_packed, packed_of, quantized_layers
 from gptclf.gpt2.sharing import borrow
 from gptclf.gpt2.standard import is_standard_alone
 
@@ -63,3 +66,19 @@ def quantize(model: GPT2, bits: str = "nf4") -> GPT2:
         parameter.requires_grad_(name in trained)
     logger.info("%d matrices quantised to %s", len(chosen), bits)
     return small
+
+
+def put_quantized(model: GPT2, tensors: Mapping[str, Tensor]) -> None:
+    """Put quantised layers over the matrices of a model whose codes are among `tensors`, by the model's names.
+
+    Raises:
+        ValueError: The tensors of a matrix do not fit it.
+    """
+    for path, part in list(model.trunk.blocks.named_modules(prefix="trunk.blocks")):
+        packed = {name: tensors[f"{path}.{name}"] for name in PACKED if f"{path}.{name}" in tensors}
+        if isinstance(part, Linear) and packed:
+            try:
+                check_packed(packed, (part.out_features, part.in_features))
+            except ValueError as error:
+                raise ValueError(f"{path}: {error}") from error
+            place(model, path, QuantizedLinear(part.in_features, part.out_features, packed, part.bias))

@@ -14,6 +14,9 @@ from gptclf.gpt2.layers import ALL, Linear
 
 BITS = ("nf4", "int8")
 
+# The names of the tensors that hold a matrix.
+PACKED = ("codes", "absmax", "nested_absmax", "offset")
+
 # bitsandbytes' factor in place of a division by 127.
 _STEP = 7.874015718698502e-3
 
@@ -44,9 +47,9 @@ class QuantizedLinear(Linear):
         super().__init__(in_features, out_features, bias=False, device="meta")
         self.register_parameter("weight", None)
         self.register_parameter("bias", bias)
-        self._names = tuple(packed)
-        for name, tensor in packed.items():
-            self.register_parameter(name, nn.Parameter(tensor, requires_grad=False))
+        for name in PACKED:
+            kept = nn.Parameter(packed[name], requires_grad=False) if name in packed else None
+            self.register_parameter(name, kept)
 
     @property
     def bits(self) -> str:
@@ -55,7 +58,7 @@ class QuantizedLinear(Linear):
 
     def packed(self) -> dict[str, nn.Parameter]:
         """Return the parameters that hold the matrix, by name."""
-        return {name: getattr(self, name) for name in self._names}
+        return {name: parameter for name in PACKED if (parameter := self._parameters[name]) is not None}
 
     def matrix(self, dtype: torch.dtype = torch.float32) -> Tensor:
         """Return the dequantised matrix (N, K)."""
@@ -126,7 +129,23 @@ def packed_of(weight: Tensor, bits: str) -> dict[str, Tensor]:
     weight = weight.detach().float()
     absmax = weight.abs().amax(dim=1)
     factor = (127.0 / absmax).nan_to_num(posinf=0.0)
-    return {"codes": (weight * factor[:, None]).round().to(torch.int8), "absmax": absmax}
+    return {"codes": (weight * factor[:, None]).round().to(torch.int8).contiguous(), "absmax": absmax}
+
+
+def check_packed(packed: Mapping[str, Tensor], shape: tuple[int, ...]) -> None:
+    """Raise a ValueError unless tensors hold a quantised matrix of this shape (N, K)."""
+    N, K = shape
+    blocks = -(-N * K // nf4.BLOCK)
+    codes = (torch.uint8, (-(-N * K // 2),))
+    nested = {"nested_absmax": (torch.float32, (-(-blocks // nf4.NESTED_BLOCK),)), "offset": (torch.float32, ())}
+    kinds: list[dict[str, Any]] = [
+        {"codes": codes, "absmax": (torch.uint8, (blocks,)), **nested},
+        {"codes": codes, "absmax": (torch.float32, (blocks,))},
+        {"codes": (torch.int8, (N, K)), "absmax": (torch.float32, (N,))},
+    ]
+    found = {name: (tensor.dtype, tuple(tensor.shape)) for name, tensor in packed.items()}
+    if found not in kinds:
+        raise ValueError(f"its tensors are {found}, but a matrix {shape} has {' or '.join(map(str, kinds))}")
 
 
 def dequantized(packed: Mapping[str, Tensor], shape: tuple[int, int], rows: slice, dtype: torch.dtype) -> Tensor:

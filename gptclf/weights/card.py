@@ -30,6 +30,7 @@ class Card:
         exported: Whether `transformers` can also load the folder.
         sizes: The sizes of the model by name, in order ("blocks": 12, ...).
         parameters: Total number of parameters.
+        quantized: The bits in which matrices of the blocks are kept, if not as floats: "nf4" or "int8".
         trained: Names of the trainable parameters, in order, with their sizes.
         policy: The policy that chose them, such as "last_block"; None if not known.
         looks_at: The tokens that the head looks at, such as "the last token"; "" if not known.
@@ -49,6 +50,7 @@ class Card:
     exported: bool
     sizes: Mapping[str, int] = field(default_factory=dict)
     parameters: int
+    quantized: Sequence[str] = ()
     trained: Mapping[str, int] = field(default_factory=dict)
     policy: str | None = None
     looks_at: str = ""
@@ -110,7 +112,8 @@ def _summary(card: Card) -> str:
     sizes = ", ".join(f"{value:,} {markdown_text(name)}" for name, value in card.sizes.items())
     shape = f"{card.parameters:,} parameters{f' ({sizes})' if sizes else ''}"
     base = f", fine-tuned from {markdown_code(card.base_model)}" if card.base_model else ""
-    return f"{card.task.summary} {shape}{base}."
+    bits = f" Matrices of its blocks are kept in {markdown_code(' and '.join(card.quantized))}." * bool(card.quantized)
+    return f"{card.task.summary} {shape}{base}.{bits}"
 
 
 def _labels(card: Card) -> str:
@@ -180,7 +183,8 @@ def _usage(card: Card) -> str:
     if not (card.exported and use.theirs):
         return text + "\n\n`transformers` cannot load it: its GPT-2 has no such head."
     theirs = "from transformers import pipeline\n\n" + use.theirs
-    text += f"\n\nOr with `transformers`:\n\n{_python(theirs)}"
+    needs = ", `bitsandbytes` and `accelerate`" * bool(card.quantized)
+    text += f"\n\nOr with `transformers`{needs}:\n\n{_python(theirs)}"
     if use.takes_texts and card.pad_to:
         text += (
             "\n\n`transformers` does not pad texts with tokens that count; its answers differ from gptclf's unless "

@@ -12,6 +12,8 @@ import torch
 from torch import Tensor
 
 from gptclf.gpt2.config import GPT2Config
+from gptclf.gpt2.quantized import PACKED
+from gptclf.weights.bitsandbytes_layout import check_quantization, packed_names, packed_to_theirs, take_packed
 from gptclf.weights.guess import guess_from_config, guess_from_tensors
 
 # Our module after `trunk.blocks.N.`, theirs after `h.N.`, and whether one matrix is the transpose of the other.
@@ -59,11 +61,7 @@ _KEYS = {
 }
 
 # Keys of a config.json that change the computation in a way that gptclf does not support.
-_REFUSED = {
-    "add_cross_attention": "cross-attention to an encoder",
-    "pruned_heads": "pruned attention heads",
-    "quantization_config": "quantized weights",
-}
+_REFUSED = {"add_cross_attention": "cross-attention to an encoder", "pruned_heads": "pruned attention heads"}
 
 
 def trunk_names(n_layers: int) -> dict[str, tuple[str, bool]]:
@@ -95,7 +93,7 @@ def from_hugging_face(
     source: str,
     without: Collection[str] = (),
 ) -> dict[str, Tensor]:
-    """Convert tensors to our names and layout, in float32. They are views if their type and layout allow it.
+    """Convert tensors to our names and layout, in float32 or quantised. They are views if type and layout allow it.
 
     Args:
         tensors: The tensors in the file, with or without the prefix `transformer.`; mask buffers are ignored.
@@ -116,6 +114,12 @@ def from_hugging_face(
             twice += [name] if plain in in_file else []
             in_file[plain] = name
     found = {plain: tensors[name] for plain, name in in_file.items()}
+    packed: dict[str, Tensor] = {}
+    for ours, (theirs, flip) in trunk_names(n_layers).items():
+        if flip and ours not in without:
+            parts = take_packed(found, theirs, shapes[ours], source)
+            packed |= {ours.removesuffix("weight") + part: tensor for part, tensor in parts.items()}
+    without = {*without, *packed_names(packed)[0]}
     heads = [name for name in ("score.weight", "lm_head.weight") if name in found]
     fitting = [name for name in heads if tuple(found[name].shape) == shapes.get("head.output.weight")]
     names = {**trunk_names(n_layers), "head.output.weight": ([*fitting, *heads, "lm_head.weight"][0], False)}
@@ -134,13 +138,21 @@ def from_hugging_face(
             'If the model is untied, write "tie_word_embeddings": false into config.json; otherwise remove the tensor'
         )
     # Master weights are float32, whatever the type in the file.
-    return {ours: (found[name].t() if flip else found[name]).float() for ours, (name, flip) in needed.items()}
+    floats = {ours: (found[name].t() if flip else found[name]).float() for ours, (name, flip) in needed.items()}
+    return floats | packed
 
 
 def to_hugging_face(parameters: Mapping[str, Tensor], config: GPT2Config) -> dict[str, Tensor]:
     """Convert trunk parameters to Hugging Face's names (prefix `transformer.`) and layout, contiguous, on the CPU."""
-    result = {}
+    result: dict[str, Tensor] = {}
+    shapes = trunk_shapes(config)
     for ours, (theirs, flip) in trunk_names(config.n_layers).items():
+        beside = ours.removesuffix("weight")
+        found = {part: parameters.get(beside + part) for part in PACKED}
+        packed = {part: tensor.detach().cpu().contiguous() for part, tensor in found.items() if tensor is not None}
+        if packed:
+            result |= packed_to_theirs("transformer." + theirs, packed, shapes[ours])
+            continue
         # Their layout always has this bias; zeros give the same result.
         absent = ours.endswith("qkv.bias") and not config.qkv_bias
         tensor = torch.zeros(3 * config.emb_dim) if absent else parameters[ours].detach()
@@ -213,6 +225,8 @@ def config_from_hugging_face(values: Mapping[str, Any], *, source: str) -> GPT2C
     for key, what in _REFUSED.items():
         if values.get(key):
             raise ValueError(f"{source} sets {key} = {values[key]!r}: gptclf does not support {what}")
+    if values.get("quantization_config"):
+        check_quantization(values["quantization_config"], source)
     if values.get("is_causal") is False:
         raise ValueError(f"{source} sets is_causal = False: gptclf's attention is always causal")
     activation = values.get("activation_function", "gelu_new")

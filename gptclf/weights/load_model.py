@@ -13,7 +13,7 @@ from torch import Tensor
 from gptclf import checks
 from gptclf.files.safetensors_file import read_safetensors
 from gptclf.gpt2.classifier import HeadSource, build_head
-from gptclf.gpt2.freezing import freeze
+from gptclf.gpt2.freezing import first_policy, freeze
 from gptclf.gpt2.heads import ClassifierHead, Head, head_from_record
 from gptclf.gpt2.model import GPT2
 from gptclf.gpt2.sharing import own_parameters
@@ -22,6 +22,7 @@ from gptclf.tasks import SingleLabel, Task, check_labels, task_from_record
 from gptclf.tokenizer.bpe import read_tokenizer
 from gptclf.tokenizer.find import find_tokenizer
 from gptclf.weights import opened
+from gptclf.weights.bitsandbytes_layout import packed_names
 from gptclf.weights.book import is_book, read_book
 from gptclf.weights.folders import CONFIG, WEIGHTS, read_files, read_weights
 from gptclf.weights.locate import fetch, fetch_optional, hub_name, is_cached
@@ -56,7 +57,7 @@ def load_model(
 
     Returns:
         The model in eval mode. The parameters that were trainable when it was saved are trainable again. If gptclf
-        did not save it, the last block, final norm and head are trainable.
+        did not save it, the last block, final norm and head are trainable, or the head alone over a quantised block.
 
     Raises:
         FileNotFoundError: The folder or one of its files is missing.
@@ -81,7 +82,7 @@ def load_model(
         model = _load_ours(source, head, task)
     else:
         model = _load_book(source, classes, settings) if source.is_file() else _load_theirs(source)
-        freeze(model, trainable="last_block")
+        freeze(model, trainable=first_policy(model))
     # The last block's matrices are transposed views on the file, and it multiplies only the few rows that the head
     # reads. Products of few rows round differently in another layout than that of fresh weights, so without a copy a
     # reloaded model's answers would differ from the saved one's in the last bits.
@@ -131,8 +132,10 @@ def _load_ours(source: Path, given_head: HeadSource | None, given_task: Task | N
     head = _head_of(record, given_head, task, source)
     shapes = opened.shapes_of(record.config, task=task, head=head)
     others = {f"head.{name}" for name in (head.state_dict() if head is not None else ())} - set(shapes)
+    replaced, packed = packed_names(record.originals)
+    others |= packed  # their shapes are checked when they are put into the model
     with damaged(source / OURS):
-        check_tensors_named(record, set(shapes), others)
+        check_tensors_named(record, set(shapes) - replaced, others)
     originals: dict[str, Tensor] = {}
     for name in [WEIGHTS] * record.exported + [ORIGINALS] * bool(record.originals):
         originals, metadata = read_safetensors(source / name)

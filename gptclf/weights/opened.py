@@ -9,6 +9,7 @@ from torch import Tensor
 from gptclf.gpt2.config import GPT2Config
 from gptclf.gpt2.heads import Head
 from gptclf.gpt2.model import GPT2
+from gptclf.gpt2.quantize import put_quantized
 from gptclf.gpt2.sharing import fill
 from gptclf.tasks import Task
 from gptclf.weights.folders import CONFIG, read_config, read_weights
@@ -36,6 +37,7 @@ def build(opened: Opened, *, task: Task | None = None, head: Head | None = None)
     if task is not None:
         task.check_outputs()
     model, tensors = GPT2(opened.config, task=task, head=head, device="meta"), dict(opened.tensors)
+    put_quantized(model, tensors)
     fill(model, {name: tensors.pop(name) for name, _ in model.named_parameters() if name in tensors})
     if tensors:  # the buffers of a user's head
         model.load_state_dict(tensors, strict=False)

@@ -24,8 +24,11 @@ from gptclf.files.safetensors_file import tensor_writer
 from gptclf.gpt2.freezing import policy_of
 from gptclf.gpt2.heads import Head, blank_like
 from gptclf.gpt2.model import GPT2, check_gpt2
+from gptclf.gpt2.quantize import put_quantized
+from gptclf.gpt2.quantized import count_weights, quantized_layers
 from gptclf.gpt2.standard import difference
 from gptclf.tokenizer.bpe import tokenizer_files
+from gptclf.weights.bitsandbytes_layout import quantization_config
 from gptclf.weights.card import Card, is_our_card, model_card
 from gptclf.weights.folders import CONFIG, INDEX, TORCH_INDEX, TORCH_WEIGHTS, WEIGHTS
 from gptclf.weights.hugging_face import config_to_hugging_face, to_hugging_face
@@ -105,7 +108,7 @@ def save_model(
     if theirs is not None:
         writers[WEIGHTS] = tensor_writer(theirs, {"format": "pt", SAVE_MARK: mark})
         end = model.tokenizer.eot_token if vocabulary else model.config.vocab_size - 1
-        config = config_to_hugging_face(model.config, end) | (model.task.exported() or {})
+        config = config_to_hugging_face(model.config, end) | (model.task.exported() or {}) | quantization_config(theirs)
         writers[CONFIG] = text_writer(_to_json(config))
     if originals:
         writers[ORIGINALS] = tensor_writer(originals, {SAVE_MARK: mark})
@@ -155,7 +158,9 @@ def _tensors_of(model: GPT2) -> dict[str, Tensor]:
     """
     if not isinstance(model.head, Head):
         raise TypeError(f"model.head is a {type(model.head).__name__}; save_model needs a gptclf.Head: subclass it")
-    tensors = {name: parameter.detach().float() for name, parameter in model.named_parameters()}
+    tensors = {
+        name: p.detach().float() if p.is_floating_point() else p.detach() for name, p in model.named_parameters()
+    }
     others = {f"head.{name}": tensor for name, tensor in model.head.state_dict().items()}
     return tensors | {name: tensor for name, tensor in others.items() if name not in tensors}
 
@@ -169,7 +174,8 @@ def _card(model: GPT2, **said: Any) -> Card:
         name=model.task.title,
         task=model.task.card(),
         sizes=sizes,
-        parameters=sum(p.numel() for p in model.parameters()),
+        parameters=count_weights(model),
+        quantized=sorted({layer.bits for layer in quantized_layers(model).values()}),
         trained={name: p.numel() for name, p in model.named_parameters() if p.requires_grad},
         looks_at=model.head.looks_at,
         policy=policy_of(model),
@@ -220,6 +226,7 @@ def _check_whole(model: GPT2, tensors: Mapping[str, Tensor]) -> None:
     """
     head = blank_like(model.head, model.config.emb_dim, model.task.n_outputs)
     whole = GPT2(model.config, task=model.task, head=head, device="meta")
+    put_quantized(whole, tensors)
     expected = {name: tuple(p.shape) for name, p in whole.named_parameters()}
     found = {name: tuple(tensors[name].shape) for name, _ in model.named_parameters()}
     wrong = [name for name in {**expected, **found} if expected.get(name) != found.get(name)]
