@@ -19,11 +19,13 @@ import tempfile
 from pathlib import Path
 
 import torch
+from adapter_contests import ADAPTER_PARTS
 from contests import PARTS as CLASSIFIER_PARTS
 from contests import Bench
 from text_contests import bench_checkpoint, bench_generate, bench_round_trip
 
-PARTS = {**CLASSIFIER_PARTS, "generate": bench_generate, "checkpoint": bench_checkpoint, "round-trip": bench_round_trip}
+TEXT_PARTS = {"generate": bench_generate, "checkpoint": bench_checkpoint, "round-trip": bench_round_trip}
+PARTS = {**CLASSIFIER_PARTS, **TEXT_PARTS, **ADAPTER_PARTS}
 
 
 def ratios(b: Bench) -> dict[str, float]:
@@ -63,6 +65,16 @@ def ratios(b: Bench) -> dict[str, float]:
             "gptclf: recipe, last 4 blocks",
         ),
     }
+    every, last = "LoRA on every block, one epoch", "LoRA on the last 4 blocks, recipe"
+    pairs |= {
+        f"{every}: PEFT / gptclf": (f"PEFT: {every}", f"gptclf: {every}"),
+        f"{last}: PEFT / gptclf": (f"PEFT: {last}", f"gptclf: {last}"),
+        f"{last} again: PEFT / gptclf": (f"PEFT: {last}", f"gptclf: {last} again, other lr"),
+        "six classifiers: share of one's": ("gptclf: six classifiers at once", "gptclf: one classifier"),
+    }
+    for tokens in (256, 512, 1024):
+        steps = (f"gptclf: {name} step, {tokens} tokens" for name in ("QLoRA", "LoRA"))
+        pairs[f"QLoRA step, {tokens} tokens: share of LoRA's"] = (next(steps), next(steps))
     found = {name: b.median(peer) / b.median(ours) for name, (peer, ours) in pairs.items()}
     return {name: ratio for name, ratio in found.items() if ratio == ratio}
 
@@ -94,7 +106,7 @@ def main() -> None:
     parser.add_argument(
         "--data", default="sms", help="'sms' (UCI, downloaded), the SMS file, or 'messages' (generated)"
     )
-    usual = [name for name in PARTS if name not in ("whole-book", "xl", "round-trip")]
+    usual = [name for name in PARTS if name not in ("whole-book", "xl", "round-trip", "xl-qlora")]
     parser.add_argument("--only", nargs="*", choices=PARTS, default=usual)
     parser.add_argument("--banking", type=Path, help="folder of Banking77's files, for the exactness figures")
     parser.add_argument("--checkpoint", type=Path, help="folder with OpenAI's TensorFlow checkpoint")

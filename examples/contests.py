@@ -325,8 +325,6 @@ def _product_rate(D: int, dtype: torch.dtype) -> float:
 
 def bench_processes(b: Bench) -> None:
     """Measure what needs its own process: memory, start-up, growth."""
-    data = b.folder / "parts.json"
-    data.write_text(json.dumps(b.parts))
     for name, repeats in PROBES:
         for _ in range(1 if b.tiny else repeats):
             isolated(b, name, b.folder)
@@ -334,6 +332,7 @@ def bench_processes(b: Bench) -> None:
 
 def isolated(b: Bench, name: str, folder: Path) -> None:
     """Run one measurement of isolated.py in its own process and record its result."""
+    (folder / "parts.json").write_text(json.dumps(b.parts))
     command = [sys.executable, str(Path(__file__).parent / "isolated.py"), name, str(folder), str(b.width)]
     result = subprocess.run(command, capture_output=True, text=True, check=False)
     if result.returncode:
@@ -388,16 +387,20 @@ def bench_exactness(b: Bench) -> None:
         )
 
 
-def bench_xl(b: Bench) -> None:
-    """Measure GPT-2 XL: full-size random weights in a folder, the recipe in a process whose memory is sampled."""
+def xl_folder(b: Bench) -> Path:
+    """Return a folder with full-size random weights of GPT-2 XL and the texts."""
     folder = b.out / "xl"
     config = GPT2Config(emb_dim=48, n_heads=3, n_layers=4, vocab_size=4096) if b.tiny else PRESETS["gpt2-xl"]
     if not folder.exists():
         xl = GPT2(config, seed=0)
         xl.tokenizer = b.gpt2.tokenizer
         save_model(xl, folder)
-    (folder / "parts.json").write_text(json.dumps(b.parts))
-    isolated(b, "XL recipe", folder)
+    return folder
+
+
+def bench_xl(b: Bench) -> None:
+    """Measure GPT-2 XL: the recipe in a process whose memory is sampled."""
+    isolated(b, "XL recipe", xl_folder(b))
 
 
 PARTS = {

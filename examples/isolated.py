@@ -113,17 +113,56 @@ def xl_recipe(folder: Path, width: int) -> dict[str, float]:
     }
 
 
+def memory_lora(folder: Path, width: int) -> dict[str, float]:
+    """Measure peak memory of an epoch with LoRA factors in every block."""
+    from gptclf import TextDataset, add_classifier_head, apply_lora, load_gpt2, train
+
+    watch = AnonymousMemory()
+    clf = apply_lora(add_classifier_head(load_gpt2(str(folder)), classes=["ham", "spam"], seed=123), seed=123)
+    data = TextDataset(*_parts(folder)[0], tokenizer=clf.tokenizer, classes=clf.classes, max_length=width)
+    train(clf, data, epochs=1, eval_batches=1, progress=False)
+    return {"anonymous (MB)": watch.peak / 1e6, "resident (MB)": watch.resident / 1e6}
+
+
+def memory_peft(folder: Path, width: int) -> dict[str, float]:
+    """Measure peak memory of tuned PEFT, one epoch with factors in every block."""
+    import peers
+
+    watch = AnonymousMemory()
+    peers.peft_seconds(folder, _encoded(folder, width), epochs=1)
+    return {"anonymous (MB)": watch.peak / 1e6, "resident (MB)": watch.resident / 1e6}
+
+
+def xl_qlora(folder: Path, width: int) -> dict[str, float]:
+    """Measure memory and seconds of 20 steps of GPT-2 XL over NF4, factors in every block, with recomputation."""
+    from gptclf import Callback, TextDataset, add_classifier_head, apply_lora, load_gpt2, quantize, train
+
+    class Clock(Callback):
+        def on_step(self, run: Any, step: Any) -> None:
+            times.append(time.perf_counter())
+
+    watch, start, times = AnonymousMemory(), time.perf_counter(), []
+    gpt2 = quantize(load_gpt2(str(folder)), "nf4")
+    ready = time.perf_counter()
+    clf = apply_lora(add_classifier_head(gpt2, classes=["ham", "spam"], seed=123), seed=123)
+    texts, labels = _parts(folder)[0]
+    data = TextDataset(texts[:160], labels[:160], tokenizer=clf.tokenizer, classes=clf.classes, max_length=width)
+    history = train(clf, data, epochs=1, recompute=True, eval_batches=1, callbacks=[Clock()], progress=False)
+    return {
+        "steps": len(history.steps),
+        "seconds to quantise": ready - start,
+        "seconds per step": (times[-1] - times[0]) / (len(times) - 1),
+        "anonymous (MB)": watch.peak / 1e6,
+        "resident (MB)": watch.resident / 1e6,
+    }
+
+
 def memory_trainer(folder: Path, width: int) -> dict[str, float]:
     """Measure peak memory of tuned Trainer, one epoch."""
     import peers
 
-    from gptclf import TextDataset, load_gpt2
-
     watch = AnonymousMemory()
-    texts, labels = _parts(folder)[0]
-    data = TextDataset(texts, labels, tokenizer=load_gpt2(str(folder)).tokenizer, max_length=width)
-    rows = [(ids.tolist(), i) for ids, i in zip(data.rows(), data.targets().tolist(), strict=True)]
-    peers.trainer_epoch(folder, rows, trainable="last_block", tuned=True, precision="bfloat16")
+    peers.trainer_epoch(folder, _encoded(folder, width), trainable="last_block", tuned=True, precision="bfloat16")
     return {"anonymous (MB)": watch.peak / 1e6, "resident (MB)": watch.resident / 1e6}
 
 
@@ -152,6 +191,13 @@ def growth(folder: Path, width: int, texts: int) -> dict[str, float]:
     return {"tokens": tokens, "seconds per 1,000 tokens": 1000 * taken / tokens, "anonymous (MB)": watch.peak / 1e6}
 
 
+def _encoded(folder: Path, width: int) -> list[tuple[list[int], int]]:
+    from gptclf import TextDataset, load_gpt2
+
+    data = TextDataset(*_parts(folder)[0], tokenizer=load_gpt2(str(folder)).tokenizer, max_length=width)
+    return [(ids.tolist(), i) for ids, i in zip(data.rows(), data.targets().tolist(), strict=True)]
+
+
 def _parts(folder: Path) -> Any:
     return json.loads((folder / "parts.json").read_text())
 
@@ -165,6 +211,9 @@ def main() -> None:
         "memory, gptclf": memory_ours,
         "memory, Trainer": memory_trainer,
         "XL recipe": xl_recipe,
+        "XL QLoRA": xl_qlora,
+        "memory, LoRA": memory_lora,
+        "memory, PEFT": memory_peft,
     }
     texts = 0 if name in run else 1000 * int(name.split()[1].rstrip("k"))
     found = run[name](folder, width) if name in run else growth(folder, width, texts)

@@ -6,7 +6,6 @@ with its text-classification pipeline; and with an inference loop tuned by hand.
 """
 
 import json
-import tempfile
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -147,42 +146,81 @@ def trainer_epoch(folder: Path, rows: Rows, *, trainable: str, tuned: bool, prec
     Tuned: bf16 if asked for, rows grouped by length, no reporting, no saving, no evaluation. Padding to the longest row
     of each batch and fused AdamW are defaults.
     """
+    trainer = _trainer(folder, hugging_face(folder, trainable=trainable), rows, tuned, precision, max_steps=steps)
+    start = time.perf_counter()
+    trainer.train()
+    return time.perf_counter() - start
+
+
+def peft_seconds(
+    folder: Path, rows: Rows, *, epochs: int, layers: list[int] | None = None, rank: int = 16, tests: Rows | None = None
+) -> float:
+    """Time PEFT's LoRA under tuned Trainer in bf16: some epochs and the answers to `tests`, from weights loaded.
+
+    Args:
+        folder: The saved GPT-2.
+        rows: The training rows.
+        epochs: Passes over them.
+        layers: The blocks whose four matrices have factors; None means all.
+        rank: The rank.
+        tests: Rows to answer at the end.
+    """
+    from peft import LoraConfig, get_peft_model
+
+    torch.manual_seed(123)
+    some = {} if layers is None else {"layers_to_transform": layers, "layers_pattern": "h"}
+    config = LoraConfig(
+        task_type="SEQ_CLS",
+        r=rank,
+        lora_alpha=16,
+        target_modules=["attn.c_attn", "attn.c_proj", "mlp.c_fc", "mlp.c_proj"],
+        fan_in_fan_out=True,
+        **some,
+    )
+    model = get_peft_model(hugging_face(folder, trainable="none"), config)
+    trainer = _trainer(folder, model, rows, True, "bfloat16", num_train_epochs=epochs)
+    start = time.perf_counter()
+    trainer.train()
+    if tests is not None:
+        trainer.predict(_features(tests))
+    return time.perf_counter() - start
+
+
+def _features(rows: Rows) -> list[dict[str, Any]]:
+    return [{"input_ids": ids, "attention_mask": [1] * len(ids), "labels": label} for ids, label in rows]
+
+
+def _trainer(folder: Path, model: Any, rows: Rows, tuned: bool, precision: str, **options: Any) -> Any:
     from transformers import DataCollatorWithPadding, GPT2TokenizerFast, Trainer, TrainingArguments
 
     tokenizer = GPT2TokenizerFast.from_pretrained(folder)
     tokenizer.pad_token = tokenizer.eos_token
-    data = [{"input_ids": ids, "attention_mask": [1] * len(ids), "labels": label} for ids, label in rows]
-    choices: dict[str, Any] = {}
+    choices: dict[str, Any] = {"num_train_epochs": 1} | options
     if tuned:
-        choices = {
+        choices |= {
             "bf16": precision == "bfloat16",
             "train_sampling_strategy": "group_by_length",
             "save_strategy": "no",
             "lr_scheduler_type": "constant",
             "max_grad_norm": 0.0,
+            "per_device_eval_batch_size": 32,
         }
-    with tempfile.TemporaryDirectory() as out:
-        trainer = Trainer(
-            model=hugging_face(folder, trainable=trainable),
-            args=TrainingArguments(
-                out,
-                num_train_epochs=1,
-                max_steps=steps,
-                per_device_train_batch_size=8,
-                learning_rate=5e-5,
-                weight_decay=0.1,
-                use_cpu=True,
-                report_to=[],
-                disable_tqdm=True,
-                seed=123,
-                **choices,
-            ),
-            train_dataset=data,
-            data_collator=DataCollatorWithPadding(tokenizer),
-        )
-        start = time.perf_counter()
-        trainer.train()
-        return time.perf_counter() - start
+    return Trainer(
+        model=model,
+        args=TrainingArguments(
+            str(folder / "trainer"),
+            per_device_train_batch_size=8,
+            learning_rate=5e-5,
+            weight_decay=0.1,
+            use_cpu=True,
+            report_to=[],
+            disable_tqdm=True,
+            seed=123,
+            **choices,
+        ),
+        train_dataset=_features(rows),
+        data_collator=DataCollatorWithPadding(tokenizer),
+    )
 
 
 def tuned_inference(

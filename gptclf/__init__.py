@@ -18,8 +18,9 @@ from gptclf.gpt2.lora import apply_lora, merge_lora
 from gptclf.gpt2.model import GPT2
 from gptclf.gpt2.quantize import quantize
 from gptclf.gpt2.stages import frozen_depth
-from gptclf.inference.evaluate import Evaluation, dataset_accuracy, dataset_loss, evaluate
+from gptclf.inference.evaluate import Evaluation, dataset_accuracy, dataset_loss, evaluate, evaluate_many
 from gptclf.inference.predict import Prediction, predict, predict_proba, predict_stream
+from gptclf.inference.predict_many import predict_many, predict_proba_many
 from gptclf.language.generate import generate, generate_ids
 from gptclf.language.scoring import perplexity, token_log_probs
 from gptclf.language.zero_shot import ZeroShot, zero_shot
@@ -35,6 +36,7 @@ from gptclf.training.recipe import Recipe
 from gptclf.training.run import Callback, Run
 from gptclf.training.train import train, train_lm
 from gptclf.version import __version__
+from gptclf.weights.load_adapter import load_adapter
 from gptclf.weights.load_gpt2 import load_gpt2
 from gptclf.weights.load_model import load_model
 from gptclf.weights.openai import load_gpt2_params_from_tf_ckpt
@@ -45,12 +47,13 @@ from gptclf.weights.save_model import save_model
 __all__ = ["GPT2", "GPT2Config", "load_gpt2", "load_model", "save_model"]
 __all__ += ["download_openai_checkpoint", "load_gpt2_params_from_tf_ckpt"]
 __all__ += ["ClassifierHead", "Head", "Linear", "add_classifier_head", "freeze", "frozen_depth", "trainable_report"]
-__all__ += ["apply_lora", "merge_lora", "quantize"]
+__all__ += ["apply_lora", "load_adapter", "merge_lora", "quantize"]
 __all__ += ["NextToken", "SingleLabel", "Task"]
 __all__ += ["Batch", "Batches", "Preparation", "TextDataset", "TextWindows", "shared_texts", "split"]
 __all__ += ["Callback", "EarlyStopping", "Estimate", "History", "KeepBest", "Recipe", "Run", "Scores", "Step"]
 __all__ += ["batch_loss", "clear_features", "estimate", "train", "train_lm"]
 __all__ += ["Evaluation", "Prediction", "evaluate", "predict", "predict_proba", "predict_stream"]
+__all__ += ["evaluate_many", "predict_many", "predict_proba_many"]
 __all__ += ["dataset_accuracy", "dataset_loss"]
 __all__ += ["ZeroShot", "generate", "generate_ids", "perplexity", "token_log_probs", "zero_shot"]
 __all__ += ["__version__", "text_to_token_ids", "token_ids_to_text"]

@@ -8,7 +8,14 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-PAGES = ["README.md", "docs/getting-started.md", "docs/extending.md", "docs/chapter-5.md", "docs/chapter-6.md"]
+PAGES = [
+    "README.md",
+    "docs/getting-started.md",
+    "docs/extending.md",
+    "docs/adapters.md",
+    "docs/chapter-5.md",
+    "docs/chapter-6.md",
+]
 
 
 def code_blocks(page: str) -> list[tuple[int, str]]:

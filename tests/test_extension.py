@@ -29,6 +29,7 @@ from gptclf import (
     Task,
     TextDataset,
     add_classifier_head,
+    apply_lora,
     batch_loss,
     evaluate,
     freeze,
@@ -336,3 +337,10 @@ def test_a_callback_stops_a_run() -> None:
     assert history.stopped == "good enough"
     assert len(history.epochs) < 50
     assert history.epochs[-1].train_loss < 0.5
+
+
+def test_factors_go_on_no_layer_that_does_not_know_its_matrix() -> None:
+    clf = adapted(add_classifier_head(wide(), classes=["ham", "spam"], seed=1), 1)
+    with pytest.raises(ValueError, match=r"'blocks.1' matches no matrix"):
+        apply_lora(clf, 4, targets="blocks.1")
+    assert "blocks.1." not in " ".join(name for name, _ in apply_lora(clf, 4).named_parameters() if "lora" in name)

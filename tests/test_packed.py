@@ -18,9 +18,10 @@ from gptclf.features.frozen_prefix import FrozenPrefix, compute_chunk
 from gptclf.gpt2 import arithmetic
 from gptclf.gpt2.arithmetic import BFLOAT16, FLOAT32, Arithmetic, activated, evaluating
 from gptclf.gpt2.config import ACTIVATIONS
+from gptclf.gpt2.heads import reads_of
 from gptclf.gpt2.layers import Linear
 from gptclf.gpt2.learner import Learner
-from gptclf.gpt2.packed import RowGroup, advance, embed, outputs_at_end, row_groups
+from gptclf.gpt2.packed import RowGroup, advance, before_norm, embed, row_groups
 from gptclf.gpt2.trunk import Block, Trunk
 
 LENGTHS = [1, 2, 2, 5, 5, 5, 17, 33]
@@ -50,6 +51,14 @@ def last_block(clf: GPT2) -> Block:
 
 def stream(tokens: int, width: int = 24, seed: int = 3) -> Tensor:
     return torch.randn(tokens, width, generator=torch.Generator().manual_seed(seed))
+
+
+def outputs_at_end(
+    block: nn.Module | None, norm: nn.Module | None, head: nn.Module, x: Tensor, groups: list[RowGroup]
+) -> Tensor:
+    """The outputs in float32 from the residual stream before the last block."""
+    found = [x if norm is None else norm(x) for x in before_norm(block, x, groups, reads_of(head), FLOAT32)]
+    return torch.cat([head(hidden if hidden.dim() == 3 else hidden[:, None], None) for hidden in found])
 
 
 def relative_error(found: Tensor, expected: Tensor) -> float:
@@ -192,7 +201,7 @@ def test_packed_logits_equal_the_models(odd_config: GPT2Config, pooling: str, le
         x = embed(clf.trunk.embed, torch.cat(rows), groups, capacity=sum(lengths), width=24)
         for block in list(clf.trunk.blocks)[:-1]:
             advance(block, x, groups, FLOAT32)
-        logits = outputs_at_end(last_block(clf), clf.trunk.norm, clf.head, x, groups, FLOAT32)
+        logits = outputs_at_end(last_block(clf), clf.trunk.norm, clf.head, x, groups)
         expected = torch.cat([clf.head(clf.trunk(row[None]), None) for row in rows])
     torch.testing.assert_close(logits, expected, rtol=1e-5, atol=1e-5)
 
@@ -203,7 +212,7 @@ def test_packed_logits_of_a_head_alone_equal_the_heads(odd_config: GPT2Config, p
     x = stream(sum(LENGTHS))
     rows = torch.split(x.clone(), LENGTHS)
     for norm in (None, clf.trunk.norm):
-        logits = outputs_at_end(None, norm, clf.head, x.clone(), groups_of(LENGTHS), FLOAT32)
+        logits = outputs_at_end(None, norm, clf.head, x.clone(), groups_of(LENGTHS))
         expected = torch.cat([clf.head(row[None] if norm is None else norm(row[None]), None) for row in rows])
         torch.testing.assert_close(logits, expected, rtol=1e-5, atol=1e-5)
 
@@ -215,9 +224,9 @@ def test_watched_last_block_is_called_on_rows_of_one_length(odd_config: GPT2Conf
     groups, shapes = groups_of(LENGTHS), []
     x = stream(sum(LENGTHS))
     with evaluating(clf):
-        expected = outputs_at_end(last_block(clf), clf.trunk.norm, clf.head, x.clone(), groups, FLOAT32)
+        expected = outputs_at_end(last_block(clf), clf.trunk.norm, clf.head, x.clone(), groups)
         last_block(clf).get_submodule(part).register_forward_hook(lambda m, given, y: shapes.append(tuple(y.shape[:2])))
-        logits = outputs_at_end(last_block(clf), clf.trunk.norm, clf.head, x.clone(), groups, FLOAT32)
+        logits = outputs_at_end(last_block(clf), clf.trunk.norm, clf.head, x.clone(), groups)
     assert shapes == [(group.rows, group.length) for group in groups]
     torch.testing.assert_close(logits, expected, rtol=1e-5, atol=1e-5)
 
@@ -230,7 +239,7 @@ def test_last_block_watched_at_its_later_parts_is_called_on_rows_of_one_length(
     groups, shapes = groups_of(LENGTHS), []
     last_block(clf).get_submodule(part).register_forward_hook(lambda m, given, y: shapes.append(tuple(y.shape[:2])))
     with evaluating(clf):
-        outputs_at_end(last_block(clf), clf.trunk.norm, clf.head, stream(sum(LENGTHS)), groups, FLOAT32)
+        outputs_at_end(last_block(clf), clf.trunk.norm, clf.head, stream(sum(LENGTHS)), groups)
     assert shapes == [(group.rows, group.length) for group in groups]
 
 

@@ -33,7 +33,7 @@ from gptclf import (
     train,
 )
 from gptclf.gpt2.heads import POOLINGS, ClassifierHead
-from gptclf.inference.predict import compute_outputs
+from gptclf.inference.outputs import compute_outputs
 
 CONFIG = GPT2Config(vocab_size=257, context_length=40, emb_dim=24, n_heads=3, n_layers=3, mlp_dim=56)
 TOKENIZER = byte_tokenizer()

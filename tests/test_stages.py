@@ -213,7 +213,7 @@ def test_what_is_neither_name_nor_number_is_an_error(value: object) -> None:
 
 
 def test_lora_needs_a_model_that_has_it() -> None:
-    with pytest.raises(ValueError, match="needs a model with LoRA adapters"):
+    with pytest.raises(ValueError, match="needs a model with LoRA layers"):
         freeze(classifier(), trainable="lora")
 
 

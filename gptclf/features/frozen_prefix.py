@@ -9,7 +9,6 @@ import hashlib
 import json
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
@@ -19,6 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from gptclf.features.store import FeatureStore, text_key
+from gptclf.files.digest import tensor_digests
 from gptclf.gpt2.arithmetic import Arithmetic, evaluating, piece_size
 from gptclf.gpt2.heads import reads_of
 from gptclf.gpt2.model import GPT2
@@ -87,11 +87,9 @@ class FrozenPrefix:
         for name, stage in line:
             named = (*stage.named_parameters(), *stage.named_buffers())
             tensors |= {f"{name}.{key}": tensor.detach() for key, tensor in named}
-        with ThreadPoolExecutor(4) as pool:  # hashing releases the interpreter's lock
-            digests = pool.map(_digest_of, tensors.values())
         values = {
             "version": _VERSION,
-            "weights": [list(pair) for pair in zip(tensors, digests, strict=True)],
+            "weights": [list(pair) for pair in zip(tensors, tensor_digests(tensors.values()), strict=True)],
             "modules": [part for _, stage in line for part in described(stage)],
             "config": self.model.config.to_dict(),
             "depth": self.depth,
@@ -199,15 +197,6 @@ def prefix_seconds(prefix: FrozenPrefix, tokens: int) -> float:
             x[0, 0].item()  # waits for the device
             taken = time.perf_counter() - start
     return taken * prefix.n_blocks * tokens / piece
-
-
-def _digest_of(tensor: Tensor) -> str:
-    # Read in memory order, because making a transposed view contiguous takes longer than reading it.
-    crosswise = tensor.dim() == 2 and tensor.t().is_contiguous()
-    flat = (tensor.t() if crosswise else tensor).cpu().contiguous()
-    digest = hashlib.sha256(f"{tuple(tensor.shape)} {tensor.dtype} {crosswise}".encode())
-    digest.update(flat.flatten().view(torch.uint8).numpy().data)
-    return digest.hexdigest()
 
 
 def _probe(device: torch.device, arithmetic: Arithmetic, width: int) -> str:

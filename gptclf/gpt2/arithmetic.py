@@ -75,8 +75,9 @@ class _Packed:
     def __init__(self, weight: Tensor, bias: Tensor | None, pack: Any, linear: Any) -> None:
         self.weight, self.bias, self.linear = pack(weight.contiguous(), _PIECE["cpu"]), bias, linear
 
-    def __call__(self, x: Tensor, activation: str = "none", form: str = "") -> Tensor:
-        return self.linear(x, self.weight, self.bias, activation, [], form)  # type: ignore[no-any-return]
+    def __call__(self, x: Tensor, activation: str = "none", form: str = "", bias: Tensor | None = None) -> Tensor:
+        bias = self.bias if bias is None else bias
+        return self.linear(x, self.weight, bias, activation, [], form)  # type: ignore[no-any-return]
 
 
 def activated(kernel: Kernel, activation: str) -> Kernel:

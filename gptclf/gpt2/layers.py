@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from gptclf.gpt2.arithmetic import Arithmetic
+from gptclf.gpt2.frozen import KeptKernels, frozen_product, product_type
 from gptclf.gpt2.gradients import KeptGradients, View, look_up, product
 from gptclf.gpt2.standard import is_standard_alone
 
@@ -26,6 +27,7 @@ class Linear(nn.Linear):
     Attributes:
         folds: Whether `rows` and `onto` may replace `forward`: False while the layer draws randomness.
         gradients: Where gradients of the weight are accumulated, on a learner's layers; None leaves them to autograd.
+        kernels: Where a frozen weight is kept cast and laid out, on a learner's layers; None casts it in each product.
     """
 
     standard = True
@@ -33,6 +35,7 @@ class Linear(nn.Linear):
     equivalents = ("rows", "onto", "prepared")
     folds: bool = True
     gradients: KeptGradients | None = None
+    kernels: KeptKernels | None = None
 
     def reset_parameters(self) -> None:
         """Skip torch's random initialisation: weights are loaded, or drawn later by `initialise`."""
@@ -40,7 +43,9 @@ class Linear(nn.Linear):
     def forward(self, x: Tensor) -> Tensor:
         """Map (..., K) to (..., N)."""
         if self.gradients is None or not self.gradients.holds(self.weight):
-            return F.linear(x, self.weight, self.bias)
+            lower = self.kernels is not None and product_type(x) != self.weight.dtype
+            frozen = lower and not self.weight.requires_grad
+            return frozen_product(x, self) if frozen else F.linear(x, self.weight, self.bias)
         rows = product(x.reshape(-1, x.shape[-1]), self.weight, torch.t, self.bias, self.gradients)
         return rows.view(*x.shape[:-1], self.out_features)
 
@@ -83,6 +88,19 @@ class Linear(nn.Linear):
     def multiply(self, x: Tensor, rows: slice, view: View, bias: Tensor | None = None) -> Tensor:
         """Multiply x (..., M, K) by a view (..., K, n) of some rows of the matrix, and add a bias (n,)."""
         return product(x, self.weight, lambda w: view(w[rows]), bias, self.gradients)
+
+    def times(self, x: Tensor, bias: Tensor | None = None) -> Tensor:
+        """Compute x Wᵀ + b (M, N) of x (M, K) in the type of x, without gradients."""
+        bias = None if bias is None else bias.to(x.dtype)
+        if self.kernels is None or x.dtype == self.weight.dtype:
+            return F.linear(x, self.weight.detach().to(x.dtype), bias)
+        return self.kernels.of(self.weight, x.dtype)(x, bias=bias)
+
+    def times_transposed(self, y: Tensor) -> Tensor:
+        """Compute y W (M, K) of y (M, N) in the type of y, without gradients."""
+        if self.kernels is None or y.dtype == self.weight.dtype:
+            return y @ self.weight.detach().to(y.dtype)
+        return self.kernels.of(self.weight, y.dtype, transposed=True)(y)
 
     def prepared(self, arithmetic: Arithmetic) -> Callable[[Tensor], Tensor]:
         """Return the layer as a function of (M, K) without gradients, its matrix cast and laid out once."""

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from gptclf.gpt2.frozen import KeptKernels
 from gptclf.gpt2.gradients import KeptGradients
 from gptclf.gpt2.layers import Dropout, Embedding, Linear
 from gptclf.gpt2.line import Line
@@ -73,6 +74,7 @@ class Learner(Line):
             self.head = head
         self.generator = None if seed is None else torch.Generator(model.device).manual_seed(seed)
         gradients = KeptGradients() if keep_gradients else None
+        kernels = KeptKernels() if keep_gradients and not recompute else None  # recomputing is for when memory is short
         for part in self.modules():
             if type(part) is nn.Dropout and seed is not None:  # the user's; here it is the learner's own
                 part.__class__ = Dropout
@@ -80,6 +82,8 @@ class Learner(Line):
                 part.generator = self.generator
             elif isinstance(part, Linear | Embedding):
                 part.gradients = gradients
+                if isinstance(part, Linear):
+                    part.kernels = kernels
         self.is_plain = self.whole is None
         self.train(training)
         foreign = [(name, part) for name, part in (self.whole or self).named_modules() if not is_standard_alone(part)]

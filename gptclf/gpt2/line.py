@@ -11,10 +11,15 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pad_sequence
 
 from gptclf.gpt2.attend import packed
+from gptclf.gpt2.frozen import product_type
 from gptclf.gpt2.heads import check_lengths, reads_of
 from gptclf.gpt2.sharing import refuse_borrowed_gradients
 from gptclf.gpt2.standard import is_standard
 from gptclf.gpt2.trunk import can_pool
+
+# Packed tokens are filled up to a multiple of this in lower precision: for each new shape of a product, oneDNN compiles
+# a kernel, which takes as long as the product of a small batch.
+_MULTIPLE = 16
 
 
 class Line(nn.Module):
@@ -86,14 +91,12 @@ class Line(nn.Module):
         rows: list[int] | None = None  # while the tokens are packed
         for block, own in zip(blocks[:-1] if pooled is not None else blocks, standard, strict=False):
             if own and packs is not None and rows is None:
-                rows = packs.tolist()
-                real = (torch.arange(T) < packs[:, None]).flatten().nonzero().squeeze(1)
-                x = x[:, :T].flatten(0, 1).index_select(0, real)[None]
+                x, rows = _packed(x[:, :T], packs)
             elif not own and rows is not None:  # a block of another class is called as it is
-                x, rows = _unpacked(x, rows, T), None
+                x, rows = _unpacked(x, rows, T, B), None
             x = self._call(block, x) if rows is None else self._call(block, x, packed(rows))
         if rows is not None:
-            x = _unpacked(x, rows, T)
+            x = _unpacked(x, rows, T, B)
         if pooled is None:
             return self.head(self._normed(x), lengths)  # type: ignore[no-any-return]
         last = torch.full((B,), T - 1, device=x.device) if lengths is None else lengths - 1
@@ -112,8 +115,18 @@ class Line(nn.Module):
         return block(*given)  # type: ignore[no-any-return]
 
 
-def _unpacked(x: Tensor, rows: list[int], width: int) -> Tensor:
+def _packed(x: Tensor, lengths: Tensor) -> tuple[Tensor, list[int]]:
+    """Return the rows of (B, T, D) one after the other (1, N, D), and their lengths, one more than B if filled up."""
+    rows = lengths.tolist()
+    real = (torch.arange(x.shape[1]) < lengths[:, None]).flatten().nonzero().squeeze(1)
+    if (filling := -len(real) % _MULTIPLE) and product_type(x).itemsize < 4:
+        rows.append(filling)
+        real = torch.cat([real, real.new_zeros(filling)])
+    return x.flatten(0, 1).index_select(0, real)[None], rows
+
+
+def _unpacked(x: Tensor, rows: list[int], width: int, B: int) -> Tensor:
     """Return rows that lie one after the other (1, N, D) as (B, T, D), with zeros on the right."""
-    padded = pad_sequence(list(torch.split(x[0], rows)), batch_first=True)
+    padded = pad_sequence(list(torch.split(x[0], rows)[:B]), batch_first=True)
     short = width - padded.shape[1]
     return padded if not short else torch.nn.functional.pad(padded, (0, 0, 0, short))

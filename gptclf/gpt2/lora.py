@@ -58,7 +58,7 @@ def apply_lora(
         scale: "alpha/rank" (LoRA), "alpha/sqrt(rank)" (rsLoRA: Kalajdzievski, 2023) or "alpha" (the book's bonus to
             chapter 6).
         init: "default" draws A as PEFT does, uniform within 1/sqrt(K); "book" as the book's appendix E does, within
-            1/sqrt(r).
+            1/sqrt(r), and gives query, key and value factors of their own, as in the book's three matrices.
         seed: Seed of A; None draws one from torch's global generator. It is logged.
 
     Raises:
@@ -70,11 +70,11 @@ def apply_lora(
         >>> from gptclf import add_classifier_head, load_gpt2, trainable_report
         >>> clf = add_classifier_head(load_gpt2("nano"), classes=["ham", "spam"], seed=123)
         >>> print(trainable_report(apply_lora(clf, rank=8, blocks=2, seed=123)))
-        55,682 of 2,720,258 parameters train (2.05 %): blocks.2, blocks.3, head
+        49,538 of 2,714,114 parameters train (1.83 %): blocks.2, blocks.3, head
     """
     check_gpt2(model)
     check_float32(model, "LoRA goes on")
-    _check_no_factors(model)
+    check_no_factors(model)
     choice("init", init, INITS)
     choice("scale", scale, tuple(SCALES))
     rate = number("dropout", dropout, most=1)
@@ -85,10 +85,11 @@ def apply_lora(
     layers = []
     for path in chosen:
         base: Any = adapted.get_submodule(path)
-        narrow = min(base.in_features, base.out_features)
-        if ranks[path] > narrow:
-            raise ValueError(f"rank is {ranks[path]}, but {path} is only {narrow} wide; give 1 to {narrow}")
-        layer = LoRALinear(base, ranks[path], alphas[path], scaling=scale, dropout=rate)
+        widest = max(base.in_features, base.out_features)
+        if ranks[path] > widest:
+            raise ValueError(f"rank is {ranks[path]}, but {path} is only {widest} wide; give 1 to {widest}")
+        parts = 3 if init == "book" and path.endswith(".qkv") else 1
+        layer = LoRALinear(base, ranks[path], alphas[path], scaling=scale, dropout=rate, parts=parts)
         place(adapted, path, layer)
         layers.append(layer)
     seed = _draw(layers, init, seed)
@@ -119,7 +120,7 @@ def merge_lora(model: GPT2) -> GPT2:
     merged = borrow(model)
     for path, layer in list(lora_layers(merged)):
         place(merged, path, linear_of(*layer.merged()))
-    return merged.requires_grad_(False)
+    return merged
 
 
 def place(model: nn.Module, path: str, layer: nn.Module) -> None:
@@ -137,7 +138,8 @@ def linear_of(weight: Tensor, bias: Tensor | None) -> Linear:
     return layer
 
 
-def _check_no_factors(model: GPT2) -> None:
+def check_no_factors(model: GPT2) -> None:
+    """Raise if a model has layers with factors."""
     found = [name for name, _ in lora_layers(model)]
     if found:
         remedy = "merge them first (merge_lora), or give the model they were put on"
@@ -146,15 +148,14 @@ def _check_no_factors(model: GPT2) -> None:
 
 def _chosen(model: GPT2, targets: str | Iterable[str], blocks: Blocks) -> list[str]:
     """Return the names of the layers that targets and blocks select, in the model's order."""
-    wanted = [targets] if isinstance(targets, str) else list(targets)
+    wanted = list(targets) if isinstance(targets, Iterable) and not isinstance(targets, str) else [targets]
     if not wanted or not all(isinstance(target, str) and target for target in wanted):
-        raise TypeError(f"targets is {targets!r}; give names or patterns of matrices, such as {', '.join(MATRICES)}")
+        kind = ValueError if all(isinstance(target, str) for target in wanted) else TypeError
+        raise kind(f"targets is {targets!r}; give names or patterns of matrices, such as {', '.join(MATRICES)}")
     prefixes = tuple(f"trunk.blocks.{i}." for i in block_numbers(model, blocks))
-    paths = [
-        name
-        for name, part in model.named_modules()
-        if hasattr(part, "onto") and hasattr(part, "merged") and name.startswith((*prefixes, "head."))
-    ]
+    layers = {name: part for name, part in model.named_modules() if name.startswith((*prefixes, "head."))}
+    within = tuple(f"{name}." for name, part in layers.items() if isinstance(part, nn.Linear))  # parts of a layer
+    paths = [name for name, part in layers.items() if takes_factors(part) and not name.startswith(within)]
     chosen: set[str] = set()
     for target in wanted:
         found = [path for path in paths if matches(path, target)]
@@ -166,6 +167,16 @@ def _chosen(model: GPT2, targets: str | Iterable[str], blocks: Blocks) -> list[s
     return [path for path in paths if path in chosen]
 
 
+def takes_factors(layer: nn.Module) -> bool:
+    """Return True if a layer's class defines its matrix's products where it defines `forward`, or below."""
+    kind = type(layer)
+    owner = next(i for i, base in enumerate(kind.__mro__) if "forward" in vars(base))
+    return all(
+        any(method in vars(base) for base in kind.__mro__[: owner + 1])
+        for method in ("times", "times_transposed", "merged")
+    )
+
+
 def matches(path: str, target: str) -> bool:
     """Return True if a target names the layer or something above it, by its whole name or the end of one.
 
@@ -173,7 +184,7 @@ def matches(path: str, target: str) -> bool:
         >>> [matches("trunk.blocks.3.mlp.up", target) for target in ("up", "mlp", "blocks.3", "blocks.*.up", "down")]
         [True, True, True, True, False]
     """
-    return any(fnmatchcase("." + path + ".", f"*.{part}.*") for part in (target.strip("."),))
+    return fnmatchcase(f".{path}.", f"*.{target.strip('.')}.*")
 
 
 def block_numbers(model: GPT2, blocks: Blocks) -> list[int]:

@@ -42,6 +42,8 @@ class GPT2(Line):
         classes: List of labels in column order of the outputs, or None if the task has no classes.
         tokenizer: The `tiktoken.Encoding`, found on first use.
         base: Name of the published weights it started from, or None.
+        source: The folder, file or hub repository that its weights were read from, or None.
+        adapter_extras: Names of the trunk's tensors that a loaded adapter brought beside factors and head.
         preparation: How texts were prepared in training; `predict` prepares them in the same way.
 
     Example:
@@ -70,6 +72,8 @@ class GPT2(Line):
             head = LMHead(config, self.trunk.embed.token)
         self.head: Head = ClassifierHead(config.emb_dim, self.task.n_outputs) if head is None else head
         self.base: str | None = None
+        self.source: str | None = None
+        self.adapter_extras: tuple[str, ...] = ()
         self.preparation = Preparation()
         self.tokenizer_source: Callable[[], Any] | None = None
         self._tokenizer: Any = None
@@ -142,6 +146,11 @@ def check_gpt2(model: object) -> GPT2:
     if not isinstance(model, GPT2):
         raise TypeError(f"model is a {type(model).__name__}; it must be a gptclf GPT2, as load_gpt2 returns")
     return model
+
+
+def is_language_model(model: GPT2) -> bool:
+    """Return True if a model predicts the next token, so that a classifier can be made of it."""
+    return isinstance(model.task, NextToken)
 
 
 def check_classifier(model: object) -> None:

@@ -18,7 +18,6 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from gptclf.gpt2.arithmetic import Arithmetic, activated, piece_size
-from gptclf.gpt2.heads import reads_of
 from gptclf.gpt2.standard import is_standard
 from gptclf.gpt2.trunk import Block, TokenPositions, can_pool
 
@@ -124,18 +123,21 @@ def advance(block: nn.Module, x: Tensor, groups: Groups, arithmetic: Arithmetic)
         stream += down_of(up_of(block.norm2(stream).to(dtype)))
 
 
-def outputs_at_end(
-    block: nn.Module | None, norm: nn.Module | None, head: nn.Module, x: Tensor, groups: Groups, arithmetic: Arithmetic
-) -> Tensor:
-    """Compute the outputs (rows, n_outputs) from the residual stream before the last block, where the head looks."""
-    reads = reads_of(head)
+def before_norm(block: nn.Module | None, x: Tensor, groups: Groups, reads: str, arithmetic: Arithmetic) -> list[Tensor]:
+    """Compute the residual stream after the last block where a head `reads`: (rows, D), or if all, each (rows, T, D).
+
+    Args:
+        block: The block; None returns x itself at those positions.
+        x: Packed tokens before the block, which may change.
+        groups: Its rows, of rising length.
+        reads: "last", "first" or "all".
+        arithmetic: The arithmetic of a whole block; one position is computed in float32.
+    """
     if reads != "all":
-        hidden = at_position(block, x, groups, reads)
-        return head((hidden if norm is None else norm(hidden))[:, None], None).float()  # type: ignore[no-any-return]
+        return [at_position(block, x, groups, reads)]
     if block is not None:
         advance(block, x, groups, arithmetic)
-    rows = [group.of(x) if norm is None else norm(group.of(x)) for group in groups]
-    return torch.cat([head(hidden, None).float() for hidden in rows])
+    return [group.of(x) for group in groups]
 
 
 def at_position(block: nn.Module | None, x: Tensor, groups: Groups, reads: str, *, fixed: bool = False) -> Tensor:

@@ -6,9 +6,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
+from torch.nn import functional as F
 
 from gptclf.gpt2 import nf4
 from gptclf.gpt2.arithmetic import Arithmetic
+from gptclf.gpt2.frozen import frozen_product
 from gptclf.gpt2.gradients import View
 from gptclf.gpt2.layers import ALL, Linear
 
@@ -66,8 +68,15 @@ class QuantizedLinear(Linear):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (..., K) to (..., N)."""
-        rows = self.multiply(x.reshape(-1, x.shape[-1]), ALL, torch.t, self.bias)
-        return rows.view(*x.shape[:-1], self.out_features)
+        return frozen_product(x, self)
+
+    def times(self, x: Tensor, bias: Tensor | None = None) -> Tensor:
+        """Compute x Wᵀ + b (M, N) of x (M, K) in the type of x, without gradients."""
+        return F.linear(x, self.matrix(x.dtype), None if bias is None else bias.to(x.dtype))
+
+    def times_transposed(self, y: Tensor) -> Tensor:
+        """Compute y W (M, K) of y (M, N) in the type of y, without gradients."""
+        return y @ self.matrix(y.dtype)
 
     def multiply(self, x: Tensor, rows: slice, view: View, bias: Tensor | None = None) -> Tensor:
         """Multiply by rows of the matrix, as `Linear.multiply` does; only these rows are dequantised."""

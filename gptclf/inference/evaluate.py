@@ -1,7 +1,7 @@
-"""`evaluate`: measures and every answer on a labelled data set."""
+"""`evaluate` and `evaluate_many`: measures and every answer on a labelled data set."""
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,9 @@ from gptclf.features.reuse import kept_features
 from gptclf.gpt2.arithmetic import casting, evaluating
 from gptclf.gpt2.learner import Learner
 from gptclf.gpt2.model import GPT2, check_classifier, check_encoding
-from gptclf.inference.predict import compute_outputs, warn_of_fresh_head
+from gptclf.inference.outputs import compute_all, compute_outputs
+from gptclf.inference.predict import warn_of_fresh_head
+from gptclf.inference.predict_many import check_classifiers
 from gptclf.plotting import data_frame
 from gptclf.preparation import Preparation
 from gptclf.tasks import Task
@@ -112,19 +114,68 @@ def evaluate(
         >>> evaluate(clf, data).probabilities.shape
         (2, 2)
     """
-    rows = labelled_rows(model, dataset)
-    warn_of_fresh_head(model, stacklevel=2)
-    difference = dataset.preparation.difference(model.preparation)
-    # The default says nothing: another library trained the model, or it was trained without a limit.
-    if difference and model.preparation != Preparation():
-        logger.warning("the data set was prepared with %s; predict would prepare it differently", difference)
-    depth, (inputs,) = kept_features(model, rows, precision=precision, cache_dir=check_cache(cache_dir))
-    scored = Learner(model, depth) if depth else model
-    outputs = compute_outputs(scored, inputs, batch_size=batch_size, precision=precision)
-    targets = torch.from_numpy(rows.targets(model.task))
-    measures, details = model.task.scores(outputs, targets), model.task.details(outputs, targets)
-    given, answers = list(rows.given), model.task.answers(outputs)
-    return Evaluation(model.task, measures, details, outputs.numpy(), given, answers, dataset.texts)
+    (evaluation,) = _evaluations([model], dataset, batch_size, precision, cache_dir)
+    return evaluation
+
+
+def evaluate_many(
+    models: Sequence[GPT2],
+    dataset: TextDataset,
+    *,
+    batch_size: int | None = None,
+    precision: str = "auto",
+    cache_dir: str | Path | None = None,
+) -> list[Evaluation]:
+    """Measure several classifiers: `[evaluate(model, dataset) for model in models]`, bit for bit.
+
+    As in `predict_many`, what the models share is computed once, and so are features of equal frozen parts. The
+    arguments are those of `evaluate`.
+
+    Raises:
+        TypeError: There is no list of models, or one of them is not a classifier.
+        ValueError: The list of models is empty.
+
+    Example:
+        >>> from gptclf import add_classifier_head, load_gpt2
+        >>> import warnings; warnings.simplefilter("ignore")  # the heads are untrained, and evaluate_many says so
+        >>> gpt2 = load_gpt2("nano")
+        >>> models = [add_classifier_head(gpt2, classes=["ham", "spam"], seed=seed) for seed in (0, 1)]
+        >>> data = TextDataset(["hi", "win!"], ["ham", "spam"], tokenizer=gpt2.tokenizer)
+        >>> [len(evaluation.predictions) for evaluation in evaluate_many(models, data)]
+        [2, 2]
+    """
+    return _evaluations(check_classifiers(models), dataset, batch_size, precision, cache_dir)
+
+
+def _evaluations(
+    models: list[GPT2], dataset: TextDataset, batch_size: int | None, precision: str, cache_dir: str | Path | None
+) -> list[Evaluation]:
+    scored: list[GPT2 | Learner] = []
+    inputs, targets, folder = [], [], check_cache(cache_dir)
+    for model in models:
+        rows = labelled_rows(model, dataset)
+        warn_of_fresh_head(model, stacklevel=3)
+        difference = dataset.preparation.difference(model.preparation)
+        # The default says nothing: another library trained the model, or it was trained without a limit.
+        if difference and model.preparation != Preparation():
+            logger.warning("the data set was prepared with %s; predict would prepare it differently", difference)
+        depth, (its,) = kept_features(model, rows, precision=precision, cache_dir=folder)
+        scored.append(Learner(model, depth) if depth else model)
+        inputs.append(its)
+        targets.append(torch.from_numpy(rows.targets(model.task)))
+    found = compute_all(scored, inputs, batch_size=batch_size, precision=precision)
+    return [
+        Evaluation(
+            model.task,
+            model.task.scores(outputs, true),
+            model.task.details(outputs, true),
+            outputs.numpy(),
+            list(dataset.given),
+            model.task.answers(outputs),
+            dataset.texts,
+        )
+        for model, outputs, true in zip(models, found, targets, strict=True)
+    ]
 
 
 def dataset_loss(

@@ -1,7 +1,7 @@
 """`predict` and `predict_proba`: answers to new texts, independent of their order and batching."""
 
 import warnings
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any
@@ -12,14 +12,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from gptclf.checks import integer
-from gptclf.data.batches import Rows
 from gptclf.data.dataset import TextDataset
 from gptclf.data.rows import check_source, check_text
-from gptclf.gpt2.arithmetic import arithmetic_for, casting, evaluating, resolve_precision
-from gptclf.gpt2.learner import Learner
+from gptclf.gpt2.arithmetic import resolve_precision
 from gptclf.gpt2.model import GPT2, check_classifier
-from gptclf.gpt2.packed import advance, chunks_of, embed, outputs_at_end, row_groups
-from gptclf.metrics import check_finite
+from gptclf.inference.outputs import compute_all
 from gptclf.progress import Meter
 from gptclf.tasks import Task
 
@@ -69,7 +66,8 @@ def predict(
         >>> len(predict(clf, ["you won a prize", "see you at six"]))
         2
     """
-    outputs = _text_outputs(model, texts, batch_size, precision, progress)
+    check_classifier(model)
+    (outputs,) = text_outputs([model], texts, batch_size=batch_size, precision=precision, progress=progress)
     return model.task.answers(outputs)
 
 
@@ -83,7 +81,8 @@ def predict_proba(
     Raises:
         TypeError: The model's task has no probabilities.
     """
-    outputs = _text_outputs(model, texts, batch_size, precision, progress)
+    check_classifier(model)
+    (outputs,) = text_outputs([model], texts, batch_size=batch_size, precision=precision, progress=progress)
     return model.task.probabilities(outputs)
 
 
@@ -120,66 +119,45 @@ def predict_stream(
 def _stream(model: GPT2, texts: Iterator[str], window: int, precision: str) -> Iterator[Prediction]:
     numbered = (check_text(text, number) for number, text in enumerate(texts))
     while some := list(islice(numbered, window)):
-        outputs = _text_outputs(model, some, None, precision, False)
+        (outputs,) = text_outputs([model], some, precision=precision)
         for label, row in zip(model.task.answers(outputs), outputs.numpy(), strict=True):
             yield Prediction(label, row.copy(), model.task)  # the view would keep the whole window
 
 
-def _text_outputs(model: GPT2, texts: Iterable[str], batch_size: int | None, precision: str, progress: bool) -> Tensor:
-    check_classifier(model)
-    dataset = TextDataset(texts, tokenizer=model.tokenizer, **vars(model.preparation))
-    dataset = dataset.within(model.config.context_length)
-    warn_of_fresh_head(model, stacklevel=3)
-    # A text that occurs more than once is computed once.
-    number: dict[bytes, int] = {}
-    answer = [number.setdefault(ids.tobytes(), len(number)) for ids in dataset.rows()]
-    _, first = np.unique(answer, return_index=True)
-    once = dataset if len(first) == len(dataset) else dataset.subset(first)
-    with Meter(len(once.ids), "predicting", unit="tok", enabled=progress) as meter:
-        outputs = compute_outputs(model, once, batch_size=batch_size, precision=precision, report=meter.update)
-    return outputs[answer]
-
-
-def compute_outputs(
-    model: GPT2 | Learner,
-    rows: Rows,
+def text_outputs(
+    models: Sequence[GPT2],
+    texts: Iterable[str],
     *,
     batch_size: int | None = None,
     precision: str,
-    report: Callable[[int], None] = lambda positions: None,
-) -> Tensor:
-    """Compute the outputs (N, n_outputs) of a data set's rows, float32, on the CPU."""
-    batch_size = integer("batch_size", batch_size, 1, optional=True)
-    outputs = torch.empty(len(rows), model.task.n_outputs, dtype=torch.float32)
-    order = np.argsort(rows.lengths, kind="stable")
-    with evaluating(model) as still, torch.autocast(model.device.type, enabled=False):
-        for chunk in chunks_of(rows.lengths[order], batch_size):
-            chosen = order[chunk]
-            found = _chunk_outputs(still, rows, chosen, precision).cpu()
-            if found.shape != (len(chosen), outputs.shape[1]):
-                problem = f"the head gives outputs of shape {tuple(found.shape)} for {len(chosen)} texts"
-                raise ValueError(f"{problem}, but the task {model.task} has {outputs.shape[1]} outputs per text")
-            outputs[chosen] = found
-            report(int(rows.lengths[chosen].sum()))
-    check_finite(outputs, model)
-    return outputs
+    progress: bool = False,
+) -> list[Tensor]:
+    """Return the outputs of each model on texts, prepared as in its training, float32."""
+    check_source(texts)
+    texts = list(texts)
+    prepared: dict[Any, tuple[TextDataset, list[int]]] = {}
+    rows, answers = [], []
+    for model in models:
+        warn_of_fresh_head(model, stacklevel=3)
+        key = id(model.tokenizer), model.preparation, model.config.context_length
+        if key not in prepared:
+            prepared[key] = _prepared(model, texts)
+        once, answer = prepared[key]
+        rows.append(once)
+        answers.append(answer)
+    with Meter(sum(len(once.ids) for once in rows), "predicting", unit="tok", enabled=progress) as meter:
+        found = compute_all(models, rows, batch_size=batch_size, precision=precision, report=meter.update)
+    return [outputs[answer] for outputs, answer in zip(found, answers, strict=True)]
 
 
-def _chunk_outputs(model: GPT2 | Learner, rows: Rows, chosen: NDArray[np.int64], precision: str) -> Tensor:
-    """Compute the outputs of rows, sorted by length, together."""
-    lengths = rows.lengths[chosen]
-    if not model.is_plain:
-        with casting(precision, model):  # the model's own call does more than its parts
-            counts = torch.from_numpy(lengths).to(model.device)
-            return model(rows.padded(chosen).to(model.device), counts).float()  # type: ignore[no-any-return]
-    x, groups = rows.packed(chosen).to(model.device), row_groups(lengths)
-    arithmetic = arithmetic_for(precision, model, int(lengths.sum()))
-    if model.embed is not None:
-        x = embed(model.embed, x, groups, capacity=len(x), width=model.config.emb_dim)
-    blocks = model.blocks
-    for block in blocks[:-1]:
-        advance(block, x, groups, arithmetic)
-    return outputs_at_end(blocks[-1] if blocks else None, model.norm, model.head, x, groups, arithmetic)
+def _prepared(model: GPT2, texts: list[str]) -> tuple[TextDataset, list[int]]:
+    """Return rows in which a text that occurs more than once is only once, and the row of each text."""
+    dataset = TextDataset(texts, tokenizer=model.tokenizer, **vars(model.preparation))
+    dataset = dataset.within(model.config.context_length)
+    number: dict[bytes, int] = {}
+    answer = [number.setdefault(ids.tobytes(), len(number)) for ids in dataset.rows()]
+    _, first = np.unique(answer, return_index=True)
+    return dataset if len(first) == len(dataset) else dataset.subset(first), answer
 
 
 def warn_of_fresh_head(model: GPT2, *, stacklevel: int) -> None:

@@ -21,7 +21,7 @@ _MODEL_TYPES = {name.lower(): name for name in _COMMON.split()} | {
     "openai-gpt": "GPT-1, the model before GPT-2",
 }
 
-_LORA = "a LoRA adapter: load the model it was trained on, with the adapter merged into it (PEFT's merge_and_unload)"
+_LORA = "a LoRA adapter: put it on the model that it was trained on with load_adapter, or load both with load_model"
 
 # A pattern that occurs only in the parameter names of one architecture, the most specific first.
 _TENSORS = (

@@ -178,6 +178,17 @@ def check_shapes(
         in_file: The names of the tensors in the file, if they differ.
         **problems: More problems, as in `check_tensors`.
     """
+    problems |= shape_problems(found, wanted, spare, in_file)
+    check_tensors(source, found, "hold this GPT-2", **problems)
+
+
+def shape_problems(
+    found: Mapping[str, Tensor],
+    wanted: Mapping[str, tuple[int, ...]],
+    spare: Collection[str] = (),
+    in_file: Mapping[str, str] | None = None,
+) -> dict[str, list[str]]:
+    """Return the tensors that are missing, unexpected and misshapen; the arguments are those of `check_shapes`."""
     names = {name: name for name in found} if in_file is None else in_file
     misshapen = [
         f"{names[name]} is {found[name].dtype} {tuple(found[name].shape)} instead of floats {shape}"
@@ -186,10 +197,10 @@ def check_shapes(
     ]
     missing = [name for name in wanted if name not in found]
     unexpected = [names[name] for name in found if name not in wanted and name not in spare]
-    check_tensors(source, found, missing=missing, unexpected=unexpected, misshapen=misshapen, **problems)
+    return {"missing": missing, "unexpected": unexpected, "misshapen": misshapen}
 
 
-def check_tensors(source: str, names: Collection[str], **problems: list[str]) -> None:
+def check_tensors(source: str, names: Collection[str], /, what: str = "hold this GPT-2", **problems: list[str]) -> None:
     """Raise a ValueError that lists the problems by kind and guesses which architecture has these names.
 
     Example:
@@ -206,7 +217,7 @@ def check_tensors(source: str, names: Collection[str], **problems: list[str]) ->
     ]
     if parts:
         guess = guess_from_tensors(names)
-        raise ValueError(f"{source} does not hold this GPT-2: {'; '.join(parts)}{'. ' + guess if guess else ''}")
+        raise ValueError(f"{source} does not {what}: {'; '.join(parts)}{'. ' + guess if guess else ''}")
 
 
 def config_from_hugging_face(values: Mapping[str, Any], *, source: str) -> GPT2Config:

@@ -106,6 +106,7 @@ def load_gpt2(
     if pretrained:
         model = opened.build(Opened(config, found.tensors))
         model.base = "nano" if place == NANO else repo
+        model.source = repo or (None if place is None else str(place.resolve()))
     else:
         model = GPT2(config, device="meta").to_empty(device="cpu").requires_grad_(False)
         # Drawn here, not in GPT2(), so that the seed can be logged.

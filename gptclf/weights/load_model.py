@@ -1,7 +1,6 @@
 """`load_model`: loads a model that `save_model`, `transformers` or the book's code saved, also from the hub."""
 
 import functools
-import json
 from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
@@ -12,21 +11,35 @@ from torch import Tensor
 
 from gptclf import checks
 from gptclf.files.safetensors_file import read_safetensors
-from gptclf.gpt2.classifier import HeadSource, build_head
+from gptclf.gpt2.classifier import HeadSource
 from gptclf.gpt2.freezing import first_policy, freeze
-from gptclf.gpt2.heads import ClassifierHead, Head, head_from_record
+from gptclf.gpt2.heads import ClassifierHead
 from gptclf.gpt2.model import GPT2
+from gptclf.gpt2.quantize import quantize
 from gptclf.gpt2.sharing import own_parameters
-from gptclf.hub.download import cached_file, hub_file
-from gptclf.tasks import SingleLabel, Task, check_labels, task_from_record
+from gptclf.hub.download import EntryNotFoundError, cached_file, hub_file
+from gptclf.tasks import SingleLabel, Task, check_labels
 from gptclf.tokenizer.bpe import read_tokenizer
 from gptclf.tokenizer.find import find_tokenizer
 from gptclf.weights import opened
+from gptclf.weights.adapter_files import fetch_adapter, is_adapter, open_adapter
+from gptclf.weights.adapter_record import bits_of
 from gptclf.weights.bitsandbytes_layout import packed_names
 from gptclf.weights.book import is_book, read_book
 from gptclf.weights.folders import CONFIG, WEIGHTS, read_files, read_weights
-from gptclf.weights.locate import fetch, fetch_optional, hub_name, is_cached
-from gptclf.weights.record import ORIGINALS, OURS, SAVE_MARK, Record, check_tensors_named, damaged, read_record
+from gptclf.weights.load_adapter import put_on
+from gptclf.weights.load_gpt2 import load_gpt2
+from gptclf.weights.locate import REPOSITORIES, fetch, fetch_optional, hub_name, is_cached, locate
+from gptclf.weights.record import (
+    ORIGINALS,
+    OURS,
+    SAVE_MARK,
+    check_tensors_named,
+    damaged,
+    head_of,
+    read_record,
+    task_of,
+)
 
 
 def load_model(
@@ -39,8 +52,11 @@ def load_model(
     cache_dir: str | Path | None = None,
     head: HeadSource | None = None,
     task: Task | None = None,
+    base: str | Path | GPT2 | None = None,
 ) -> GPT2:
     """Load a model that `save_model` wrote, bit for bit, or a classifier that `transformers` or the book's code saved.
+
+    A LoRA adapter's folder, of gptclf or PEFT, is loaded with the base that it names: the result is ready to answer.
 
     Args:
         folder: A folder, a hub repository "owner/name", or a file of the book's classifier (.pth). The book's
@@ -54,6 +70,8 @@ def load_model(
         head: The class of your own head, if the model was saved with one; it is called with the trunk's width and the
             number of outputs. A head object is also accepted; the saved tensors replace its own.
         task: Your own task, if the model was saved with one.
+        base: The base of an adapter: a model, or the name or folder of one. None takes the one that the adapter names
+            and, if it was trained over quantised matrices, quantises it again.
 
     Returns:
         The model in eval mode. The parameters that were trainable when it was saved are trainable again. If gptclf
@@ -73,6 +91,12 @@ def load_model(
             kinds = "a folder, a file or a hub repository"
             raise FileNotFoundError(f"{source} is not {kinds}; give the folder that save_model wrote")
         source = _fetch_model(repo, revision, cache_dir)
+    if is_adapter(source) and not (source / OURS).is_file() and not (source / CONFIG).is_file():
+        if classes is not None or settings is not None:
+            raise ValueError(f"classes= and settings= are for a file of tensors alone; {source} is an adapter")
+        return _load_adapted(source, base, cache_dir, head, task).to(target)
+    if base is not None:
+        raise ValueError(f"base= is for an adapter's folder; {source} holds no adapter, or a whole model")
     ours = (source / OURS).is_file()
     if source.is_dir() and (classes is not None or settings is not None):
         raise ValueError(f"classes= and settings= are for a file of tensors alone; {source} brings its own")
@@ -89,6 +113,7 @@ def load_model(
     last = f"trunk.blocks.{model.config.n_layers - 1}."
     own_parameters(model, {name for name, _ in model.named_parameters() if name.startswith(last)})
     model.to(target)
+    model.source = repo or str(source.resolve())
     beside = source.parent if source.is_file() else source
     find = functools.partial(find_tokenizer, beside, repo, revision, cache_dir, model.config.vocab_size)
     model.tokenizer_source = find
@@ -105,11 +130,69 @@ def _fetch_model(repo: str, revision: str | None, cache_dir: str | Path | None) 
     if ours is None and not is_cached(repo, revision, cache_dir):
         ours = fetch_optional(repo, OURS, revision, cache_dir)
     if ours is None:
-        return fetch(repo, revision, cache_dir)
+        try:
+            return fetch(repo, revision, cache_dir)
+        except EntryNotFoundError:
+            adapter = fetch_adapter(repo, revision, cache_dir)
+            if adapter is None:
+                raise
+            return adapter
     record = read_record(ours)
     for name in [CONFIG, WEIGHTS] * record.exported + [ORIGINALS] * bool(record.originals):
         hub_file(repo, name, revision=ours.parent.name, cache_dir=cache_dir)
     return ours.parent
+
+
+def _load_adapted(
+    source: Path,
+    base: str | Path | GPT2 | None,
+    cache_dir: str | Path | None,
+    head: HeadSource | None,
+    task: Task | None,
+) -> GPT2:
+    files = open_adapter(source)
+    record = files.record
+    if isinstance(base, GPT2):
+        return put_on(base, files, head, task, any_labels=True)
+    name = files.base if base is None else base
+    if name is None:
+        raise ValueError(f"{source} names no base; give base=, the model that the adapter was trained on")
+    try:
+        beneath = load_base(name, beside=source, cache_dir=cache_dir)
+    except OSError as error:
+        problem = f"{error}. This is the base of the adapter in {source}"
+        raise type(error)(f"{problem}; give base=, a model or the name or folder of one") from error
+    if record is not None and record.bits is not None and bits_of(beneath) is None:
+        for path in record.dense:  # what trains stays float
+            beneath.get_parameter(f"{path}.weight").requires_grad_(True)
+        beneath = quantize(beneath.requires_grad_(False) if not record.dense else beneath, record.bits)
+        beneath.requires_grad_(False)
+    return put_on(beneath, files, head, task, any_labels=True)
+
+
+def load_base(name: str | Path, *, beside: Path | None = None, cache_dir: str | Path | None = None) -> GPT2:
+    """Load the base of an adapter, a language model or a classifier, by its name or folder.
+
+    Args:
+        name: A published name, a hub repository, or a folder, absolute or relative.
+        beside: A folder that it may also be relative to.
+        cache_dir: The hub cache to use instead of Hugging Face's own.
+    """
+    places = [checks.path("base", name), *([] if beside is None else [beside / checks.path("base", name)])]
+    place = next((place for place in places if place.is_dir()), None)
+    found = locate(name if place is None else place)
+    repo = found if isinstance(found, str) and found not in REPOSITORIES.values() else None
+    folder = fetch(repo, None, cache_dir) if repo is not None else found
+    if not isinstance(folder, Path):
+        return load_gpt2(str(name), cache_dir=cache_dir)
+    ours = (folder / OURS).is_file()
+    classifies = read_record(folder / OURS).head is not None if ours else "score.weight" in read_weights(folder)
+    model = (
+        load_model(repo or folder, cache_dir=cache_dir)
+        if classifies
+        else load_gpt2(repo or folder, cache_dir=cache_dir)
+    )
+    return model.requires_grad_(False)
 
 
 def _load_book(path: Path, classes: Iterable[Any] | None, settings: opened.Settings | None) -> GPT2:
@@ -128,8 +211,8 @@ def _load_book(path: Path, classes: Iterable[Any] | None, settings: opened.Setti
 
 def _load_ours(source: Path, given_head: HeadSource | None, given_task: Task | None) -> GPT2:
     record = read_record(source / OURS)
-    task = _task_of(record, given_task, source)
-    head = _head_of(record, given_head, task, source)
+    task = task_of(record, given_task, source / OURS)
+    head = head_of(record, given_head, task, source / OURS)
     shapes = opened.shapes_of(record.config, task=task, head=head)
     others = {f"head.{name}" for name in (head.state_dict() if head is not None else ())} - set(shapes)
     replaced, packed = packed_names(record.originals)
@@ -158,44 +241,6 @@ def _load_ours(source: Path, given_head: HeadSource | None, given_task: Task | N
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(name in record.trainable)
     return model
-
-
-def _task_of(record: Record, given: Task | None, source: Path) -> Task:
-    with damaged(source / OURS):
-        task = task_from_record(record.task)
-    if given is None:
-        if task is None:
-            kind = record.task.get("kind")
-            raise ValueError(f"{source} was saved with a task of the kind {kind!r}; give task= an object of its class")
-        return task
-    if not isinstance(given, Task):
-        raise TypeError(f"task is a {type(given).__name__}; it must be a gptclf.Task")
-    if json.loads(json.dumps(given.record())) != record.task:  # as a file holds it: a tuple is a list there
-        raise ValueError(f"task is {given}, but {source} was saved with {dict(record.task)}; give the same task")
-    return given
-
-
-def _head_of(record: Record, given: HeadSource | None, task: Task, source: Path) -> Head | None:
-    if record.head is None:
-        if given is not None:
-            raise ValueError(f"{source} holds a language model, which has no head of yours; leave head= out")
-        return None
-    with damaged(source / OURS):
-        own = head_from_record(record.head, record.config.emb_dim, task.n_outputs)
-    if own is not None:
-        if given is not None:
-            raise ValueError(f"{source} was saved with the standard head; leave head= out")
-        return own
-    kind = record.head.get("class")
-    if given is None:
-        raise ValueError(f"{source} was saved with a head of the class {kind!r}; give it: load_model(..., head={kind})")
-    head = build_head(given, record.config, task.n_outputs)
-    saved = sorted({name for name in record.originals if name.startswith("head.")})
-    found = sorted(f"head.{name}" for name in head.state_dict())
-    if saved != found:
-        problem = f"{source} was saved with a {kind} whose tensors are {saved}"
-        raise ValueError(f"{problem}, but head= gives a {type(head).__name__} with {found}; give the same head")
-    return head
 
 
 def _load_theirs(source: Path) -> GPT2:

@@ -1,5 +1,6 @@
 """`gptclf.json`: everything about a saved model but its tensors, checked when it is read."""
 
+import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -7,9 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from gptclf.files.json_file import read_json
+from gptclf.gpt2.classifier import HeadSource, build_head
 from gptclf.gpt2.config import GPT2Config
+from gptclf.gpt2.heads import Head, head_from_record
 from gptclf.gpt2.model import GPT2
 from gptclf.preparation import Preparation
+from gptclf.tasks import Task, task_from_record
 from gptclf.version import __version__
 
 # The key of the mark that all files of one save share, so that a mixture of two saves is noticed.
@@ -46,6 +50,11 @@ class Record:
     originals: list[str]
     exported: bool
     trainable: set[str]
+
+    @property
+    def head_tensors(self) -> list[str]:
+        """The tensors of a head in our own file."""
+        return sorted({name for name in self.originals if name.startswith("head.")})
 
 
 def write_record(model: GPT2, *, mark: str, originals: list[str], exported: bool) -> dict[str, Any]:
@@ -92,12 +101,12 @@ def read_record(source: Path) -> Record:
         problem = f"{source} has format {values.get('format')!r}; this version of gptclf reads format {_FORMAT}"
         raise ValueError(f"{problem}. A newer gptclf wrote it (upgrade), or it is damaged")
     with damaged(source):
-        config = GPT2Config.from_dict(_get(values, "config", dict))
-        head = _get(values, "head", dict, type(None))
+        config = GPT2Config.from_dict(get_value(values, "config", dict))
+        head = get_value(values, "head", dict, type(None))
         task = values.get("task")
         if task is None:  # written by a version without tasks
             task = {"kind": "next_token", "n_outputs": config.vocab_size}
-            task = task if head is None else {"kind": "single_label", "classes": _get(head, "classes", list)}
+            task = task if head is None else {"kind": "single_label", "classes": get_value(head, "classes", list)}
         if not isinstance(task, dict):
             raise ValueError(f"task is {task!r}, not dict")
         kinds = {"max_length": (int, type(None)), "truncation": (str,), "pad_to": (int, type(None))}
@@ -106,13 +115,55 @@ def read_record(source: Path) -> Record:
             config=config,
             task=task,
             head=head,
-            preparation=Preparation(**{key: _get(values, key, *allowed) for key, allowed in kinds.items()}),
+            preparation=Preparation(**{key: get_value(values, key, *allowed) for key, allowed in kinds.items()}),
             base=base if isinstance(base, str) else None,
-            mark=_get(values, SAVE_MARK, str),
-            originals=_names(values, "originals"),
-            exported=_get(values, "exported", bool),
-            trainable=set(_names(values, "trainable")),
+            mark=get_value(values, SAVE_MARK, str),
+            originals=names_in(values, "originals"),
+            exported=get_value(values, "exported", bool),
+            trainable=set(names_in(values, "trainable")),
         )
+
+
+def task_of(record: Record, given: Task | None, file: Path) -> Task:
+    """Return the task that a record describes: a new one, or the user's own, which must be that task."""
+    source = file.parent
+    with damaged(file):
+        task = task_from_record(record.task)
+    if given is None:
+        if task is None:
+            kind = record.task.get("kind")
+            raise ValueError(f"{source} was saved with a task of the kind {kind!r}; give task= an object of its class")
+        return task
+    if not isinstance(given, Task):
+        raise TypeError(f"task is a {type(given).__name__}; it must be a gptclf.Task")
+    if json.loads(json.dumps(given.record())) != record.task:  # as a file holds it: a tuple is a list there
+        raise ValueError(f"task is {given}, but {source} was saved with {dict(record.task)}; give the same task")
+    return given
+
+
+def head_of(record: Record, given: HeadSource | None, task: Task, file: Path) -> Head | None:
+    """Return the head that a record describes, without its tensors, or the user's own; None for a language model."""
+    source = file.parent
+    if record.head is None:
+        if given is not None:
+            raise ValueError(f"{source} holds a language model, which has no head of yours; leave head= out")
+        return None
+    with damaged(file):
+        own = head_from_record(record.head, record.config.emb_dim, task.n_outputs)
+    if own is not None:
+        if given is not None:
+            raise ValueError(f"{source} was saved with the standard head; leave head= out")
+        return own
+    kind = record.head.get("class")
+    if given is None:
+        raise ValueError(f"{source} was saved with a head of the class {kind!r}; give it: load_model(..., head={kind})")
+    head = build_head(given, record.config, task.n_outputs)
+    saved = record.head_tensors
+    found = sorted(f"head.{name}" for name in head.state_dict())
+    if saved != found:
+        problem = f"{source} was saved with a {kind} whose tensors are {saved}"
+        raise ValueError(f"{problem}, but head= gives a {type(head).__name__} with {found}; give the same head")
+    return head
 
 
 def check_tensors_named(record: Record, parameters: set[str], others: set[str]) -> None:
@@ -133,15 +184,17 @@ def check_tensors_named(record: Record, parameters: set[str], others: set[str]) 
         raise ValueError("the folder holds our own file only, but that does not hold every parameter")
 
 
-def _names(values: Mapping[str, Any], key: str) -> list[str]:
-    found = _get(values, key, list)
+def names_in(values: Mapping[str, Any], key: str) -> list[str]:
+    """Return the names under a key, or raise a ValueError if there is something else."""
+    found = get_value(values, key, list)
     wrong = [name for name in found if not isinstance(name, str)]
     if wrong:
         raise ValueError(f"{key} names {wrong[:3]}, which are not strings")
     return list(found)
 
 
-def _get(values: Mapping[str, Any], key: str, *kinds: type) -> Any:
+def get_value(values: Mapping[str, Any], key: str, *kinds: type) -> Any:
+    """Return the value under a key, or raise a ValueError if it is missing or of none of these types."""
     if key not in values:
         raise ValueError(f"it lacks {key!r}")
     value = values[key]
