@@ -1,7 +1,8 @@
 """NF4: 4-bit codes of blocks of 64 numbers, each block with a scale (Dettmers et al., 2023, "QLoRA").
 
-The scales are quantised as well: 8-bit codes of their distance from the mean, in blocks of 256. Codes, scales and
-dequantised numbers are bitsandbytes' on a CPU, bit for bit, on any device and whether or not it is installed.
+The scales are quantised as well: 8-bit codes of their distance from the mean, in blocks of 256. Codes and scales are
+bitsandbytes' on a CPU, bit for bit, on any device and whether or not it is installed. Dequantised numbers are too, but
+where its kernel for AVX-512 takes wrong scales: in rows of a multiple of 16 numbers that is none of 64.
 """
 
 import functools
@@ -71,9 +72,13 @@ def quantize(x: Tensor) -> dict[str, Tensor]:
     steps = ((centred * (1 / nested_absmax)[:, None]).clamp(-1, 1) + 1) * 0.5 * 65535 + 0.5
     nested = _nearest(-1 + 2 * steps.nan_to_num().int().float() / 65535, nested_book)
     nested[nested_absmax == 0] = 0
-    codes = (nibbles[::2] << 4) | nibbles[1::2]
-    nested = nested.view(-1)[: absmax.numel()].clone()
-    return {"codes": codes, "absmax": nested, "nested_absmax": nested_absmax, "offset": offset}
+    absmax = nested.view(-1)[: absmax.numel()].clone()
+    return {
+        "codes": nibbles[::2] << 4 | nibbles[1::2],
+        "absmax": absmax,
+        "nested_absmax": nested_absmax,
+        "offset": offset,
+    }
 
 
 def _nearest(x: Tensor, book: Tensor) -> Tensor:
@@ -90,11 +95,11 @@ def scales(absmax: Tensor, nested_absmax: Tensor | None = None, offset: Tensor |
 
 def dequantize(codes: Tensor, scale: Tensor, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
     """Return the numbers of codes and float32 scales in a shape and type, computed by bitsandbytes if it can."""
-    # For an odd width bitsandbytes would compile a kernel first.
-    able = shape[-1] % 2 == 0 and dtype in (torch.float32, torch.bfloat16)
-    if able and (kernel := bitsandbytes_kernel(codes.device)) is not None:
-        return kernel(codes, scale, BLOCK, "nf4", shape, dtype)  # type: ignore[no-any-return]
     n = prod(shape)
+    able = n % BLOCK == 0 and dtype in (torch.float32, torch.bfloat16)
+    if able and (kernel := bitsandbytes_kernel(codes.device)) is not None:
+        # A block a row: with AVX-512 it takes wrong scales if a row is not of whole blocks (0.50.2).
+        return kernel(codes, scale, BLOCK, "nf4", (n // BLOCK, BLOCK), dtype).view(*shape)  # type: ignore[no-any-return]
     x = F.embedding(codes.int(), _books(codes.device)[2]).view(-1)[:n]
     blocks = (F.pad(x, (0, -n % BLOCK)) if n % BLOCK else x).view(-1, BLOCK)
     return blocks.mul_(scale[:, None]).view(-1)[:n].view(*shape).to(dtype)
