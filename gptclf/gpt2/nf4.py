@@ -1,8 +1,7 @@
 """NF4: 4-bit codes of blocks of 64 numbers, each block with a scale (Dettmers et al., 2023, "QLoRA").
 
-The scales are quantised as well: 8-bit codes of their distance from the mean, in blocks of 256. Codes and scales are
-bitsandbytes' on a CPU, bit for bit, on any device and whether or not it is installed. Dequantised numbers are too, but
-where its kernel for AVX-512 takes wrong scales: in rows of a multiple of 16 numbers that is none of 64.
+The scales are quantised as well: 8-bit codes of their distance from the mean, in blocks of 256. All numbers are those of
+bitsandbytes on a CPU, bit for bit, but where its AVX-512 kernel takes wrong scales: in rows of a part of a block.
 """
 
 import functools
@@ -72,13 +71,9 @@ def quantize(x: Tensor) -> dict[str, Tensor]:
     steps = ((centred * (1 / nested_absmax)[:, None]).clamp(-1, 1) + 1) * 0.5 * 65535 + 0.5
     nested = _nearest(-1 + 2 * steps.nan_to_num().int().float() / 65535, nested_book)
     nested[nested_absmax == 0] = 0
-    absmax = nested.view(-1)[: absmax.numel()].clone()
-    return {
-        "codes": nibbles[::2] << 4 | nibbles[1::2],
-        "absmax": absmax,
-        "nested_absmax": nested_absmax,
-        "offset": offset,
-    }
+    codes = (nibbles[::2] << 4) | nibbles[1::2]
+    nested = nested.view(-1)[: absmax.numel()].clone()
+    return {"codes": codes, "absmax": nested, "nested_absmax": nested_absmax, "offset": offset}
 
 
 def _nearest(x: Tensor, book: Tensor) -> Tensor:
