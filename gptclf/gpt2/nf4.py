@@ -1,6 +1,6 @@
 """NF4: 4-bit codes of blocks of 64 numbers, each block with a scale (Dettmers et al., 2023, "QLoRA").
 
-The scales are quantised as well: 8-bit codes of their distance from the mean, in blocks of 256. All numbers are those of
+The scales are quantised too: 8-bit codes of their distance from the mean, in blocks of 256. All numbers are those of
 bitsandbytes on a CPU, bit for bit, but where its AVX-512 kernel takes wrong scales: in rows of a part of a block.
 """
 
