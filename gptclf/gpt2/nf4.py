@@ -67,10 +67,9 @@ def quantize(x: Tensor) -> dict[str, Tensor]:
     offset = absmax.mean()
     centred = F.pad(absmax - offset, (0, -absmax.numel() % NESTED_BLOCK)).view(-1, NESTED_BLOCK)
     nested_absmax = centred.abs().amax(dim=1)
-    # bitsandbytes rounds to 65,536 equal steps first.
+    # bitsandbytes rounds to 65,536 equal steps first. Blocks without any distance, here NaN, get code 0.
     steps = ((centred * (1 / nested_absmax)[:, None]).clamp(-1, 1) + 1) * 0.5 * 65535 + 0.5
     nested = _nearest(-1 + 2 * steps.nan_to_num().int().float() / 65535, nested_book)
-    nested[nested_absmax == 0] = 0
     codes = (nibbles[::2] << 4) | nibbles[1::2]
     nested = nested.view(-1)[: absmax.numel()].clone()
     return {"codes": codes, "absmax": nested, "nested_absmax": nested_absmax, "offset": offset}
