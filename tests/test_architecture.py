@@ -37,6 +37,7 @@ FLOORS = [
     {"tokenizer"},
     {"gpt2", "data"},
     {"weights", "features"},
+    {"saving"},
     {"inference", "language"},
     {"training"},
 ]
@@ -77,7 +78,7 @@ def imports(module: str) -> set[str]:
 
 
 def test_the_package_was_found() -> None:
-    assert {"gptclf", "gptclf.gpt2.model", "gptclf.data.dataset", "gptclf.weights.save_model"} <= set(MODULES)
+    assert {"gptclf", "gptclf.gpt2.model", "gptclf.data.dataset", "gptclf.saving.save_model"} <= set(MODULES)
     assert "gptclf.gpt2.config" in imports("gptclf.gpt2.model")
     assert {room(module) for module in MODULES} - {""} == set(FLOOR_OF)
 

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from gptclf import ClassifierHead, NextToken, SingleLabel, Task
-from gptclf.weights.card import Card, is_our_card, model_card
+from gptclf.saving.card import Card, is_our_card, model_card
 
 yaml = pytest.importorskip("yaml")
 

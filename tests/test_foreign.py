@@ -572,7 +572,7 @@ class TestGuesses:
     @pytest.mark.parametrize(
         ("files", "message"),
         [
-            (["adapter_config.json", "adapter_model.safetensors"], "LoRA adapter: load the model it was trained on"),
+            (["adapter_config.json", "adapter_model.safetensors"], "LoRA adapter: put it on the model that it was trained on"),
             (["modules.json", "1_Pooling"], "sentence-transformers folder"),
             (["model-Q4.gguf"], "GGUF"),
             (["model.onnx"], "ONNX"),
@@ -595,7 +595,7 @@ class TestGuesses:
 
     def test_an_adapters_tensors_are_recognised(self) -> None:
         guess = guess_from_tensors(["base_model.model.transformer.h.0.attn.c_attn.lora_A.weight"])
-        assert guess.startswith("This is a LoRA adapter: load the model it was trained on")
+        assert guess.startswith("This is a LoRA adapter: put it on the model that it was trained on")
 
     def test_other_files_beside_good_weights_do_not_matter(self, tmp_path: Path) -> None:
         theirs = their_model()

@@ -262,7 +262,7 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "parameters": ({"target_parameters": ["attn.c_attn.weight"]}, "factors on parameters"),
     "rank 0": ({"r": 0}, "r is 0"),
     "rank 0 by pattern": ({"rank_pattern": {"c_attn": 0}}, "rank_pattern is 0"),
-    "no expression": ({"target_modules": "h.(["}, "no regular expression"),
+    "no expression": ({"target_modules": "h.(["}, "not a regular expression"),
     "matches nothing": ({"target_modules": ["query", "value"]}, r"\['query', 'value'\].*matches no matrix"),
     "a task": ({"task_type": "TOKEN_CLS"}, "TOKEN_CLS"),
     "a type": ({"lora_alpha": "8"}, "lora_alpha is '8'"),

@@ -1,1 +1,1 @@
-"""Models from files and the hub, and models saved to folders."""
+"""Models from files and the hub."""

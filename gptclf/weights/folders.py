@@ -10,6 +10,8 @@ from gptclf.files.safetensors_file import read_safetensors
 from gptclf.files.torch_file import read_torch_file, unwrap_names
 from gptclf.weights.guess import guess_from_files
 
+# The record of a model that gptclf saved.
+OURS = "gptclf.json"
 CONFIG = "config.json"
 WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"

@@ -15,13 +15,12 @@ from gptclf.gpt2.model import GPT2
 from gptclf.tokenizer.find import find_tokenizer
 from gptclf.weights import opened
 from gptclf.weights.book import is_book, read_book
-from gptclf.weights.folders import CONFIG, read_files
+from gptclf.weights.folders import CONFIG, OURS, read_files
 from gptclf.weights.hugging_face import from_hugging_face
 from gptclf.weights.locate import NANO, REPOSITORIES, fetch, locate
 from gptclf.weights.openai import load_gpt2_params_from_tf_ckpt, tensors_from_params
 from gptclf.weights.openai_folder import HPARAMS, config_from_settings, find_checkpoint, read_settings
 from gptclf.weights.opened import Opened, Settings
-from gptclf.weights.record import OURS
 
 if TYPE_CHECKING:
     import tiktoken

@@ -8,10 +8,9 @@ from gptclf import checks
 from gptclf.files.json_file import read_json
 from gptclf.gpt2.config import ALIASES, PRESETS
 from gptclf.hub.download import EntryNotFoundError, cached_file, hub_file
-from gptclf.weights.folders import CONFIG, INDEX, TORCH_INDEX, TORCH_WEIGHTS, WEIGHTS, shard_names
+from gptclf.weights.folders import CONFIG, INDEX, OURS, TORCH_INDEX, TORCH_WEIGHTS, WEIGHTS, shard_names
 from gptclf.weights.guess import guess_from_files
 from gptclf.weights.hugging_face import config_from_hugging_face
-from gptclf.weights.record import OURS
 
 logger = logging.getLogger(__name__)
 

@@ -9,8 +9,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from gptclf.saving.markup import markdown_cell, markdown_code, markdown_text, yaml_value
 from gptclf.tasks.task import TaskCard
-from gptclf.weights.markup import markdown_cell, markdown_code, markdown_text, yaml_value
 
 # A card with this line was written by gptclf and may be overwritten.
 CARD_MARK = "<!-- Written by gptclf at each save. Delete this line to keep the card as it is. -->"
@@ -43,6 +43,7 @@ class Card:
         metrics: Values by name, in order, as measured by the user.
         measured_on: The data set of the metrics; required for the hub's table of results.
         license: The identifier of a licence, such as "mit"; None omits it.
+        adapter: What is said about a LoRA adapter, by name; empty for a whole model.
     """
 
     name: str
@@ -63,6 +64,7 @@ class Card:
     metrics: Mapping[str, float] = field(default_factory=dict)
     measured_on: str | None = None
     license: str | None = None
+    adapter: Mapping[str, str] = field(default_factory=dict)
 
 
 def is_our_card(text: str) -> bool:
@@ -82,14 +84,14 @@ def model_card(card: Card) -> str:
     """
     front = "".join(f"{key}:{yaml_value(value)}\n" for key, value in _metadata(card).items())
     title = f"# {' '.join(markdown_text(card.name).split())}"
-    writers = (_summary, _labels, _data, _policy, _preparation, _metrics, _usage, _limits)
+    writers = (_summary, _adapter, _labels, _data, _policy, _preparation, _metrics, _usage, _limits)
     sections = filter(None, (write(card) for write in writers))
     return f"---\n{front}---\n\n" + "\n\n".join([title, CARD_MARK, *sections]) + "\n"
 
 
 def _metadata(card: Card) -> dict[str, Any]:
     values: dict[str, Any] = {
-        "library_name": "transformers" if card.exported else "gptclf",
+        "library_name": ("peft" if card.adapter else "transformers") if card.exported else "gptclf",
         "pipeline_tag": card.task.pipeline,
         "license": card.license,
         # Only hub names: the hub accepts nothing else, and local paths are private.
@@ -114,6 +116,15 @@ def _summary(card: Card) -> str:
     base = f", fine-tuned from {markdown_code(card.base_model)}" if card.base_model else ""
     bits = f" Matrices of its blocks are kept in {markdown_code(' and '.join(card.quantized))}." * bool(card.quantized)
     return f"{card.task.summary} {shape}{base}.{bits}"
+
+
+def _adapter(card: Card) -> str:
+    if not card.adapter:
+        return ""
+    rows = "\n".join(f"| {name} | {markdown_cell(value)} |" for name, value in card.adapter.items())
+    text = "This folder holds LoRA factors and the head, not the model beneath: loading it loads the base as well."
+    check = "gptclf compares the base with a digest that was taken in training, and warns if it differs."
+    return f"## Adapter\n\n{text} {check}\n\n| | |\n| --- | --- |\n{rows}"
 
 
 def _labels(card: Card) -> str:
@@ -177,9 +188,21 @@ def _metrics(card: Card) -> str:
     return f"## Metrics\n\n{where}| metric | value |\n| --- | ---: |\n{rows}"
 
 
+def _peft(use: TaskCard) -> str:
+    kind = "SequenceClassification" if use.pipeline == "text-classification" else "CausalLM"
+    labels = f", num_labels={len(use.labels)}" if use.labels else ""
+    load = f"model = AutoPeftModelFor{kind}.from_pretrained(FOLDER{labels})"
+    return f"from peft import AutoPeftModelFor{kind}\n\n{load}"
+
+
 def _usage(card: Card) -> str:
     use = card.task
-    text = f"## How to load it\n\n{_python(use.ours)}"
+    ours = use.ours.replace("load_gpt2", "load_model") if card.adapter else use.ours  # which finds the base
+    text = f"## How to load it\n\n{_python(ours)}"
+    if card.adapter:
+        if not card.exported:
+            return text + "\n\nPEFT cannot load it: `transformers`' GPT-2 has no such head or task."
+        return text + f"\n\nOr with PEFT, which knows neither labels nor preparation:\n\n{_python(_peft(use))}"
     if not (card.exported and use.theirs):
         return text + "\n\n`transformers` cannot load it: its GPT-2 has no such head."
     theirs = "from transformers import pipeline\n\n" + use.theirs

@@ -9,7 +9,7 @@ from gptclf.files.json_file import read_json
 from gptclf.files.safetensors_file import read_safetensors
 from gptclf.files.torch_file import read_torch_file
 from gptclf.hub.download import hub_file
-from gptclf.weights.adapter_record import (
+from gptclf.saving.adapter_record import (
     ADAPTER,
     ADAPTER_ORIGINALS,
     PEFT_CONFIG,
@@ -18,9 +18,9 @@ from gptclf.weights.adapter_record import (
     AdapterRecord,
     read_adapter_record,
 )
+from gptclf.saving.peft_config import PeftConfig, read_peft_config
+from gptclf.saving.record import SAVE_MARK
 from gptclf.weights.locate import fetch_optional
-from gptclf.weights.peft_config import PeftConfig, read_peft_config
-from gptclf.weights.record import SAVE_MARK
 
 # The start of PEFT's names, and what follows it unless the adapter was trained on the model without a head.
 PREFIX = "base_model.model."

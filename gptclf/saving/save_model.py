@@ -23,16 +23,18 @@ from gptclf.files.atomic import Writer, text_writer, write_all
 from gptclf.files.safetensors_file import tensor_writer
 from gptclf.gpt2.freezing import policy_of
 from gptclf.gpt2.heads import Head, blank_like
+from gptclf.gpt2.lora_linear import lora_layers
 from gptclf.gpt2.model import GPT2, check_gpt2
 from gptclf.gpt2.quantize import put_quantized
 from gptclf.gpt2.quantized import count_weights, quantized_layers
 from gptclf.gpt2.standard import difference
+from gptclf.saving.adapter_files import is_adapter
+from gptclf.saving.card import Card, is_our_card, model_card
+from gptclf.saving.record import ORIGINALS, SAVE_MARK, write_record
 from gptclf.tokenizer.bpe import tokenizer_files
 from gptclf.weights.bitsandbytes_layout import quantization_config
-from gptclf.weights.card import Card, is_our_card, model_card
-from gptclf.weights.folders import CONFIG, INDEX, TORCH_INDEX, TORCH_WEIGHTS, WEIGHTS
+from gptclf.weights.folders import CONFIG, INDEX, OURS, TORCH_INDEX, TORCH_WEIGHTS, WEIGHTS
 from gptclf.weights.hugging_face import config_to_hugging_face, to_hugging_face
-from gptclf.weights.record import ORIGINALS, OURS, SAVE_MARK, write_record
 
 logger = logging.getLogger(__name__)
 
@@ -90,11 +92,14 @@ def save_model(
         ['ham', 'spam']
     """
     check_gpt2(model)
-    _check_card(data, datasets, metrics)
+    check_card(data, datasets, metrics)
+    if found := next((name for name, _ in lora_layers(model)), None):
+        remedy = "save_adapter(model, folder) saves the factors, save_model(merge_lora(model), folder) the whole model"
+        raise ValueError(f"{found} has LoRA factors, which a folder of a whole model cannot hold; {remedy}")
     target = _target(folder)
-    tensors = _tensors_of(model)
-    _check_whole(model, tensors)
-    mark = _digest(tensors, model)
+    tensors = tensors_of(model)
+    check_whole(model, tensors)
+    mark = digest_of(tensors, model)
     vocabulary: dict[str, str] = {}
     try:
         vocabulary = tokenizer_files(model.tokenizer, model.config.context_length)
@@ -109,16 +114,15 @@ def save_model(
         writers[WEIGHTS] = tensor_writer(theirs, {"format": "pt", SAVE_MARK: mark})
         end = model.tokenizer.eot_token if vocabulary else model.config.vocab_size - 1
         config = config_to_hugging_face(model.config, end) | (model.task.exported() or {}) | quantization_config(theirs)
-        writers[CONFIG] = text_writer(_to_json(config))
+        writers[CONFIG] = text_writer(to_json(config))
     if originals:
         writers[ORIGINALS] = tensor_writer(originals, {SAVE_MARK: mark})
     writers |= {name: text_writer(text) for name, text in vocabulary.items()}
-    card = target / CARD
-    if not card.exists() or (card.is_file() and is_our_card(card.read_text(encoding="utf-8", errors="replace"))):
+    if is_our_place(target / CARD):
         said = {"data": data, "datasets": datasets, "metrics": metrics or {}}
         said |= {"measured_on": measured_on, "license": license}
-        writers[CARD] = text_writer(model_card(_card(model, exported=theirs is not None, **said)))
-    writers[OURS] = text_writer(_to_json(record))
+        writers[CARD] = text_writer(model_card(card_of(model, exported=theirs is not None, **said)))
+    writers[OURS] = text_writer(to_json(record))
     was_ours = (target / OURS).exists()
     target.mkdir(parents=True, exist_ok=True)
     write_all(target, writers)
@@ -129,7 +133,13 @@ def save_model(
     return target
 
 
-def _check_card(data: object, datasets: object, metrics: Mapping[str, float] | None) -> None:
+def is_our_place(card: Path) -> bool:
+    """Return True if a card may be written: there is none, or one that gptclf wrote."""
+    return not card.exists() or (card.is_file() and is_our_card(card.read_text(encoding="utf-8", errors="replace")))
+
+
+def check_card(data: object, datasets: object, metrics: Mapping[str, float] | None) -> None:
+    """Raise if what a user says for the card has a wrong type."""
     if isinstance(datasets, str):
         raise TypeError(f"datasets is the string {datasets!r}; give a list of names")
     if data is not None and not isinstance(data, str):
@@ -144,6 +154,8 @@ def _target(folder: str | Path) -> Path:
     target = path("folder", folder)
     if target.is_file():
         raise FileExistsError(f"{target} is a file; give a folder")
+    if is_adapter(target):
+        raise FileExistsError(f"{target} holds an adapter; give another folder for the model")
     foreign = [name for name in _MODEL_FILES if (target / name).exists()]
     if foreign and not (target / OURS).exists():
         problem = f"{target} holds {', '.join(foreign)} that gptclf did not write"
@@ -151,7 +163,7 @@ def _target(folder: str | Path) -> Path:
     return target
 
 
-def _tensors_of(model: GPT2) -> dict[str, Tensor]:
+def tensors_of(model: GPT2) -> dict[str, Tensor]:
     """Return a model's parameters in float32, and the other tensors of its head, such as running means.
 
     Models are loaded in float32, so one that was cast is saved in float32 as well.
@@ -165,7 +177,8 @@ def _tensors_of(model: GPT2) -> dict[str, Tensor]:
     return tensors | {name: tensor for name, tensor in others.items() if name not in tensors}
 
 
-def _card(model: GPT2, **said: Any) -> Card:
+def card_of(model: GPT2, **said: Any) -> Card:
+    """Return the card of a model with what its user says."""
     config = model.config
     sizes = {"blocks": config.n_layers, "wide": config.emb_dim, "heads": config.n_heads}
     sizes |= {"tokens of context": config.context_length, "tokens in the vocabulary": config.vocab_size}
@@ -198,14 +211,14 @@ def _divide(model: GPT2, tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tenso
         theirs[model.head.exported_as] = everything["head.output.weight"]
     if "head.output.bias" not in everything:
         return theirs, {}, ""
-    folded = _fold(*(tensors[name] for name in ("head.output.weight", "head.output.bias", "trunk.norm.bias")))
+    folded = fold(*(tensors[name] for name in ("head.output.weight", "head.output.bias", "trunk.norm.bias")))
     if folded is None:
         return None, everything, "its head's bias cannot be folded into the final norm, and score has no bias"
     theirs["transformer.ln_f.bias"] = folded
     return theirs, {name: everything[name] for name in _FOLDED}, ""
 
 
-def _fold(weight: Tensor, bias: Tensor, shift: Tensor) -> Tensor | None:
+def fold(weight: Tensor, bias: Tensor, shift: Tensor) -> Tensor | None:
     """Return the final norm's shift with the head's bias folded in, or None if no shift gives the same logits.
 
     logits = W (x + shift) + b = W (x + shift + d) requires W d = b; pinv(W) b is the smallest solution if there is one.
@@ -219,7 +232,7 @@ def _fold(weight: Tensor, bias: Tensor, shift: Tensor) -> Tensor | None:
     return folded if error <= 1e-6 * max(1.0, float(b.abs().max())) else None
 
 
-def _check_whole(model: GPT2, tensors: Mapping[str, Tensor]) -> None:
+def check_whole(model: GPT2, tensors: Mapping[str, Tensor]) -> None:
     """Raise if the saved folder would load as another model: its parameters or its computation are not GPT-2's.
 
     A head of the user's is compared with itself: it comes back from its own class.
@@ -241,7 +254,7 @@ def _check_whole(model: GPT2, tensors: Mapping[str, Tensor]) -> None:
             raise ValueError(f"{problem}. Remove hooks, even watching ones; else torch.save(model.state_dict(), path)")
 
 
-def _digest(tensors: Mapping[str, Tensor], model: GPT2) -> str:
+def digest_of(tensors: Mapping[str, Tensor], model: GPT2) -> str:
     """Return a digest of the content, so that equal models save equal files."""
     digest = hashlib.sha256(repr((model.task.record(), model.preparation)).encode("utf-8", "backslashreplace"))
     for name, tensor in tensors.items():
@@ -250,6 +263,7 @@ def _digest(tensors: Mapping[str, Tensor], model: GPT2) -> str:
     return digest.hexdigest()
 
 
-def _to_json(values: Mapping[str, Any]) -> str:
+def to_json(values: Mapping[str, Any]) -> str:
+    """Return values as the text of a JSON file."""
     # ASCII, because a label may contain a lone surrogate, which UTF-8 cannot encode.
     return json.dumps(values, indent=2) + "\n"

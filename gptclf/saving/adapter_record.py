@@ -12,8 +12,8 @@ from gptclf.files.digest import tensor_digests
 from gptclf.files.json_file import read_json
 from gptclf.gpt2.lora_linear import LoRALinear, lora_layers
 from gptclf.gpt2.model import GPT2
+from gptclf.saving.record import Record, damaged, get_value, names_in, read_record, write_record
 from gptclf.weights.hugging_face import trunk_names
-from gptclf.weights.record import Record, damaged, get_value, names_in, read_record, write_record
 
 # PEFT's files, then ours.
 PEFT_CONFIG = "adapter_config.json"

@@ -15,9 +15,8 @@ from gptclf.gpt2.lora import check_no_factors, place, takes_factors
 from gptclf.gpt2.lora_linear import LoRALinear
 from gptclf.gpt2.model import GPT2, check_gpt2, is_language_model
 from gptclf.gpt2.sharing import borrow, own_parameters, set_parameter
-from gptclf.tasks import SingleLabel, Task
-from gptclf.weights.adapter_files import PREFIX, TRUNK, AdapterFiles, fetch_adapter, open_adapter
-from gptclf.weights.adapter_record import (
+from gptclf.saving.adapter_files import PREFIX, TRUNK, AdapterFiles, fetch_adapter, open_adapter
+from gptclf.saving.adapter_record import (
     ADAPTER,
     ADAPTER_ORIGINALS,
     PEFT_CONFIG,
@@ -26,11 +25,12 @@ from gptclf.weights.adapter_record import (
     bits_of,
     plain,
 )
+from gptclf.saving.peft_config import SEQ_CLS, Contents, layer_names, peft_names
+from gptclf.saving.record import damaged, head_of, task_of
+from gptclf.tasks import SingleLabel, Task
 from gptclf.weights.guess import guess_from_tensors
 from gptclf.weights.hugging_face import check_tensors, shape_problems
 from gptclf.weights.locate import hub_name
-from gptclf.weights.peft_config import SEQ_CLS, Contents, layer_names, peft_names
-from gptclf.weights.record import damaged, head_of, task_of
 
 logger = logging.getLogger(__name__)
 
@@ -238,12 +238,17 @@ def _matched(
     others = [name for name in ours if name not in parameters]  # the buffers of a user's head
     names = peft_names([name for name in held if name not in ours], adapted.config, kind)
     wanted = {peft: tuple(parameters[name].shape)[:: -1 if flip else 1] for name, (peft, flip) in names.items()}
-    spare = set(theirs) if ours and files.config is not None else set()
+    spare: set[str] = set()
+    if files.record is not None and files.config is not None:  # what was folded or merged for PEFT
+        spare = {peft for peft, _ in peft_names([name for name in held if name in ours], adapted.config, kind).values()}
+        spare |= {f"{kind}.weight", *(f"{TRUNK}ln_f.{part}" for part in ("weight", "bias"))}
     what = "hold this adapter"
     source, in_file = str(files.folder / PEFT_WEIGHTS), {name: PREFIX + name for name in {*theirs, *wanted}}
     check_tensors(source, theirs, what, **shape_problems(theirs, wanted, spare, in_file))
     needed = {name: tuple(parameters[name].shape) for name in held if name in ours}
-    check_tensors(str(files.folder / ADAPTER_ORIGINALS), originals, what, **shape_problems(originals, needed, others))
+    problems = shape_problems(originals, needed, others)
+    problems["missing"] += [name for name in others if name not in originals]
+    check_tensors(str(files.folder / ADAPTER_ORIGINALS), originals, what, **problems)
     found = {name: theirs[peft].t() if flip else theirs[peft] for name, (peft, flip) in names.items()}
     return found | {name: originals[name] for name in [*needed, *others]}
 

@@ -18,28 +18,19 @@ from gptclf.gpt2.model import GPT2
 from gptclf.gpt2.quantize import quantize
 from gptclf.gpt2.sharing import own_parameters
 from gptclf.hub.download import EntryNotFoundError, cached_file, hub_file
+from gptclf.saving.adapter_files import fetch_adapter, is_adapter, open_adapter
+from gptclf.saving.adapter_record import bits_of
+from gptclf.saving.load_adapter import put_on
+from gptclf.saving.record import ORIGINALS, SAVE_MARK, check_tensors_named, damaged, head_of, read_record, task_of
 from gptclf.tasks import SingleLabel, Task, check_labels
 from gptclf.tokenizer.bpe import read_tokenizer
 from gptclf.tokenizer.find import find_tokenizer
 from gptclf.weights import opened
-from gptclf.weights.adapter_files import fetch_adapter, is_adapter, open_adapter
-from gptclf.weights.adapter_record import bits_of
 from gptclf.weights.bitsandbytes_layout import packed_names
 from gptclf.weights.book import is_book, read_book
-from gptclf.weights.folders import CONFIG, WEIGHTS, read_files, read_weights
-from gptclf.weights.load_adapter import put_on
+from gptclf.weights.folders import CONFIG, OURS, WEIGHTS, read_files, read_weights
 from gptclf.weights.load_gpt2 import load_gpt2
 from gptclf.weights.locate import REPOSITORIES, fetch, fetch_optional, hub_name, is_cached, locate
-from gptclf.weights.record import (
-    ORIGINALS,
-    OURS,
-    SAVE_MARK,
-    check_tensors_named,
-    damaged,
-    head_of,
-    read_record,
-    task_of,
-)
 
 
 def load_model(

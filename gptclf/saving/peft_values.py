@@ -6,8 +6,8 @@ from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
 from gptclf.gpt2.lora_linear import SCALES
-from gptclf.weights.adapter_record import Factors
-from gptclf.weights.peft_config import layer_of
+from gptclf.saving.adapter_record import Factors
+from gptclf.saving.peft_config import layer_of
 
 
 def peft_values(
@@ -22,9 +22,10 @@ def peft_values(
         parameters: The names of the model's parameters.
     """
     biases = {name for name in parameters if name.startswith("trunk.") and name.endswith(".bias")}
-    all_biases = biases == set(extras)
+    all_biases = biases <= set(extras)
     beneath = any(layer_of(name) in layers for name in extras)
-    saved = {names[layer_of(name)] for name in extras if layer_of(name) not in layers and not all_biases}
+    rest = set(extras) - biases if all_biases else {name for name in extras if layer_of(name) not in layers}
+    saved = {names[layer_of(name)] for name in rest}
     rslora = all(options.scaling == "alpha/sqrt(rank)" for options in layers.values())
     alphas = {path: _alpha(options, rslora) for path, options in layers.items()}
     ranks = {path: options.rank for path, options in layers.items()}

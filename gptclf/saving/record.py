@@ -20,8 +20,7 @@ from gptclf.version import __version__
 SAVE_MARK = "gptclf_save"
 _FORMAT = 1
 
-# File names: the record, and the tensors that Hugging Face's format holds in another form or not at all.
-OURS = "gptclf.json"
+# The tensors that Hugging Face's format holds in another form or not at all.
 ORIGINALS = "gptclf.safetensors"
 
 

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 from gptclf.checks import boolean, choice, integer, number
 from gptclf.gpt2.config import GPT2Config
-from gptclf.weights.adapter_record import Factors
+from gptclf.saving.adapter_record import Factors
 from gptclf.weights.hugging_face import trunk_names
 
 logger = logging.getLogger(__name__)
@@ -269,4 +269,4 @@ def _check_compiles(key: str, patterns: Iterable[str]) -> None:
         try:
             re.compile(pattern)
         except re.error as error:
-            raise ValueError(f"{key} holds {pattern!r}, which is no regular expression: {error}") from error
+            raise ValueError(f"{key} holds {pattern!r}, which is not a regular expression: {error}") from error

@@ -1,0 +1,1 @@
+"""Saving and loading: whole models, and LoRA adapters."""
