@@ -92,7 +92,7 @@ def run(clf: GPT2, **options: Any) -> History:
 
 def state(model: GPT2) -> dict[str, bytes]:
     return {
-        name: tensor.detach().contiguous().view(torch.uint8).numpy().tobytes()
+        name: tensor.detach().contiguous().flatten().view(torch.uint8).numpy().tobytes()
         for name, tensor in model.named_parameters()
     }
 

@@ -1,7 +1,7 @@
 """NF4: 4-bit codes of blocks of 64 numbers, each block with a scale (Dettmers et al., 2023, "QLoRA").
 
-The scales are quantised as well: 8-bit codes of their distance from the mean, in blocks of 256. Codes, scales and
-dequantised numbers are bitsandbytes' on a CPU, bit for bit, on any device and whether or not it is installed.
+The scales are quantised too: 8-bit codes of their distance from the mean, in blocks of 256. All numbers are those of
+bitsandbytes on a CPU, bit for bit, but where its AVX-512 kernel takes wrong scales: in rows of a part of a block.
 """
 
 import functools
@@ -67,10 +67,9 @@ def quantize(x: Tensor) -> dict[str, Tensor]:
     offset = absmax.mean()
     centred = F.pad(absmax - offset, (0, -absmax.numel() % NESTED_BLOCK)).view(-1, NESTED_BLOCK)
     nested_absmax = centred.abs().amax(dim=1)
-    # bitsandbytes rounds to 65,536 equal steps first.
+    # bitsandbytes rounds to 65,536 equal steps first. Blocks without any distance, here NaN, get code 0.
     steps = ((centred * (1 / nested_absmax)[:, None]).clamp(-1, 1) + 1) * 0.5 * 65535 + 0.5
     nested = _nearest(-1 + 2 * steps.nan_to_num().int().float() / 65535, nested_book)
-    nested[nested_absmax == 0] = 0
     codes = (nibbles[::2] << 4) | nibbles[1::2]
     nested = nested.view(-1)[: absmax.numel()].clone()
     return {"codes": codes, "absmax": nested, "nested_absmax": nested_absmax, "offset": offset}
@@ -90,11 +89,11 @@ def scales(absmax: Tensor, nested_absmax: Tensor | None = None, offset: Tensor |
 
 def dequantize(codes: Tensor, scale: Tensor, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
     """Return the numbers of codes and float32 scales in a shape and type, computed by bitsandbytes if it can."""
-    # For an odd width bitsandbytes would compile a kernel first.
-    able = shape[-1] % 2 == 0 and dtype in (torch.float32, torch.bfloat16)
-    if able and (kernel := bitsandbytes_kernel(codes.device)) is not None:
-        return kernel(codes, scale, BLOCK, "nf4", shape, dtype)  # type: ignore[no-any-return]
     n = prod(shape)
+    able = n % BLOCK == 0 and dtype in (torch.float32, torch.bfloat16)
+    if able and (kernel := bitsandbytes_kernel(codes.device)) is not None:
+        # A block a row: with AVX-512 it takes wrong scales if a row is not of whole blocks (0.50.2).
+        return kernel(codes, scale, BLOCK, "nf4", (n // BLOCK, BLOCK), dtype).view(*shape)  # type: ignore[no-any-return]
     x = F.embedding(codes.int(), _books(codes.device)[2]).view(-1)[:n]
     blocks = (F.pad(x, (0, -n % BLOCK)) if n % BLOCK else x).view(-1, BLOCK)
     return blocks.mul_(scale[:, None]).view(-1)[:n].view(*shape).to(dtype)
