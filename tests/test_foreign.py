@@ -572,7 +572,10 @@ class TestGuesses:
     @pytest.mark.parametrize(
         ("files", "message"),
         [
-            (["adapter_config.json", "adapter_model.safetensors"], "LoRA adapter: put it on the model that it was trained on"),
+            (
+                ["adapter_config.json", "adapter_model.safetensors"],
+                "LoRA adapter: put it on the model that it was trained on",
+            ),
             (["modules.json", "1_Pooling"], "sentence-transformers folder"),
             (["model-Q4.gguf"], "GGUF"),
             (["model.onnx"], "ONNX"),
