@@ -395,7 +395,7 @@ def xl_folder(b: Bench) -> Path:
         xl = GPT2(config, seed=0)
         xl.tokenizer = b.gpt2.tokenizer
         save_model(xl, folder)
-    return folder
+    return folder  # type: ignore[no-any-return]
 
 
 def bench_xl(b: Bench) -> None:

@@ -141,7 +141,8 @@ def xl_qlora(folder: Path, width: int) -> dict[str, float]:
         def on_step(self, run: Any, step: Any) -> None:
             times.append(time.perf_counter())
 
-    watch, start, times = AnonymousMemory(), time.perf_counter(), []
+    watch, start = AnonymousMemory(), time.perf_counter()
+    times: list[float] = []
     gpt2 = quantize(load_gpt2(str(folder)), "nf4")
     ready = time.perf_counter()
     clf = apply_lora(add_classifier_head(gpt2, classes=["ham", "spam"], seed=123), seed=123)

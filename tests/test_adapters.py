@@ -26,7 +26,6 @@ from gptclf import (
     save_adapter,
     save_model,
 )
-from gptclf.files import atomic
 from gptclf.files.safetensors_file import read_safetensors
 from gptclf.gpt2.lora_linear import lora_layers
 
@@ -317,7 +316,7 @@ def test_an_interrupted_save_leaves_the_old_files(base: Path, tmp_path: Path, mo
     def full(*_: Any, **__: Any) -> None:
         raise OSError(28, "no space")
 
-    monkeypatch.setattr(atomic.Path, "replace", full)
+    monkeypatch.setattr(Path, "replace", full)
     with pytest.raises(OSError, match="could not save"):
         save_adapter(noisy(model, True, seed=9), tmp_path)
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
@@ -336,7 +335,7 @@ def test_a_record_that_is_damaged_is_refused(base: Path, tmp_path: Path) -> None
     path = saved / "gptclf_adapter.json"
     values = json.loads(path.read_text())
     gpt2 = load_gpt2(str(base))
-    for changes in (
+    damage: list[dict[str, Any]] = [
         {"layers": {"trunk.blocks.9.mlp.up": next(iter(values["layers"].values()))}},
         {"layers": {}},
         {"layers": 3},
@@ -344,7 +343,8 @@ def test_a_record_that_is_damaged_is_refused(base: Path, tmp_path: Path) -> None
         {"bits": 4},
         {"task": {"kind": "single_label", "classes": ["a", "b"]}},
         {"originals": ["head.output.bias", "nothing"]},
-    ):
+    ]
+    for changes in damage:
         path.write_text(json.dumps(values | changes))
         with pytest.raises(ValueError, match=r"gptclf_adapter|adapter_model"):
             load_adapter(gpt2, saved)
