@@ -133,12 +133,19 @@ def test_a_language_models_adapter(base: Path, tmp_path: Path) -> None:
 def test_factors_on_the_model_without_a_head(base: Path, tmp_path: Path) -> None:
     torch.manual_seed(0)
     inner = transformers.GPT2Model.from_pretrained(base)
-    model = peft.get_peft_model(inner, peft.LoraConfig(r=2, fan_in_fan_out=True, target_modules=["c_attn"])).eval()
+    targets = r"h\.[02]\.attn\.c_attn"  # their names do not begin with "transformer."
+    model = peft.get_peft_model(inner, peft.LoraConfig(r=2, fan_in_fan_out=True, target_modules=targets)).eval()
     noise(model, "lora_B")
     model.save_pretrained(tmp_path)
     adapted = load_adapter(load_gpt2(str(base)), tmp_path)
     with torch.no_grad():
         torch.testing.assert_close(adapted.hidden_states(IDS), model(IDS).last_hidden_state, rtol=1e-5, atol=1e-5)
+
+
+def test_an_untied_embedding_is_refused(base: Path, tmp_path: Path) -> None:
+    written(base, tmp_path, task="CAUSAL_LM", modules_to_save=["wte"])
+    with pytest.raises(ValueError, match=r"wte.*unties"):
+        load_adapter(load_gpt2(str(base)), tmp_path)
 
 
 def test_the_fewest_keys_and_pytorchs_file(base: Path, tmp_path: Path) -> None:

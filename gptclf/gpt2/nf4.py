@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from gptclf.gpt2.nf4_kernel import bitsandbytes_kernel
 
-BLOCK, NESTED_BLOCK = 64, 256
+BLOCK, NESTED_BLOCK, _PIECE = 64, 256, 2**16
 
 # Quantiles of a normal distribution, 0 among them, scaled to [-1, 1].
 _BELOW = (-1.0, -0.6961928, -0.52507305, -0.3949175, -0.28444138, -0.18477343, -0.091050036, 0.0)
@@ -27,12 +27,7 @@ def code_book() -> Tensor:
 
 
 def dynamic_code_book() -> Tensor:
-    """Return the 256 numbers of the scales' codes, rising: a sign, an exponent of 10 and what bits are left.
-
-    Example:
-        >>> dynamic_code_book()[[0, 127, 255]].tolist()
-        [-0.992..., 0.0, 1.0]
-    """
+    """Return the 256 numbers of the scales' codes, rising: a sign, an exponent of 10 and what bits are left."""
     bounds = [torch.linspace(0.1, 1, 2**i + 1) for i in range(7)]
     means = torch.cat([10.0 ** (i - 6) * ((b[:-1] + b[1:]) / 2) for i, b in enumerate(bounds)])
     return torch.cat([means, -means, torch.tensor([0.0, 1.0])]).sort().values
@@ -53,8 +48,21 @@ def quantize(x: Tensor) -> dict[str, Tensor]:
         "codes" (⌈n/2⌉,), two codes a byte, the first in the high nibble; "absmax" (⌈n/64⌉,), the scales' codes;
         "nested_absmax" (⌈n/16384⌉,) and "offset" (), the scales of these and the mean of all.
     """
-    book, nested_book, _ = _books(x.device)
-    x = x.detach().reshape(-1).float()
+    # In pieces: temporary tensors as large as a matrix would leave the process's memory in fragments.
+    pieces = [_codes(piece.float()) for piece in torch.split(x.detach().reshape(-1), _PIECE)]
+    nibbles, absmax = (torch.cat(part) for part in zip(*pieces, strict=True))
+    nibbles = F.pad(nibbles, (0, x.numel() % 2), value=7)
+    offset = absmax.mean()
+    centred = F.pad(absmax - offset, (0, -absmax.numel() % NESTED_BLOCK)).view(-1, NESTED_BLOCK)
+    nested_absmax = centred.abs().amax(dim=1)
+    # bitsandbytes rounds to 65,536 equal steps first. Blocks without any distance, here NaN, get code 0.
+    steps = ((centred * (1 / nested_absmax)[:, None]).clamp(-1, 1) + 1) * 0.5 * 65535 + 0.5
+    nested = _nearest(-1 + 2 * steps.nan_to_num().int().float() / 65535, _books(x.device)[1])
+    found = {"codes": (nibbles[::2] << 4) | nibbles[1::2], "absmax": nested.view(-1)[: absmax.numel()].clone()}
+    return found | {"nested_absmax": nested_absmax, "offset": offset}
+
+
+def _codes(x: Tensor) -> tuple[Tensor, Tensor]:
     rest = x.numel() % BLOCK
     blocks = F.pad(x, (0, -rest % BLOCK)).view(-1, BLOCK)
     absmax = blocks.abs().amax(dim=1)
@@ -63,16 +71,7 @@ def quantize(x: Tensor) -> dict[str, Tensor]:
     if rest:  # bitsandbytes treats the last block in another way
         absmax[-1] = least[-1]
         scaled[-1] = blocks[-1] / least[-1]
-    nibbles = F.pad(_nearest(scaled.clamp(-1, 1).view(-1)[: x.numel()], book), (0, x.numel() % 2), value=7)
-    offset = absmax.mean()
-    centred = F.pad(absmax - offset, (0, -absmax.numel() % NESTED_BLOCK)).view(-1, NESTED_BLOCK)
-    nested_absmax = centred.abs().amax(dim=1)
-    # bitsandbytes rounds to 65,536 equal steps first. Blocks without any distance, here NaN, get code 0.
-    steps = ((centred * (1 / nested_absmax)[:, None]).clamp(-1, 1) + 1) * 0.5 * 65535 + 0.5
-    nested = _nearest(-1 + 2 * steps.nan_to_num().int().float() / 65535, nested_book)
-    codes = (nibbles[::2] << 4) | nibbles[1::2]
-    nested = nested.view(-1)[: absmax.numel()].clone()
-    return {"codes": codes, "absmax": nested, "nested_absmax": nested_absmax, "offset": offset}
+    return _nearest(scaled.clamp(-1, 1).view(-1)[: x.numel()], _books(x.device)[0]), absmax
 
 
 def _nearest(x: Tensor, book: Tensor) -> Tensor:

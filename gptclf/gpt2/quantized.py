@@ -135,10 +135,12 @@ def packed_of(weight: Tensor, bits: str) -> dict[str, Tensor]:
     """Quantise a matrix (N, K); with "int8", as bitsandbytes' `int8_vectorwise_quant` does."""
     if bits == "nf4":
         return nf4.quantize(weight)
-    weight = weight.detach().float()
-    absmax = weight.abs().amax(dim=1)
-    factor = (127.0 / absmax).nan_to_num(posinf=0.0)
-    return {"codes": (weight * factor[:, None]).round().to(torch.int8).contiguous(), "absmax": absmax}
+    absmax = weight.detach().float().abs().amax(dim=1)
+    factor = (127.0 / absmax).nan_to_num(posinf=0.0)[:, None]
+    codes = torch.empty(weight.shape, dtype=torch.int8, device=weight.device)
+    for rows, *its in zip(*(torch.split(t, 64) for t in (codes, weight.detach(), factor)), strict=True):
+        rows.copy_((its[0].float() * its[1]).round())  # some rows at a time, to keep little beside the codes
+    return {"codes": codes, "absmax": absmax}
 
 
 def check_packed(packed: Mapping[str, Tensor], shape: tuple[int, ...]) -> None:
@@ -161,7 +163,7 @@ def dequantized(packed: Mapping[str, Tensor], shape: tuple[int, int], rows: slic
     """Return rows of a quantised matrix of this shape (N, K)."""
     codes, absmax = packed["codes"], packed["absmax"]
     if codes.dtype == torch.int8:
-        return (codes[rows] * absmax[rows, None]).mul_(_STEP).to(dtype)
+        return codes[rows].float().mul_(absmax[rows, None]).mul_(_STEP).to(dtype)
     (start, stop, _), K = rows.indices(shape[0]), shape[1]
     scales = nf4.scales(absmax, packed.get("nested_absmax"), packed.get("offset"))
     if start * K % nf4.BLOCK:  # the rows begin within a block

@@ -60,8 +60,6 @@ class AdapterFiles:
             else:
                 tensors = read_torch_file(self.folder / PEFT_TORCH_WEIGHTS)
             theirs = {name.removeprefix(PREFIX): tensor for name, tensor in tensors.items()}
-            if any(name.startswith("h.") for name in theirs):  # trained on the model without a head
-                theirs = {name if name == "score.weight" else TRUNK + name: tensor for name, tensor in theirs.items()}
         if self.record is not None and self.record.originals:
             path = self.folder / ADAPTER_ORIGINALS
             originals, metadata = read_safetensors(path)

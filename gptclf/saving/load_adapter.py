@@ -97,6 +97,9 @@ def put_on(
     """
     check_no_factors(model)
     theirs, originals = files.read()
+    bare = any(name.startswith("h.") for name in theirs)  # trained on the model without a head
+    if bare:
+        theirs = {name if name == "score.weight" else TRUNK + name: tensor for name, tensor in theirs.items()}
     _check_size(model, files, theirs)
     adapted = borrow(model)
     classifies = not is_language_model(model) and not (any_labels and _has_other_labels(model, files, theirs))
@@ -104,7 +107,7 @@ def put_on(
         task = task or (adapted.task if task_from_record(files.record.task) is None else None)
         head = head or (adapted.head if "class" in (files.record.head or {}) else None)
     kind = _put_head(adapted, files, theirs, classifies, head, task)
-    contents = _contents(adapted, files, theirs, kind)
+    contents = _contents(adapted, files, theirs, kind, TRUNK if bare else "")
     _warn_of_another_base(model, files, contents)
     for path, options in contents.layers.items():
         base = adapted.get_submodule(path)
@@ -207,15 +210,17 @@ def _put_head(
     return "score"
 
 
-def _contents(adapted: GPT2, files: AdapterFiles, theirs: Mapping[str, Tensor], kind: str) -> Contents:
+def _contents(adapted: GPT2, files: AdapterFiles, theirs: Mapping[str, Tensor], kind: str, prefix: str) -> Contents:
     if files.record is not None:
         contents = Contents(files.record.layers, files.record.extras)
     else:
         assert files.config is not None
         names = layer_names(adapted.config, kind)
         parameters = [name for name, _ in adapted.named_parameters()]
-        whole = any(name.startswith(TRUNK) for name in theirs)
-        contents = files.config.contents(names, parameters, "" if whole else TRUNK)
+        contents = files.config.contents(names, parameters, prefix)
+        if adapted.head.output_matrix is not None and "trunk.embed.token.weight" in contents.extras:
+            problem = "modules_to_save names wte, which PEFT unties from the language model's output matrix"
+            raise ValueError(f"{files.folder / PEFT_CONFIG}: {problem}; gptclf keeps the two tied")
         if not contents.layers:
             guess = guess_from_tensors([name for name in theirs if ".lora_" not in name] or list(theirs))
             problem = f"target_modules is {files.config.targets!r}, which matches no matrix of this GPT-2"

@@ -254,6 +254,9 @@ def _load_theirs(source: Path) -> GPT2:
     score = read_weights(source).get("score.weight")
     if score is None:
         raise ValueError(f"{source} does not hold a classifier (no score.weight); load a language model with load_gpt2")
+    if not score.is_floating_point() or score.dim() != 2:
+        problem = f"{source} holds a score.weight of {score.dtype} {tuple(score.shape)}; the head must be floats"
+        raise ValueError(f'{problem}. Quantise it with llm_int8_skip_modules=["score"]')
     n = len(score)
     labels = values.get("id2label") or {str(i): f"LABEL_{i}" for i in range(n)}
     if not isinstance(labels, dict) or set(labels) != {str(i) for i in range(n)}:

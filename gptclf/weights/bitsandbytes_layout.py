@@ -101,7 +101,7 @@ def take_packed(
     try:
         packed = (_from_int8 if "SCB" in parts else _from_nf4)(found[theirs], parts, shape)
         check_packed(packed, shape)
-    except (KeyError, TypeError, ValueError) as error:
+    except (AttributeError, KeyError, RuntimeError, TypeError, ValueError) as error:
         problem = f"lacks {error}" if isinstance(error, KeyError) else str(error)
         raise ValueError(
             f"{source}: {theirs} is not this model's matrix in bitsandbytes' nf4 or int8: {problem}"
