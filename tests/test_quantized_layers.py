@@ -493,3 +493,13 @@ def test_what_cannot_be_quantised_is_told(case: str) -> None:
     make, kind, message = REFUSED[case]
     with pytest.raises(kind, match=message):
         make()
+
+
+def test_a_large_matrix_is_dequantised_in_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As for GPT-2 XL, whose matrices are larger than what is dequantised at once."""
+    layer = next(iter(quantized_layers(quantize(byte_gpt2())).values()))
+    x, y = torch.randn(3, layer.in_features), torch.randn(3, layer.out_features)
+    whole = layer.times(x, layer.bias), layer.times_transposed(y)
+    monkeypatch.setattr("gptclf.gpt2.quantized._MOST_NUMBERS", 64 * layer.in_features)
+    torch.testing.assert_close(layer.times(x, layer.bias), whole[0], rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(layer.times_transposed(y), whole[1], rtol=1e-5, atol=1e-6)

@@ -19,6 +19,9 @@ BITS = ("nf4", "int8")
 # The names of the tensors that hold a matrix.
 PACKED = ("codes", "absmax", "nested_absmax", "offset")
 
+# The most numbers that are dequantised at once in training; GPT-2 124M's matrices are smaller.
+_MOST_NUMBERS = 5 * 2**19
+
 # bitsandbytes' factor in place of a division by 127.
 _STEP = 7.874015718698502e-3
 
@@ -72,11 +75,27 @@ class QuantizedLinear(Linear):
 
     def times(self, x: Tensor, bias: Tensor | None = None) -> Tensor:
         """Compute x Wᵀ + b (M, N) of x (M, K) in the type of x, without gradients."""
-        return F.linear(x, self.matrix(x.dtype), None if bias is None else bias.to(x.dtype))
+        bias = None if bias is None else bias.to(x.dtype)
+        if len(pieces := self._pieces()) == 1:
+            return F.linear(x, self.matrix(x.dtype), bias)
+        y = torch.cat([x @ self._rows(rows, x.dtype).t() for rows in pieces], dim=1)
+        return y if bias is None else y.add_(bias)
 
     def times_transposed(self, y: Tensor) -> Tensor:
         """Compute y W (M, K) of y (M, N) in the type of y, without gradients."""
-        return y @ self.matrix(y.dtype)
+        first, *others = self._pieces()
+        x = y[:, first] @ self._rows(first, y.dtype)
+        for rows in others:
+            x.addmm_(y[:, rows], self._rows(rows, y.dtype))
+        return x
+
+    def _pieces(self) -> list[slice]:
+        """Divide the rows of a large matrix: dequantised whole, it would leave the process's memory in fragments."""
+        size = max(1, _MOST_NUMBERS // (self.in_features * nf4.BLOCK)) * nf4.BLOCK
+        return [slice(start, start + size) for start in range(0, self.out_features, size)]
+
+    def _rows(self, rows: slice, dtype: torch.dtype) -> Tensor:
+        return dequantized(self.packed(), (self.out_features, self.in_features), rows, dtype)
 
     def multiply(self, x: Tensor, rows: slice, view: View, bias: Tensor | None = None) -> Tensor:
         """Multiply by rows of the matrix, as `Linear.multiply` does; only these rows are dequantised."""
