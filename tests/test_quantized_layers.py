@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import byte_tokenizer, randomised
+from conftest import byte_gpt2, byte_tokenizer, randomised
 from test_lora_model import IDS, TEXTS, Die, adapted, answers, classifier, language_model, rows, run, state, stirred
 from torch import Tensor, nn
 from torch.nn import functional as F
