@@ -130,7 +130,7 @@ def bench_qlora(b: Bench) -> None:
     setups = {name: adapted(b, bits=bits) for name, bits in (("LoRA", None), ("QLoRA", "nf4"))}
     for tokens in (256, 512, 1024):
         steps = {name: _step(clf, tokens) for name, clf in setups.items()}
-        contenders = {
+        contenders: dict[str, Callable[[], float]] = {
             f"gptclf: {name} step, {tokens} tokens": functools.partial(best_of, run) for name, run in steps.items()
         }
         b.take_turns(contenders)

@@ -73,12 +73,13 @@ def written(base: Path, folder: Path, *, randomise: bool = True, task: str = "SE
                     parameter.add_(torch.randn(parameter.shape, generator=generator), alpha=0.2)
     model.save_pretrained(folder)
     with torch.no_grad():
-        return model(IDS, attention_mask=torch.ones_like(IDS)).logits  # type: ignore[no-any-return]
+        found: torch.Tensor = model(IDS, attention_mask=torch.ones_like(IDS)).logits
+    return found
 
 
 def logits(model: GPT2) -> torch.Tensor:
     with torch.no_grad():
-        return model(IDS)
+        return model(IDS)  # type: ignore[no-any-return]
 
 
 OPTIONS: dict[str, dict[str, Any]] = {
