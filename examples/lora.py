@@ -1,13 +1,13 @@
-"""LoRA: train low-rank factors beside frozen matrices, and save them as PEFT does. About half a minute on one core.
+"""LoRA: train low-rank factors beside frozen matrices, and save them as PEFT does.
 
-python examples/lora.py                     # nano, factors on every block
-python examples/lora.py --blocks 2          # on the last two blocks: what comes before them runs once per text
-python examples/lora.py --quantize nf4      # QLoRA: the frozen matrices in 4 bits (faster with gptclf[quant])
-python examples/lora.py --model gpt2 --epochs 3 --lr 2e-4
+    python examples/lora.py                     # nano, factors on every block
+    python examples/lora.py --blocks 2          # on the last two blocks: what comes before them runs once per text
+    python examples/lora.py --quantize nf4      # QLoRA: the frozen matrices in 4 bits (faster with gptclf[quant])
+
+About half a minute on one core. The adapter is in runs/lora afterwards.
 """
 
 import argparse
-import logging
 from pathlib import Path
 
 import torch
@@ -39,7 +39,6 @@ def main() -> None:
     parser.add_argument("--lr", type=float, default=2e-3)
     parser.add_argument("--out", type=Path, default=Path("runs/lora"))
     args = parser.parse_args()
-    logging.basicConfig(level=logging.WARNING, format="%(message)s")
     torch.set_num_threads(1 if args.model == "nano" else torch.get_num_threads())
     gpt2 = load_gpt2(args.model)
     base = quantize(gpt2, args.quantize) if args.quantize else gpt2

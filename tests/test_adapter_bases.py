@@ -46,7 +46,7 @@ def adapted(base: GPT2, *, bias: bool = True, pooling: str = "last", **options: 
 
 
 def trained(model: GPT2) -> GPT2:
-    """Noise on what trains: B starts at 0, which hides mistakes."""
+    """Add noise to the trainable parameters: B starts at 0, which hides mistakes."""
     generator = torch.Generator().manual_seed(4)
     with torch.no_grad():
         for parameter in model.parameters():

@@ -238,7 +238,7 @@ def test_another_base_is_an_error_when_saving_and_a_warning_when_loading(
     base: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     clf = add_classifier_head(load_gpt2(str(base)), classes=["a", "b", "c"], seed=0)
-    noisy(clf, True)  # its last block is no longer the base's
+    noisy(clf, True)  # its last block now differs from the base's
     model = apply_lora(clf, 4, seed=1)
     with pytest.raises(ValueError, match=r"not those of .*give its folder as base="):
         save_adapter(model, tmp_path / "adapter")

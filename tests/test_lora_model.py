@@ -439,7 +439,7 @@ def test_answers_follow_a_factor_at_once() -> None:
     np.testing.assert_allclose(answers(model), answers(merge_lora(model)), rtol=1e-4, atol=1e-6)
 
 
-# --- what trains ---
+# --- trainable parameters ---
 
 
 def test_factors_and_head_train() -> None:
@@ -566,3 +566,21 @@ def test_models_without_factors_and_float32_are_asked_for() -> None:
         merge_lora("gpt2")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match=r"needs a model with LoRA layers.*apply_lora"):
         freeze(classifier_of(CONFIG, ["a", "b"]), trainable="lora")
+
+
+def test_a_learner_follows_a_frozen_matrix_that_changes() -> None:
+    """A learner's layers keep frozen matrices cast from step to step."""
+    clf = stirred(adapted())
+    learner = Learner(clf, training=True, keep_gradients=True)
+    with torch.autocast("cpu", dtype=torch.bfloat16), torch.no_grad():
+        before = learner(IDS)
+        clf.get_parameter("trunk.blocks.1.mlp.up.base.weight").mul_(2)
+        after = learner(IDS)
+        expected = Learner(clf, training=True, keep_gradients=True)(IDS)
+    assert not torch.equal(before, after)
+    assert torch.equal(after, expected)
+
+
+def test_no_rows_give_no_answers() -> None:
+    clf = adapted()
+    assert clf(IDS[:0]).shape == (0, clf.task.n_outputs)

@@ -14,6 +14,9 @@ from torch.autograd.function import once_differentiable
 
 from gptclf.gpt2.arithmetic import Arithmetic, Kernel
 
+# Computes x (M, K) times a matrix (K, N), plus a bias (N,) if there is one, in the type of x.
+Times = Callable[[Tensor, Tensor | None], Tensor]
+
 
 class Frozen(Protocol):
     """A layer with a frozen matrix W (N, K)."""
@@ -52,7 +55,20 @@ def product_type(x: Tensor) -> torch.dtype:
 
 def frozen_product(x: Tensor, layer: Frozen) -> Tensor:
     """Compute x Wᵀ + b (..., N) of x (..., K), with gradients of x and of b alone."""
-    return _Product.apply(x, layer.bias, layer)  # type: ignore[no-any-return, no-untyped-call]
+    y = product_of(x.reshape(-1, x.shape[-1]), layer.times, layer.times_transposed, layer.bias)
+    return y.view(*x.shape[:-1], y.shape[-1])
+
+
+def product_of(x: Tensor, times: Times, back: Callable[[Tensor], Tensor], bias: Tensor | None = None) -> Tensor:
+    """Multiply x by a frozen matrix, with gradients of x and of the bias alone.
+
+    Args:
+        x: Inputs (..., M, K).
+        times: The product with the matrix, plus the bias, in the type of its input.
+        back: The product with the transpose.
+        bias: The bias (N,), or None; x then has two dimensions.
+    """
+    return _Product.apply(x, bias, times, back)  # type: ignore[no-any-return, no-untyped-call]
 
 
 def low_rank_product(x: Tensor, layer: Frozen, A: Tensor, B: Tensor, c: Tensor | None, scale: float) -> Tensor:
@@ -73,17 +89,15 @@ def low_rank_product(x: Tensor, layer: Frozen, A: Tensor, B: Tensor, c: Tensor |
 
 class _Product(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor, bias: Tensor | None, layer: Frozen) -> Tensor:
-        rows = x.reshape(-1, x.shape[-1]).to(product_type(x))
-        ctx.layer, ctx.shape, ctx.dtype = layer, x.shape, x.dtype
-        return layer.times(rows, bias).view(*x.shape[:-1], -1)
+    def forward(ctx: Any, x: Tensor, bias: Tensor | None, times: Times, back: Callable[[Tensor], Tensor]) -> Tensor:
+        ctx.back, ctx.dtype = back, x.dtype
+        return times(x.to(product_type(x)), bias)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        grad = grad.reshape(-1, grad.shape[-1])
-        to_x = ctx.layer.times_transposed(grad).view(ctx.shape).to(ctx.dtype) if ctx.needs_input_grad[0] else None
-        return to_x, _summed(grad, ctx.needs_input_grad[1]), None
+        to_x = ctx.back(grad).to(ctx.dtype) if ctx.needs_input_grad[0] else None
+        return to_x, _summed(grad, ctx.needs_input_grad[1]), None, None
 
 
 class _LowRank(torch.autograd.Function):
@@ -99,7 +113,7 @@ class _LowRank(torch.autograd.Function):
             y.add_(c.to(dtype), alpha=scale)
         ctx.save_for_backward(rows, low, a, b)
         ctx.layer, ctx.scale, ctx.shape, ctx.dtype = layer, scale, x.shape, x.dtype
-        return y.view(*x.shape[:-1], -1)
+        return y.view(*x.shape[:-1], y.shape[-1])
 
     @staticmethod
     @once_differentiable

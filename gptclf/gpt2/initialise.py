@@ -23,9 +23,7 @@ def initialise(module: nn.Module, config: GPT2Config, seed: int | None, *, strea
         stream: Number of the random stream of this seed. A head drawn from the embedding's own stream would be a copy
             of its first rows.
     """
-    seed = int(torch.randint(2**31, ())) if seed is None else integer("seed", seed, most=LARGEST_SEED)
-    state = np.random.SeedSequence([seed, stream]).generate_state(1, np.uint64)
-    generator = torch.Generator().manual_seed(int(state[0]))
+    seed, generator = seeded(seed, stream)
     parts = list(module.modules())
     residual = {part.out for part in parts if isinstance(part, Attention)}
     residual |= {part.down for part in parts if isinstance(part, MLP)}
@@ -42,3 +40,10 @@ def initialise(module: nn.Module, config: GPT2Config, seed: int | None, *, strea
         if isinstance(part, ClassifierHead):
             part.remember_fresh()
     return seed
+
+
+def seeded(seed: int | None, stream: int) -> tuple[int, torch.Generator]:
+    """Return the seed that is used, one from torch's global generator for None, and a generator of its stream."""
+    seed = int(torch.randint(2**31, ())) if seed is None else integer("seed", seed, most=LARGEST_SEED)
+    state = np.random.SeedSequence([seed, stream]).generate_state(1, np.uint64)
+    return seed, torch.Generator().manual_seed(int(state[0]))

@@ -6,13 +6,13 @@ from collections.abc import Iterable, Mapping
 from fnmatch import fnmatchcase
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
-from gptclf.checks import LARGEST_SEED, choice, integer, number, python_value
+from gptclf.checks import choice, integer, number, python_value
 from gptclf.gpt2.arithmetic import check_float32
 from gptclf.gpt2.freezing import freeze
+from gptclf.gpt2.initialise import seeded
 from gptclf.gpt2.layers import Linear
 from gptclf.gpt2.lora_linear import SCALES, LoRALinear, lora_layers
 from gptclf.gpt2.model import GPT2, check_gpt2
@@ -219,9 +219,7 @@ def _value(name: str, given: Any, path: str) -> Any:
 
 def _draw(layers: list[LoRALinear], init: str, seed: int | None) -> int:
     """Draw the factors and return the seed that was used: A uniform, B and its bias 0."""
-    seed = int(torch.randint(2**31, ())) if seed is None else integer("seed", seed, most=LARGEST_SEED)
-    state = np.random.SeedSequence([seed, 2]).generate_state(1, np.uint64)  # stream 2: the head has 1
-    generator = torch.Generator().manual_seed(int(state[0]))
+    seed, generator = seeded(seed, stream=2)  # the head has stream 1
     for layer in layers:
         layer.lora_A.float().to_empty(device="cpu")
         layer.lora_B.float().to_empty(device="cpu")

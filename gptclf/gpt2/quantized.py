@@ -1,16 +1,15 @@
 """`QuantizedLinear`: a frozen linear layer whose matrix is kept in 4 or 8 bits and dequantised where it is needed."""
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 from gptclf.gpt2 import nf4
 from gptclf.gpt2.arithmetic import Arithmetic
-from gptclf.gpt2.frozen import frozen_product
+from gptclf.gpt2.frozen import frozen_product, product_of
 from gptclf.gpt2.gradients import View
 from gptclf.gpt2.layers import ALL, Linear
 
@@ -67,7 +66,7 @@ class QuantizedLinear(Linear):
 
     def matrix(self, dtype: torch.dtype = torch.float32) -> Tensor:
         """Return the dequantised matrix (N, K)."""
-        return dequantized(self.packed(), (self.out_features, self.in_features), ALL, dtype)
+        return self._rows(ALL, dtype)
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (..., K) to (..., N)."""
@@ -99,8 +98,15 @@ class QuantizedLinear(Linear):
 
     def multiply(self, x: Tensor, rows: slice, view: View, bias: Tensor | None = None) -> Tensor:
         """Multiply by rows of the matrix, as `Linear.multiply` does; only these rows are dequantised."""
-        shape = (self.out_features, self.in_features)
-        return _Product.apply(x, bias, self.packed(), shape, rows, view)  # type: ignore[no-any-return, no-untyped-call]
+
+        def matrix(dtype: torch.dtype) -> Tensor:
+            return view(self._rows(rows, dtype))
+
+        def times(x: Tensor, bias: Tensor | None) -> Tensor:
+            y = x @ matrix(x.dtype)
+            return y if bias is None else y.add_(bias.to(x.dtype))
+
+        return product_of(x, times, lambda y: y @ matrix(y.dtype).mT, bias)
 
     def prepared(self, arithmetic: Arithmetic) -> Callable[[Tensor], Tensor]:
         """Return the layer as a function of (M, K) without gradients, its matrix dequantised and laid out once."""
@@ -113,41 +119,6 @@ class QuantizedLinear(Linear):
     def extra_repr(self) -> str:
         """Describe the layer when it is printed."""
         return f"{super().extra_repr()}, bits={self.bits!r}"
-
-
-class _Product(torch.autograd.Function):
-    """x (..., M, K) times a view of rows of a quantised matrix, plus a bias (N,). Only the codes are kept."""
-
-    @staticmethod
-    def forward(
-        ctx: Any, x: Tensor, bias: Tensor | None, packed: Mapping[str, Tensor], shape: Any, rows: slice, view: View
-    ) -> Tensor:
-        if torch.is_autocast_enabled(x.device.type):
-            x = x.to(torch.get_autocast_dtype(x.device.type))
-        ctx.save_for_backward(*packed.values())
-        ctx.how = tuple(packed), shape, rows, view
-        ctx.bias_dtype = None if bias is None else bias.dtype
-        matrix = _viewed(packed.values(), x.dtype, *ctx.how)
-        return x @ matrix if bias is None else torch.addmm(bias.to(x.dtype), x, matrix)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        matrix = _viewed(ctx.saved_tensors, grad.dtype, *ctx.how) if ctx.needs_input_grad[0] else None
-        to_x = None if matrix is None else grad @ matrix.mT
-        to_bias = grad.sum(0, dtype=ctx.bias_dtype) if ctx.needs_input_grad[1] else None
-        return to_x, to_bias, None, None, None, None
-
-
-def _viewed(
-    tensors: Iterable[Tensor],
-    dtype: torch.dtype,
-    names: tuple[str, ...],
-    shape: tuple[int, int],
-    rows: slice,
-    view: View,
-) -> Tensor:
-    return view(dequantized(dict(zip(names, tensors, strict=True)), shape, rows, dtype))
 
 
 def packed_of(weight: Tensor, bits: str) -> dict[str, Tensor]:

@@ -132,7 +132,7 @@ def evaluate_many(
     arguments are those of `evaluate`.
 
     Raises:
-        TypeError: There is no list of models, or one of them is not a classifier.
+        TypeError: `models` is not a list, or one of its items is not a classifier.
         ValueError: The list of models is empty.
 
     Example:

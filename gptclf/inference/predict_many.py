@@ -37,7 +37,7 @@ def predict_many(
         For each model one answer per text.
 
     Raises:
-        TypeError: There is no list of models, or one of them is not a classifier.
+        TypeError: `models` is not a list, or one of its items is not a classifier.
         ValueError: The list of models is empty.
 
     Example:
@@ -67,7 +67,7 @@ def predict_proba_many(
     The arguments are those of `predict_many`.
 
     Raises:
-        TypeError: There is no list of models, or one of them is not a classifier or has no probabilities.
+        TypeError: `models` is not a list, or one of its items is not a classifier or has no probabilities.
         ValueError: The list of models is empty.
 
     Example:

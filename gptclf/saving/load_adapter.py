@@ -1,6 +1,5 @@
 """`load_adapter`: puts a LoRA adapter, saved by gptclf or by PEFT, on the model that it was trained on."""
 
-import json
 import logging
 import re
 from collections.abc import Mapping
@@ -26,7 +25,7 @@ from gptclf.saving.adapter_record import (
     plain,
 )
 from gptclf.saving.peft_config import SEQ_CLS, Contents, layer_names, peft_names
-from gptclf.saving.record import damaged, head_of, task_of
+from gptclf.saving.record import damaged, head_of, is_task, task_of
 from gptclf.tasks import SingleLabel, Task, task_from_record
 from gptclf.weights.guess import guess_from_tensors
 from gptclf.weights.hugging_face import check_tensors, shape_problems
@@ -161,7 +160,7 @@ def _check_size(model: GPT2, files: AdapterFiles, theirs: Mapping[str, Tensor]) 
 
 def _has_other_labels(model: GPT2, files: AdapterFiles, theirs: Mapping[str, Tensor]) -> bool:
     if files.record is not None:
-        return bool(json.loads(json.dumps(model.task.record())) != files.record.task)
+        return not is_task(model.task, files.record)
     score = theirs.get("score.weight")
     return score is not None and (len(score) != model.task.n_outputs or bool(model.head.export_problem()))
 

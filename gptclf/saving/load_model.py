@@ -130,7 +130,7 @@ def _fetch_model(repo: str, revision: str | None, cache_dir: str | Path | None) 
     if ours is None:
         try:
             return fetch(repo, revision, cache_dir)
-        except FileNotFoundError:  # offline, a cache does not know that there is no such file
+        except FileNotFoundError:  # offline, this is not known to be a missing file
             adapter = fetch_adapter(repo, revision, cache_dir)
             if adapter is None:
                 raise
@@ -164,10 +164,9 @@ def _load_adapted(
         set_parameter(beneath, "trunk.norm.bias", read_weights(place)["transformer.ln_f.bias"])
     _own_last_block(beneath)
     if record is not None and record.bits is not None and bits_of(beneath) is None:
-        for path in record.dense:  # what trains stays float
+        for path in record.dense:  # quantize leaves trainable matrices as they are
             beneath.get_parameter(f"{path}.weight").requires_grad_(True)
-        beneath = quantize(beneath.requires_grad_(False) if not record.dense else beneath, record.bits)
-        beneath.requires_grad_(False)
+        beneath = quantize(beneath, record.bits).requires_grad_(False)
     return put_on(beneath, files, head, task, any_labels=True)
 
 

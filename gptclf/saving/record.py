@@ -123,6 +123,11 @@ def read_record(source: Path) -> Record:
         )
 
 
+def is_task(task: Task, record: Record) -> bool:
+    """Return True if a record describes this task."""
+    return bool(json.loads(json.dumps(task.record())) == record.task)  # as a file holds it: a tuple is a list there
+
+
 def task_of(record: Record, given: Task | None, file: Path) -> Task:
     """Return the task that a record describes: a new one, or the user's own, which must be that task."""
     source = file.parent
@@ -135,7 +140,7 @@ def task_of(record: Record, given: Task | None, file: Path) -> Task:
         return task
     if not isinstance(given, Task):
         raise TypeError(f"task is a {type(given).__name__}; it must be a gptclf.Task")
-    if json.loads(json.dumps(given.record())) != record.task:  # as a file holds it: a tuple is a list there
+    if not is_task(given, record):
         raise ValueError(f"task is {given}, but {source} was saved with {dict(record.task)}; give the same task")
     return given
 

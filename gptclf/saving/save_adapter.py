@@ -1,8 +1,10 @@
 """`save_adapter`: writes a folder that PEFT, `load_adapter` and `load_model` can read.
 
-adapter_config.json, adapter_model.safetensors    PEFT's
-gptclf_adapter.json                               labels, task, preparation, the base's digest, ...
-gptclf_adapter.safetensors                        tensors that PEFT's file holds in another form, or not at all
+    adapter_config.json, adapter_model.safetensors    PEFT's
+    gptclf_adapter.json                               labels, task, preparation, the base's digest, ...
+    gptclf_adapter.safetensors                        tensors that PEFT's file holds in another form, or not at all
+
+All of them carry one mark, so that files of two saves are not mixed.
 """
 
 import logging
@@ -34,22 +36,12 @@ from gptclf.saving.adapter_record import (
     plain,
     write_adapter_record,
 )
-from gptclf.saving.card import model_card
 from gptclf.saving.load_model import is_folded, load_base
 from gptclf.saving.peft_config import layer_names, layer_of, peft_names
 from gptclf.saving.peft_values import peft_values
 from gptclf.saving.record import SAVE_MARK
-from gptclf.saving.save_model import (
-    CARD,
-    card_of,
-    check_card,
-    check_whole,
-    digest_of,
-    fold,
-    is_our_place,
-    tensors_of,
-    to_json,
-)
+from gptclf.saving.save_model import card_writer, check_card, check_whole, digest_of, fold, tensors_of, to_json
+from gptclf.weights.folders import CONFIG, INDEX, OURS, TORCH_INDEX, TORCH_WEIGHTS, WEIGHTS
 
 logger = logging.getLogger(__name__)
 
@@ -118,16 +110,14 @@ def save_adapter(
     record = write_adapter_record(model, base=named, extras=extras, **saving)
     writers: dict[str, Writer] = {}
     if theirs is not None:
-        config = _peft_config(model, extras, saved, named)
+        config = _peft_config(model, saved, named)
         writers[PEFT_CONFIG] = text_writer(to_json(dict(sorted(config.items()))))
         writers[PEFT_WEIGHTS] = tensor_writer(theirs, {"format": "pt", SAVE_MARK: mark})
     if originals:
         writers[ADAPTER_ORIGINALS] = tensor_writer(originals, {SAVE_MARK: mark})
-    if is_our_place(target / CARD):
-        said: dict[str, Any] = {"data": data, "datasets": datasets, "metrics": metrics or {}}
-        said |= {"measured_on": measured_on, "license": license, "adapter": _described(model, named)}
-        said |= {"base_model": named}
-        writers[CARD] = text_writer(model_card(card_of(model, exported=theirs is not None, **said)))
+    said: dict[str, Any] = {"data": data, "datasets": datasets, "metrics": metrics, "measured_on": measured_on}
+    said |= {"license": license, "adapter": _described(model, named), "base_model": named}
+    writers |= card_writer(model, target, exported=theirs is not None, **said)
     writers[ADAPTER] = text_writer(to_json(record))
     target.mkdir(parents=True, exist_ok=True)
     write_all(target, writers)
@@ -142,7 +132,7 @@ def _target(folder: str | Path) -> Path:
         raise FileExistsError(f"{target} is a file; give a folder")
     if is_adapter(target) and not (target / ADAPTER).is_file():
         raise FileExistsError(f"{target} holds an adapter that gptclf did not write; give another folder")
-    models = [name for name in ("config.json", "gptclf.json", "model.safetensors") if (target / name).exists()]
+    models = [name for name in (OURS, CONFIG, WEIGHTS, INDEX, TORCH_WEIGHTS, TORCH_INDEX) if (target / name).exists()]
     if models:
         raise FileExistsError(f"{target} holds {', '.join(models)} of a model; give another folder for the adapter")
     return target
@@ -238,7 +228,7 @@ def _exported(
     return {name: tensor.detach().cpu().contiguous().clone() for name, tensor in made.items()}, replaced, saved, ""
 
 
-def _peft_config(model: GPT2, extras: Sequence[str], saved: Sequence[str], base: str | None) -> dict[str, Any]:
+def _peft_config(model: GPT2, saved: Sequence[str], base: str | None) -> dict[str, Any]:
     found = {name: layer for name, layer in lora_layers(model) if name.startswith(_inner(model))}
     layers = {name: _plain_factors(factors_of(layer), layer.scale) for name, layer in found.items()}
     names = layer_names(model.config, model.head.exported_as.removesuffix(".weight"))

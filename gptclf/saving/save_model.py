@@ -118,10 +118,14 @@ def save_model(
     if originals:
         writers[ORIGINALS] = tensor_writer(originals, {SAVE_MARK: mark})
     writers |= {name: text_writer(text) for name, text in vocabulary.items()}
-    if is_our_place(target / CARD):
-        said = {"data": data, "datasets": datasets, "metrics": metrics or {}}
-        said |= {"measured_on": measured_on, "license": license}
-        writers[CARD] = text_writer(model_card(card_of(model, exported=theirs is not None, **said)))
+    said: dict[str, Any] = {
+        "data": data,
+        "datasets": datasets,
+        "metrics": metrics,
+        "measured_on": measured_on,
+        "license": license,
+    }
+    writers |= card_writer(model, target, exported=theirs is not None, **said)
     writers[OURS] = text_writer(to_json(record))
     was_ours = (target / OURS).exists()
     target.mkdir(parents=True, exist_ok=True)
@@ -133,9 +137,12 @@ def save_model(
     return target
 
 
-def is_our_place(card: Path) -> bool:
-    """Return True if a card may be written: there is none, or one that gptclf wrote."""
-    return not card.exists() or (card.is_file() and is_our_card(card.read_text(encoding="utf-8", errors="replace")))
+def card_writer(model: GPT2, target: Path, *, metrics: Mapping[str, float] | None, **said: Any) -> dict[str, Writer]:
+    """Return the writer of a folder's card, or none if somebody else wrote the card that is there."""
+    card = target / CARD
+    if card.exists() and not (card.is_file() and is_our_card(card.read_text(encoding="utf-8", errors="replace"))):
+        return {}
+    return {CARD: text_writer(model_card(_card(model, metrics=metrics or {}, **said)))}
 
 
 def check_card(data: object, datasets: object, metrics: Mapping[str, float] | None) -> None:
@@ -177,8 +184,7 @@ def tensors_of(model: GPT2) -> dict[str, Tensor]:
     return tensors | {name: tensor for name, tensor in others.items() if name not in tensors}
 
 
-def card_of(model: GPT2, **said: Any) -> Card:
-    """Return the card of a model with what its user says."""
+def _card(model: GPT2, **said: Any) -> Card:
     config = model.config
     sizes = {"blocks": config.n_layers, "wide": config.emb_dim, "heads": config.n_heads}
     sizes |= {"tokens of context": config.context_length, "tokens in the vocabulary": config.vocab_size}
