@@ -334,14 +334,17 @@ class TestFoldersOfTransformers:
         torch.testing.assert_close(our_logits(load_model(tmp_path / "ours")), logits, atol=1e-5, rtol=1e-5)
         torch.testing.assert_close(their_logits(tmp_path / "ours"), logits, atol=1e-5, rtol=1e-5)
 
-    @pytest.mark.parametrize("problem", ["regression", "multi_label_classification"])
-    def test_what_is_no_choice_of_one_class_is_refused(self, problem: str, tmp_path: Path) -> None:
-        self.theirs(tmp_path, problem_type=problem)
-        with pytest.raises(ValueError, match=rf"problem_type = '{problem}'.*exactly one class"):
+    def test_a_problem_that_is_none_of_theirs_is_refused(self, tmp_path: Path) -> None:
+        self.theirs(tmp_path)
+        values = json.loads((tmp_path / "config.json").read_text())
+        (tmp_path / "config.json").write_text(json.dumps(values | {"problem_type": "ranking"}))
+        with pytest.raises(ValueError, match=r"config\.json: problem_type is 'ranking'; it must be"):
             load_model(tmp_path)
 
     def test_a_single_output_is_no_classifier(self, tmp_path: Path) -> None:
         self.theirs(tmp_path, num_labels=1)
+        values = json.loads((tmp_path / "config.json").read_text()) | {"problem_type": "single_label_classification"}
+        (tmp_path / "config.json").write_text(json.dumps(values))
         with pytest.raises(ValueError, match="at least 2 classes"):
             load_model(tmp_path)
 

@@ -22,7 +22,7 @@ from gptclf.saving.adapter_files import fetch_adapter, is_adapter, open_adapter
 from gptclf.saving.adapter_record import bits_of
 from gptclf.saving.load_adapter import put_on
 from gptclf.saving.record import ORIGINALS, SAVE_MARK, check_tensors_named, damaged, head_of, read_record, task_of
-from gptclf.tasks import SingleLabel, Task, check_labels
+from gptclf.tasks import SingleLabel, Task, check_labels, task_from_transformers
 from gptclf.tokenizer.bpe import read_tokenizer
 from gptclf.tokenizer.find import find_tokenizer
 from gptclf.weights import opened
@@ -247,9 +247,6 @@ def _load_ours(source: Path, given_head: HeadSource | None, given_task: Task | N
 
 def _load_theirs(source: Path) -> GPT2:
     config, values = opened.read_hugging_face_config(source)
-    problem = values.get("problem_type")
-    if problem not in (None, "single_label_classification"):
-        raise ValueError(f"{source} sets problem_type = {problem!r}; gptclf puts each text into exactly one class")
     score = read_weights(source).get("score.weight")
     if score is None:
         raise ValueError(f"{source} does not hold a classifier (no score.weight); load a language model with load_gpt2")
@@ -261,6 +258,8 @@ def _load_theirs(source: Path) -> GPT2:
     if not isinstance(labels, dict) or set(labels) != {str(i) for i in range(n)}:
         problem = f"{source}: id2label is {labels!r}, but score.weight has {n} rows"
         raise ValueError(f"{problem}; its keys must be 0 to {n - 1}")
-    task, head = SingleLabel([labels[str(i)] for i in range(n)]), ClassifierHead(config.emb_dim, n, bias=False)
+    with damaged(source / CONFIG):
+        task = task_from_transformers(values.get("problem_type"), [labels[str(i)] for i in range(n)])
+    head = ClassifierHead(config.emb_dim, n, bias=False)
     found = opened.open_hugging_face(source, opened.shapes_of(config, task=task, head=head), config)
     return opened.build(found, task=task, head=head)

@@ -1,6 +1,7 @@
 """Labels of any hashable kind: checked, turned into column numbers, and saved with their types."""
 
-from collections.abc import Iterable, Mapping
+import logging
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import islice
 from typing import Any
 
@@ -8,6 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gptclf.checks import python_value
+
+logger = logging.getLogger(__name__)
 
 
 def check_column(values: Any, name: str, n_texts: int | None = None) -> list[Any]:
@@ -53,10 +56,46 @@ def infer_classes(labels: list[Any]) -> list[Any]:
         return found
 
 
-def index_labels(labels: list[Any], classes: list[Any]) -> NDArray[np.int64]:
-    """Return each label's position among the classes; an unknown label is an error that names it and its row."""
+def check_classes(classes: Iterable[Any]) -> list[Any]:
+    """Return classes as a list of distinct labels."""
+    found = check_labels(classes, "class")
+    if len(set(found)) < len(found):
+        raise ValueError(f"classes holds a label twice: {found[:20]!r}; each class needs its own label")
+    return found
+
+
+def distinct_names(classes: list[Any]) -> list[str]:
+    """Return the classes as distinct strings: their repr if two of them look alike."""
+    names = [str(label) for label in classes]
+    return names if len(set(names)) == len(names) else [repr(label) for label in classes]
+
+
+def class_lines(classes: list[Any], scores: Mapping[str, NDArray[Any]]) -> list[str]:
+    """Return a line of a report for each class, with its precision, recall, F1 and number of rows."""
+    line = "  {:<{}}  precision {:.3f}  recall {:.3f}  f1 {:.3f}  n {:,}"
+    width = max(len(str(label)) for label in classes)
+    return [line.format(str(label), width, *of) for label, *of in zip(classes, *scores.values(), strict=True)]
+
+
+def check_writable(classes: list[Any]) -> None:
+    """Raise if two labels would become the same in a saved folder; log labels that will be saved as text."""
+    saved: dict[str, Any] = {}
+    for label, written in ((label, label_to_json(label)) for label in classes):
+        other = saved.setdefault(repr(written), label)
+        if other is not label:
+            problem = f"the labels {other!r} and {label!r} would both be saved as {written!r}"
+            raise ValueError(f"{problem}; train with labels that are strings, numbers or tuples")
+        if isinstance(written, str) and not isinstance(label, str):
+            logger.warning("label %r (%s) is saved as the text %r", label, type(label).__name__, written)
+
+
+def index_labels(labels: list[Any], classes: list[Any], rows: Sequence[int] | None = None) -> NDArray[np.int64]:
+    """Return each label's position among the classes; an unknown label is an error that names it and its row.
+
+    `rows` are the row numbers of the labels if a row may have several.
+    """
     index = {label: i for i, label in enumerate(classes)}
-    unknown = {label: i for i, label in enumerate(labels) if label not in index}
+    unknown = {label: i if rows is None else rows[i] for i, label in enumerate(labels) if label not in index}
     if unknown:
         shown = ", ".join(f"{label!r} (row {i})" for label, i in islice(unknown.items(), 5))
         known = ", ".join(map(repr, classes[:10])) + ", ..." * (len(classes) > 10)

@@ -1,7 +1,6 @@
 """`SingleLabel`: each text belongs to exactly one class."""
 
 import copy
-import logging
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Self
 
@@ -13,10 +12,17 @@ from torch.nn import functional as F
 
 from gptclf.checks import number, python_value
 from gptclf.metrics import confusion_matrix, per_class_scores
-from gptclf.tasks.labels import check_labels, index_labels, label_from_json, label_to_json
+from gptclf.tasks.labels import (
+    check_classes,
+    check_labels,
+    check_writable,
+    class_lines,
+    distinct_names,
+    index_labels,
+    label_from_json,
+    label_to_json,
+)
 from gptclf.tasks.task import Task, TaskCard
-
-logger = logging.getLogger(__name__)
 
 
 class SingleLabel(Task):
@@ -47,9 +53,7 @@ class SingleLabel(Task):
         class_weight: "str | Mapping[Any, float] | None" = None,
         label_smoothing: float = 0.0,
     ) -> None:
-        self.classes: list[Any] = check_labels(classes, "class")
-        if len(set(self.classes)) < len(self.classes):
-            raise ValueError(f"classes holds a label twice: {self.classes[:20]!r}; each class needs its own label")
+        self.classes: list[Any] = check_classes(classes)
         self.n_outputs = len(self.classes)
         self.label_smoothing = number("label_smoothing", label_smoothing)
         if self.label_smoothing >= 1:
@@ -108,12 +112,8 @@ class SingleLabel(Task):
 
     def columns(self, outputs: Tensor) -> dict[str, NDArray[Any]]:
         """Return a column of probabilities per class. Column names are distinct, even for the labels 1 and "1"."""
-        return dict(zip([f"p({name})" for name in self._names()], self.probabilities(outputs).T, strict=True))
-
-    def _names(self) -> list[str]:
-        """Return the labels as distinct strings: their repr if two of them look alike."""
-        names = [str(label) for label in self.classes]
-        return names if len(set(names)) == len(names) else [repr(label) for label in self.classes]
+        names = [f"p({name})" for name in distinct_names(self.classes)]
+        return dict(zip(names, self.probabilities(outputs).T, strict=True))
 
     def details(self, outputs: Tensor, targets: Tensor) -> dict[str, Any]:
         """Return the confusion matrix, the scores of each class, and the mean F1 of the classes that occur."""
@@ -128,10 +128,7 @@ class SingleLabel(Task):
         accuracy, macro = 100 * measures["accuracy"], 100 * details["macro_f1"]
         lines = [f"accuracy {accuracy:.2f} %, macro-F1 {macro:.2f} %, loss {measures['loss']:.4f}"]
         if self.n_outputs <= 20:
-            line = "  {:<{}}  precision {:.3f}  recall {:.3f}  f1 {:.3f}  n {:,}"
-            width = max(len(str(label)) for label in self.classes)
-            rows = zip(self.classes, *details["per_class"].values(), strict=True)
-            lines += [line.format(str(label), width, *scores) for label, *scores in rows]
+            lines += class_lines(self.classes, details["per_class"])
         return lines
 
     def fitted(self, targets: NDArray[Any]) -> "SingleLabel":
@@ -164,14 +161,7 @@ class SingleLabel(Task):
 
     def check_saved(self) -> None:
         """Raise if two labels would become the same in a saved folder; log labels that will be saved as text."""
-        saved: dict[str, Any] = {}
-        for label, written in ((label, label_to_json(label)) for label in self.classes):
-            other = saved.setdefault(repr(written), label)
-            if other is not label:
-                problem = f"the labels {other!r} and {label!r} would both be saved as {written!r}"
-                raise ValueError(f"{problem}; train with labels that are strings, numbers or tuples")
-            if isinstance(written, str) and not isinstance(label, str):
-                logger.warning("label %r (%s) is saved as the text %r", label, type(label).__name__, written)
+        check_writable(self.classes)
 
     def card(self) -> TaskCard:
         """Describe a classifier and its labels."""
@@ -186,7 +176,7 @@ class SingleLabel(Task):
 
     def exported(self) -> dict[str, Any]:
         """Return the classes under the keys of `transformers`; labels are written by their repr if two look alike."""
-        names = self._names()
+        names = distinct_names(self.classes)
         return {
             "architectures": ["GPT2ForSequenceClassification"],
             "problem_type": "single_label_classification",
