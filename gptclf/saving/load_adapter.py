@@ -26,7 +26,7 @@ from gptclf.saving.adapter_record import (
 )
 from gptclf.saving.peft_config import SEQ_CLS, Contents, layer_names, peft_names
 from gptclf.saving.record import damaged, head_of, is_task, task_of
-from gptclf.tasks import SingleLabel, Task, task_from_record
+from gptclf.tasks import Task, task_from_record, task_from_transformers
 from gptclf.weights.guess import guess_from_tensors
 from gptclf.weights.hugging_face import check_tensors, shape_problems
 from gptclf.weights.locate import hub_name
@@ -196,7 +196,7 @@ def _put_head(
         return ""
     n = len(score)
     if not classifies:
-        adapted.task = SingleLabel([f"LABEL_{i}" for i in range(n)])
+        adapted.task = task_from_transformers(None, [f"LABEL_{i}" for i in range(n)])
         adapted.task.check_outputs()
     elif adapted.task.n_outputs != n:
         outputs = adapted.task.n_outputs
