@@ -168,8 +168,9 @@ def _plain_names(tensors: Mapping[str, Tensor], source: str) -> dict[str, Tensor
     adapters = [name for name in tensors if re.search(r"\.lora\.[AB]$", name)]
     if adapters:
         raise ValueError(
-            f"{source} holds LoRA layers of the book's appendix E ({adapters[0]}, ...). Merge each into its linear "
-            "layer before saving: layer.linear.weight += layer.lora.alpha * (layer.lora.A @ layer.lora.B).T. Then "
+            f"{source} holds LoRA layers of the book's appendix E ({adapters[0]}, ...), but not their scale. Merge "
+            "each into its linear layer before saving, with the class and the alpha that it was trained with: "
+            "layer.linear.weight += layer.lora(torch.eye(layer.linear.in_features)).T, under torch.no_grad(). Then "
             "replace the layer by layer.linear and save model.state_dict()"
         )
     found: dict[str, Tensor] = {}
