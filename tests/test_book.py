@@ -330,7 +330,7 @@ class TestWhatIsRefused:
     @pytest.mark.parametrize(
         ("config", "message"),
         [
-            (None, r"a\.pth: the tensors do not tell the number of attention heads.*24 wide; pass it in config="),
+            (None, r"a\.pth: the tensors do not tell the number of attention heads.*24 wide; pass it in settings="),
             ({}, "the tensors do not tell the number of attention heads"),
             ({**SMALL, "n_layers": 4}, "does not match the given configuration: n_layers = 4, but the tensors have 3"),
             ({**SMALL, "emb_dim": 768, "qkv_bias": True}, "emb_dim = 768, but the tensors have 24; qkv_bias = True"),

@@ -5,6 +5,7 @@ position or the mean of all, AdamW. The other side is what the guide "From the b
 from one file of random weights and see the same rows in the same order.
 """
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -12,17 +13,21 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import byte_tokenizer
+from conftest import byte_gpt2, byte_tokenizer
 from test_book import SMALL, Build, Reference, small, the_books_own
 from test_parity import byte_texts
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.data import DataLoader, TensorDataset
 
 from gptclf import (
     GPT2,
     Batches,
+    Callback,
+    History,
     Preparation,
     TextDataset,
+    TextWindows,
     add_classifier_head,
     batch_loss,
     dataset_accuracy,
@@ -35,10 +40,11 @@ from gptclf import (
     predict_proba,
     save_model,
     train,
+    train_lm,
 )
 
 LENGTH, PAD, CLOSE = 30, 256, 1e-5
-CONFIG = {**SMALL, "qkv_bias": True}
+CONFIG: dict[str, Any] = {**SMALL, "qkv_bias": True}
 TOKENIZER = byte_tokenizer()
 Position = int | str  # a column, "flexible" or "mean", as in the book's extra experiments
 
@@ -79,7 +85,7 @@ def book_measures(model: nn.Module, ids: Tensor, labels: Tensor, position: Posit
 def book_train(
     model: nn.Module, ids: Tensor, labels: Tensor, order: list[list[np.ndarray]], position: Position, every: int = 1
 ) -> tuple[list[float], list[tuple[float, float]]]:
-    """The losses of the steps, and loss and accuracy of the whole set after each epoch; a step every so many batches."""
+    """The losses of the steps, each over `every` batches, and loss and accuracy of the whole set after each epoch."""
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, weight_decay=0.1)
     losses, measures = [], []
     for batches in order:
@@ -111,7 +117,7 @@ class Scripts:
         """The guide's way from the book's file to a classifier, with the book's draw of the head."""
         gpt2 = load_gpt2(self.file, settings=CONFIG, tokenizer=TOKENIZER)
         clf = add_classifier_head(gpt2, classes=[0, 1], **options)
-        clf.head.output.load_state_dict(self.book.out_head.state_dict())  # type: ignore[operator, union-attr]
+        clf.head.output.load_state_dict(self.book.out_head.state_dict())  # type: ignore[union-attr]
         return clf
 
     def sets(self, **options: Any) -> tuple[TextDataset, TextDataset]:
@@ -262,3 +268,74 @@ def test_the_loop_by_hand(tmp_path: Path) -> None:
         found.append(float(loss.detach()))
     losses, _ = book_train(scripts.book, scripts.ids[:43], scripts.targets[:43], order_of(train_set, 1), -1)
     np.testing.assert_allclose(found, losses, rtol=0, atol=CLOSE)
+
+
+def block_of_the_guide(beginning: str) -> str:
+    """The block of the guide "From the book to gptclf" that holds a line."""
+    path = Path(__file__).parents[1] / "docs" / "from-the-book.md"
+    blocks = re.findall(r"^```python\n(.*?)^```$", path.read_text(encoding="utf-8"), flags=re.MULTILINE | re.DOTALL)
+    (found,) = [block for block in blocks if beginning in block]
+    return str(found)
+
+
+def test_the_guides_loop_takes_the_books_batches(tmp_path: Path) -> None:
+    scripts = Scripts(tmp_path)
+    clf, (train_set, _) = scripts.classifier(), scripts.sets(pad_to=LENGTH)
+    book_freeze(scripts.book, "last_block")
+    rows = TensorDataset(scripts.ids[:43], scripts.targets[:43])
+    torch.manual_seed(123)
+    optimizer = torch.optim.AdamW(scripts.book.parameters(), lr=5e-5, weight_decay=0.1)
+    for ids, labels in DataLoader(rows, batch_size=8, shuffle=True, drop_last=True):
+        optimizer.zero_grad()
+        F.cross_entropy(scripts.book(ids)[:, -1], labels).backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+    loop = block_of_the_guide("for chosen in loader:").replace(
+        "clf = add_classifier_head(gpt2, classes=[0, 1], seed=123)", ""
+    )
+    exec(loop, {"clf": clf, "train_set": train_set, "torch": torch})
+    expected = book_measures(scripts.book, scripts.ids[:43], scripts.targets[:43], -1)
+    assert dataset_loss(clf, train_set) == pytest.approx(expected[0], abs=1e-6)
+    trained = scripts.book.out_head.weight.detach()
+    torch.testing.assert_close(clf.get_parameter("head.output.weight").detach(), trained, atol=1e-6, rtol=0)
+
+
+def test_the_guides_schedule_is_that_of_appendix_d() -> None:
+    namespace: dict[str, Any] = {
+        "Callback": Callback,
+        "train_lm": lambda *_, **__: History(),
+        "small": None,
+        "windows": 0,
+    }
+    exec(block_of_the_guide("class BookSchedule"), namespace)
+    gpt2 = byte_gpt2()
+    freeze(gpt2, trainable="last_block")
+    windows = TextWindows("to be or not to be, that is the question " * 20, tokenizer=TOKENIZER, length=32)
+    schedule = namespace["BookSchedule"](7, initial_lr=3e-5, min_lr=1e-6)
+    history = train_lm(gpt2, windows, epochs=2, batch_size=2, lr=5e-4, callbacks=[schedule], progress=False)
+    n, expected = len(history.steps), []
+    for i in range(n):
+        rising = 3e-5 + i * (5e-4 - 3e-5) / 7
+        falling = 1e-6 + (5e-4 - 1e-6) * (1 + np.cos(np.pi * (i - 7) / (n - 7))) / 2
+        expected.append(rising if i < 7 else falling)
+    assert n > 20
+    np.testing.assert_allclose([step.lr for step in history.steps], expected, rtol=1e-9)
+
+
+def test_rows_of_weight_0_are_those_that_the_book_ignores(tmp_path: Path) -> None:
+    scripts = Scripts(tmp_path)
+    clf = scripts.classifier()
+    ignored = np.arange(43) % 5 == 0
+    data = TextDataset(
+        scripts.texts[:43],
+        scripts.labels[:43],
+        tokenizer=TOKENIZER,
+        classes=[0, 1],
+        weights=np.where(ignored, 0.0, 1.0),
+    )
+    targets = scripts.targets[:43].masked_fill(torch.from_numpy(ignored), -100)
+    for batch in Batches(data, batch_size=8):
+        assert batch.rows is not None
+        with torch.no_grad():
+            outputs = book_outputs(scripts.book, scripts.ids[batch.rows], "flexible")
+            expected = F.cross_entropy(outputs, targets[batch.rows], ignore_index=-100)
+            torch.testing.assert_close(batch_loss(clf, batch), expected)

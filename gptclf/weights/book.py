@@ -219,7 +219,7 @@ def _configure(seen: Mapping[str, Any], config: GPT2Config | Mapping[str, Any] |
     if "n_heads" not in given and width not in _HEADS:
         raise ValueError(
             f"{source}: the tensors do not tell the number of attention heads, and no published GPT-2 is {width} wide; "
-            'pass it in config=, as in {"n_heads": 12}, or pass the dictionary that the model was built from'
+            'pass it in settings=, as in {"n_heads": 12}, or pass the dictionary that the model was built from'
         )
     try:
         return GPT2Config.from_dict({"tied": False, "n_heads": _HEADS.get(width), **given, **seen})
