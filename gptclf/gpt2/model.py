@@ -15,6 +15,7 @@ from gptclf.gpt2.config import GPT2Config
 from gptclf.gpt2.heads import ClassifierHead, Head, LMHead
 from gptclf.gpt2.initialise import initialise
 from gptclf.gpt2.line import Line
+from gptclf.gpt2.renamed import Renamed
 from gptclf.gpt2.sharing import own_before_loading, refuse_borrowed_gradients
 from gptclf.gpt2.standard import is_standard, is_standard_alone
 from gptclf.gpt2.trunk import Trunk
@@ -23,7 +24,7 @@ from gptclf.tasks import NextToken, Task
 from gptclf.tokenizer.tokens import check_same_tokenizer, check_tokenizer
 
 
-class GPT2(Line):
+class GPT2(Renamed, Line):
     """A GPT-2 trunk under a head: a language model, or a classifier after `add_classifier_head`.
 
     Args:
@@ -65,6 +66,9 @@ class GPT2(Line):
         device: str | torch.device | None = None,
     ) -> None:
         super().__init__()
+        if not isinstance(config, GPT2Config):
+            remedy = "for the book's dictionary call load_gpt2(config, weights='random')"
+            raise TypeError(f"config is a {type(config).__name__}; it must be a GPT2Config: {remedy}")
         self.config = config
         self.trunk: Trunk = Trunk(config)
         self.task = NextToken(config.vocab_size) if task is None else task

@@ -44,7 +44,8 @@ def generate(
             drawn.
         top_k: Draw from the k most probable tokens; None draws from all.
         top_p: Then draw from the fewest most probable tokens whose probabilities add up to p (nucleus sampling).
-        seed: The draws depend on it alone. None takes a seed from torch's global generator.
+        seed: The draws depend on it alone. None draws from torch's global generator, which `torch.manual_seed` seeds:
+            the tokens are then those of the book's `generate` (section 5.3).
         stop_at_end_of_text: Stop if the model ends the text. Otherwise `<|endoftext|>` is written out and the model
             begins another text.
         special_tokens: Encode `<|endoftext|>` in the prompt as that token rather than as ordinary characters.

@@ -12,6 +12,25 @@ from gptclf.gpt2.arithmetic import PRECISIONS
 DECAYS = ("all", "matrices")
 SCHEDULES = ("constant", "linear", "cosine")
 
+# Arguments of the book's training functions, and what takes their place.
+_BOOKS = {
+    "num_epochs": "give epochs=",
+    "eval_freq": "give eval_every=",
+    "eval_iter": "give eval_batches=",
+    "accumulation_steps": "give accumulate=",
+    "initial_lr": "give warmup_steps= alone; the learning rate rises from 0",
+    "peak_lr": "give lr=",
+    "min_lr": "give schedule='cosine'; the learning rate falls to 0",
+    "optimizer": "the run makes its own AdamW from lr= and weight_decay=",
+    "device": "the run uses the model's: model.to(device)",
+    "shuffle": "rows are always shuffled, by seed=",
+    "tokenizer": "the data set has it",
+    "start_context": "call generate in a callback",
+    "max_steps": "call run.stop() in a callback",
+    "trainable_token_pos": "give add_classifier_head pooling=, and the data sets pad_to= for the last pad",
+    "average_embeddings": "give add_classifier_head pooling='mean'",
+}
+
 _Function = TypeVar("_Function", bound=Callable[..., Any])
 
 
@@ -135,6 +154,7 @@ def recipe_of(recipe: Recipe, options: Mapping[str, Any], others: Collection[str
     for name in [name for name in options if name not in allowed]:
         near = difflib.get_close_matches(name, allowed, 1)
         hint = f"did you mean {near[0]!r}?" if near else f"the options are {', '.join(allowed)}"
+        hint = _BOOKS.get(name, hint)
         raise TypeError(f"there is no option {name!r}; {hint}")
     changes = {name: value for name, value in options.items() if name in names}
     return replace(recipe, **changes), {name: value for name, value in options.items() if name not in names}

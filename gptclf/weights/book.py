@@ -168,8 +168,9 @@ def _plain_names(tensors: Mapping[str, Tensor], source: str) -> dict[str, Tensor
     adapters = [name for name in tensors if re.search(r"\.lora\.[AB]$", name)]
     if adapters:
         raise ValueError(
-            f"{source} holds LoRA layers of the book's appendix E ({adapters[0]}, ...). Merge each into its linear "
-            "layer before saving: layer.linear.weight += layer.lora.alpha * (layer.lora.A @ layer.lora.B).T. Then "
+            f"{source} holds LoRA layers of the book's appendix E ({adapters[0]}, ...), but not their scale. Merge "
+            "each into its linear layer before saving, with the class and the alpha that it was trained with: "
+            "layer.linear.weight += layer.lora(torch.eye(layer.linear.in_features)).T, under torch.no_grad(). Then "
             "replace the layer by layer.linear and save model.state_dict()"
         )
     found: dict[str, Tensor] = {}
@@ -218,7 +219,7 @@ def _configure(seen: Mapping[str, Any], config: GPT2Config | Mapping[str, Any] |
     if "n_heads" not in given and width not in _HEADS:
         raise ValueError(
             f"{source}: the tensors do not tell the number of attention heads, and no published GPT-2 is {width} wide; "
-            'pass it in config=, as in {"n_heads": 12}, or pass the dictionary that the model was built from'
+            'pass it in settings=, as in {"n_heads": 12}, or pass the dictionary that the model was built from'
         )
     try:
         return GPT2Config.from_dict({"tied": False, "n_heads": _HEADS.get(width), **given, **seen})

@@ -29,7 +29,7 @@ logger = logging.getLogger(__name__)
 
 
 def load_gpt2(
-    name: str | Path | GPT2Config = "gpt2",
+    name: str | Path | GPT2Config | Mapping[str, Any] = "gpt2",
     *,
     weights: str = "pretrained",
     seed: int | None = None,
@@ -45,9 +45,10 @@ def load_gpt2(
     """Load GPT-2 with its language-model head, in eval mode, float32.
 
     Args:
-        name: "gpt2", "gpt2-medium", "gpt2-large" or "gpt2-xl" (or "124M", "355M", "774M" or "1558M"); "nano", which
-            ships with the package; a hub repository "owner/name"; a local folder in Hugging Face's layout or with
-            OpenAI's TensorFlow checkpoint; a file of the book's `GPTModel` (.pth); or a `GPT2Config`. A folder takes
+        name: "gpt2", "gpt2-medium", "gpt2-large" or "gpt2-xl" (or "124M", "355M", "774M" or "1558M", or the book's
+            "gpt2-small (124M)" and so on); "nano", which ships with the package; a hub repository "owner/name"; a local
+            folder in Hugging Face's layout or with OpenAI's TensorFlow checkpoint; a file of the book's `GPTModel`
+            (.pth); or, for random weights, a `GPT2Config` or the book's configuration dictionary. A folder takes
             precedence over a published name, with a warning.
         weights: "pretrained", or "random" for GPT-2's initialisation from `seed`. With "random", a name or folder
             gives only the shape.
@@ -81,6 +82,8 @@ def load_gpt2(
     if seed is not None and pretrained:
         raise ValueError(f"seed={seed!r} draws random weights; give weights='random' with it")
     target = checks.device(device)
+    if isinstance(name, Mapping):
+        name = GPT2Config.from_book(name)
     place: Path | None = None
     repo: str | None = None
     if params is not None:
@@ -89,9 +92,10 @@ def load_gpt2(
         found = Opened(*tensors_from_params(params, opened.config_from(settings)))
     elif isinstance(name, GPT2Config):
         if settings is not None:
-            raise ValueError("settings= goes with params= or a file; a GPT2Config is complete without it")
+            raise ValueError("settings= goes with params= or a file; a configuration is complete without it")
         if pretrained:
-            raise ValueError("a GPT2Config has no pretrained weights; give weights='random', or a name or a folder")
+            remedy = "give weights='random', or a name such as 'gpt2' or 'gpt2-medium (355M)', or a folder"
+            raise ValueError(f"a configuration has no pretrained weights; {remedy}")
         found = Opened(name, {})
     else:
         place, repo = _place_of(name, revision, settings)

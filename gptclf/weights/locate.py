@@ -6,7 +6,7 @@ from pathlib import Path
 
 from gptclf import checks
 from gptclf.files.json_file import read_json
-from gptclf.gpt2.config import ALIASES, PRESETS
+from gptclf.gpt2.config import ALIASES, PRESETS, published_name
 from gptclf.hub.download import EntryNotFoundError, cached_file, hub_file
 from gptclf.weights.folders import CONFIG, INDEX, OURS, TORCH_INDEX, TORCH_WEIGHTS, WEIGHTS, shard_names
 from gptclf.weights.guess import guess_from_files
@@ -37,7 +37,7 @@ def locate(name: str | Path) -> Path | str:
         ValueError: The name is empty.
     """
     place = checks.path("name", name)
-    preset = ALIASES.get(str(name), str(name))
+    preset = published_name(str(name))
     if preset not in PRESETS and place.exists():
         return place
     if place.is_dir():
