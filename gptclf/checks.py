@@ -5,7 +5,7 @@ type is a TypeError and a value out of range a ValueError. Both errors give the 
 """
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from math import inf, isfinite, nan
 from numbers import Integral, Real
 from pathlib import Path
@@ -35,6 +35,16 @@ def python_value(value: Any) -> Any:
         return value.item() if value.numel() == 1 else value.tolist()
     scalar = isinstance(value, np.generic) or (isinstance(value, np.ndarray) and value.ndim == 0)
     return value.item() if scalar else value
+
+
+def is_iterable(value: Any) -> bool:
+    """Return True if one can iterate over `value`; arrays and tensors without dimensions only say that one can.
+
+    Example:
+        >>> is_iterable([]), is_iterable(np.array(3)), is_iterable(3)
+        (True, False, False)
+    """
+    return isinstance(value, Iterable) and not (isinstance(value, np.ndarray | torch.Tensor) and value.ndim == 0)
 
 
 @overload
@@ -151,6 +161,23 @@ def boolean(name: str, value: Any) -> bool:
     return value
 
 
+def instance(name: str, value: Any, kind: type | tuple[type, ...], rule: str) -> None:
+    """Raise a TypeError if `value` is not an object of these classes; `rule` says in words what is.
+
+    Example:
+        >>> instance("config", {}, Path, "a Path")
+        Traceback (most recent call last):
+            ...
+        TypeError: config is {} (dict); it must be a Path
+    """
+    if not isinstance(value, kind):
+        shown = (
+            repr(value) if isinstance(value, str | bytes | int | float | list | tuple | dict | None) else "an object"
+        )
+        shown = shown if len(shown) <= _LONGEST else f"{shown[: _LONGEST - 3]}..."
+        raise TypeError(f"{name} is {shown} ({type(value).__name__}); it must be {rule}")
+
+
 def path(name: str, value: Any) -> Path:
     """Return `value` as a Path, with a leading `~` replaced by the home directory.
 
@@ -161,6 +188,11 @@ def path(name: str, value: Any) -> Path:
     text = os.fspath(value) if isinstance(value, os.PathLike) else value
     if not isinstance(text, str) or not text:
         raise _wrong(name, value, "a path that is not empty, as a str or a Path", right_type=isinstance(text, str))
+    try:
+        if b"\0" in os.fsencode(text):
+            raise ValueError("it holds a null character")
+    except ValueError as error:  # also a lone surrogate
+        raise ValueError(f"{name} is {text!r}, which no file can be called ({error}); give another path") from error
     try:
         return Path(text).expanduser()
     except RuntimeError as error:

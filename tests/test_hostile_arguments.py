@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import byte_gpt2, byte_tokenizer
+from conftest import byte_tokenizer
 
 import gptclf
 from gptclf import (
@@ -24,9 +24,7 @@ from gptclf import (
     Batches,
     ClassifierHead,
     EarlyStopping,
-    Evaluation,
     GPT2Config,
-    History,
     KeepBest,
     MultiLabel,
     NextToken,
@@ -60,7 +58,7 @@ class Nothing:
 
 
 # Arguments that messages call by another name.
-ALIASES = {"dropout": "drop_rate"}
+ALIASES = {"dropout": "drop_rate", "indices": "rows", "dataset": "data set", "text": "token"}
 
 # Values of the wrong type, out of every range, or empty.
 HOSTILE: list[Any] = [None, Nothing(), int, len, True, b"x", 1j, Path("nowhere/at/all")]
@@ -83,6 +81,19 @@ class StopAtOnce(gptclf.Callback):
 
     def on_step(self, run: gptclf.Run, step: gptclf.Step) -> None:
         run.stop("enough")
+
+
+class New:
+    """A valid argument that each call gets anew, because a call may change it."""
+
+    def __init__(self, make: Callable[[], Any]) -> None:
+        self.make = make
+
+
+def trainable_language_model() -> GPT2:
+    gpt2 = language_model()
+    gptclf.freeze(gpt2, trainable="all")
+    return gpt2
 
 
 class Case:
@@ -130,13 +141,13 @@ def cases(folder: Path) -> dict[str, Case]:
         "save_model": Case(save_model, model=clf, folder=folder / "again"),
         "save_adapter": Case(save_adapter, model=adapted, folder=folder / "adapter2"),
         "load_adapter": Case(gptclf.load_adapter, model=clf, folder=adapter),
-        "load_gpt2_params_from_tf_ckpt": Case(gptclf.load_gpt2_params_from_tf_ckpt, folder=saved),
+        "load_gpt2_params_from_tf_ckpt": Case(gptclf.load_gpt2_params_from_tf_ckpt, "settings verify", folder=saved),
         "add_classifier_head": Case(add_classifier_head, "classes task", model=gpt2, num_classes=2),
         "add_classifier_head classes": Case(add_classifier_head, "num_classes task", model=gpt2, classes=[0, 1]),
         "add_classifier_head task": Case(
             add_classifier_head, "num_classes classes", model=gpt2, task=SingleLabel([0, 1])
         ),
-        "freeze": Case(gptclf.freeze, model=classifier(), trainable="head"),
+        "freeze": Case(gptclf.freeze, model=New(classifier), trainable="head"),
         "frozen_depth": Case(gptclf.frozen_depth, model=clf),
         "trainable_report": Case(gptclf.trainable_report, model=clf),
         "apply_lora": Case(apply_lora, model=gpt2, rank=2),
@@ -162,14 +173,10 @@ def cases(folder: Path) -> dict[str, Case]:
         "shared_texts": Case(gptclf.shared_texts, first=data, second=data),
         "EarlyStopping": Case(EarlyStopping, patience=1),
         "KeepBest": Case(KeepBest),
-        "train": Case(train, "callbacks on_step", model=classifier(), train_set=data, val_set=data, **recipe),
+        "train": Case(train, "callbacks on_step", model=New(classifier), train_set=data, val_set=data, **recipe),
         "estimate": Case(gptclf.estimate, model=clf, train_set=data),
         "train_lm": Case(
-            gptclf.train_lm,
-            "callbacks",
-            model=gptclf.freeze(language_model(), trainable="all") or language_model(),
-            train_set=windows(),
-            **recipe,
+            gptclf.train_lm, "callbacks", model=New(trainable_language_model), train_set=windows(), **recipe
         ),
         "batch_loss": Case(gptclf.batch_loss, model=clf, batch=batch),
         "clear_features": Case(gptclf.clear_features),
@@ -182,8 +189,8 @@ def cases(folder: Path) -> dict[str, Case]:
         "predict_proba_many": Case(gptclf.predict_proba_many, models=[clf, other], texts=TEXTS),
         "dataset_loss": Case(gptclf.dataset_loss, model=clf, dataset=data),
         "dataset_accuracy": Case(gptclf.dataset_accuracy, model=clf, dataset=data),
-        "generate": Case(gptclf.generate, gpt2=gpt2, prompt="to", max_new_tokens=2),
-        "generate_ids": Case(gptclf.generate_ids, gpt2=gpt2, ids=[1, 2], max_new_tokens=2),
+        "generate": Case(gptclf.generate, "max_new_tokens", gpt2=gpt2, prompt="to", max_new_tokens=2),
+        "generate_ids": Case(gptclf.generate_ids, "max_new_tokens", gpt2=gpt2, ids=[1, 2], max_new_tokens=2),
         "perplexity": Case(gptclf.perplexity, gpt2=gpt2, text="to be"),
         "token_log_probs": Case(gptclf.token_log_probs, gpt2=gpt2, text="to be"),
         "zero_shot": Case(gptclf.zero_shot, gpt2=gpt2, texts=TEXTS, labels=["a", "b"]),
@@ -238,14 +245,16 @@ def shown(value: Any) -> list[str]:
     plain = python_value(value)
     pieces += [repr(plain)[:20], type(plain).__name__]
     pieces += [str(value.dtype), str(tuple(value.shape))] if isinstance(value, torch.Tensor | np.ndarray) else []
-    empty = ["empty", "no "] if hasattr(value, "__len__") and np.size(value) == 0 else []
+    pieces += [str(len(value))] if hasattr(value, "__len__") and np.ndim(value) else []
+    empty = ["empty", "no ", "at least"] if hasattr(value, "__len__") and np.size(value) == 0 else []
     return [piece for piece in pieces if piece] + empty
 
 
 def fault(case: Case, arguments: dict[str, Any], name: str, blocks: list[int], folder: Path) -> str:
     """Say what is wrong with the outcome of a call with one hostile argument; "" if nothing is."""
     value = arguments[name]
-    before = [state_of(valid) for valid in case.valid.values()]
+    arguments = {key: valid.make() if isinstance(valid, New) else valid for key, valid in arguments.items()}
+    before = [state_of(valid) for valid in arguments.values()]
     files, began = set(folder.rglob("*")), len(blocks)
     try:
         outcome = case.call(**arguments)
@@ -265,7 +274,7 @@ def fault(case: Case, arguments: dict[str, Any], name: str, blocks: list[int], f
             return f"the value is not shown: {message}"
         if len(blocks) > began:
             return f"the error comes after {len(blocks) - began} blocks: {message}"
-        if before != [state_of(valid) for valid in case.valid.values()]:
+        if before != [state_of(valid) for valid in arguments.values()]:
             return f"the model was changed: {message}"
         if set(folder.rglob("*")) - files:
             return f"files were left: {set(folder.rglob('*')) - files}"

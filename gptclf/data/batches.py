@@ -9,7 +9,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from gptclf.checks import boolean, integer
+from gptclf.checks import boolean, instance, integer
 from gptclf.data.rows import row_numbers
 from gptclf.tasks import Task
 
@@ -123,6 +123,10 @@ class Batches:
         drop_last: bool = False,
         task: Task | None = None,
     ) -> None:
+        if not hasattr(dataset, "padded"):
+            raise TypeError(f"dataset is a {type(dataset).__name__}; it must be a TextDataset or TextWindows")
+        if task is not None:
+            instance("task", task, Task, "a gptclf.Task, such as model.task")
         self.dataset = dataset
         self.batch_size = integer("batch_size", batch_size, 1)
         self.seed = integer("seed", seed, optional=True)

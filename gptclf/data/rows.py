@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from gptclf.checks import number
+from gptclf.checks import is_iterable, number
 from gptclf.tasks import check_column
 
 # Weights are kept in float32.
@@ -66,7 +66,7 @@ def check_source(texts: object) -> None:
     if hasattr(texts, "column_names") or hasattr(texts, "columns") or isinstance(texts, Mapping):
         remedy = "give its columns, or use TextDataset.from_table(table, text=..., label=...)"
         raise TypeError(f"texts is a whole table ({kind}); {remedy}")
-    if not isinstance(texts, Iterable) or isinstance(texts, set | frozenset):
+    if not is_iterable(texts) or isinstance(texts, set | frozenset):
         raise TypeError(f"texts is a {kind}; give a list of strings, whose order the labels follow")
 
 

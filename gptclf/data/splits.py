@@ -38,6 +38,7 @@ def split(
         >>> [len(part) for part in split(data, (0.5, 0.5), seed=1)]
         [10, 10]
     """
+    checks.instance("dataset", dataset, TextDataset, "a TextDataset")
     if not isinstance(fractions, Sequence) or isinstance(fractions, str | bytes):
         raise TypeError(f"fractions is {fractions!r}; give one share for each part, such as (0.7, 0.1, 0.2)")
     shares = [checks.number(f"fractions[{i}]", share, least=-math.inf) for i, share in enumerate(fractions)]
@@ -76,6 +77,8 @@ def shared_texts(first: TextDataset, second: TextDataset) -> NDArray[np.int64]:
         >>> shared_texts(first, second).tolist()
         [1]
     """
+    for name, dataset in (("first", first), ("second", second)):
+        checks.instance(name, dataset, TextDataset, "a TextDataset")
     seen = set(first.texts)
     return np.asarray([i for i, text in enumerate(second.texts) if text in seen], dtype=np.int64)
 

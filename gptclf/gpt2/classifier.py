@@ -10,7 +10,7 @@ from gptclf.checks import integer
 from gptclf.gpt2.arithmetic import check_float32
 from gptclf.gpt2.config import GPT2Config
 from gptclf.gpt2.freezing import first_policy, freeze
-from gptclf.gpt2.heads import ClassifierHead, Head, check_head
+from gptclf.gpt2.heads import MOST_OUTPUTS, ClassifierHead, Head, check_head
 from gptclf.gpt2.initialise import initialise
 from gptclf.gpt2.model import GPT2, check_gpt2
 from gptclf.gpt2.sharing import borrow
@@ -104,7 +104,9 @@ def _task_of(num_classes: int | None, classes: Iterable[Any] | None, task: Task 
     if isinstance(num_classes, str):
         raise TypeError(f"num_classes is {num_classes!r}; it must be an integer. For labels give classes=")
     if task is None:
-        task = SingleLabel(range(integer("num_classes", num_classes)) if classes is None else classes)
+        task = SingleLabel(
+            range(integer("num_classes", num_classes, most=MOST_OUTPUTS)) if classes is None else classes
+        )
     if not isinstance(task, Task):
         raise TypeError(f"task is a {type(task).__name__}; it must be a gptclf.Task, such as SingleLabel(classes)")
     task.check_outputs()

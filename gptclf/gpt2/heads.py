@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from gptclf.checks import boolean, choice
+from gptclf.checks import boolean, choice, integer
 from gptclf.gpt2.config import GPT2Config
 from gptclf.gpt2.layers import Linear
 from gptclf.gpt2.sharing import twin
@@ -22,6 +22,10 @@ POOLINGS = {
 }
 # The positions of a row that each `reads` stands for.
 READS = {"all": slice(None), "last": slice(-1, None), "first": slice(0, 1)}
+
+
+# More outputs than any task has: a typing error should not fill the memory.
+MOST_OUTPUTS = 10_000_000
 
 
 class Head(nn.Module):
@@ -135,7 +139,8 @@ class ClassifierHead(Head):
     def __init__(self, emb_dim: int, n_outputs: int, *, pooling: str = "last", bias: bool = True) -> None:
         super().__init__()
         self.pooling = choice("pooling", pooling, tuple(POOLINGS))
-        self.output = Linear(emb_dim, n_outputs, bias=bias, device="meta")
+        sizes = integer("emb_dim", emb_dim, 1), integer("n_outputs", n_outputs, 1, most=MOST_OUTPUTS)
+        self.output = Linear(*sizes, bias=boolean("bias", bias), device="meta")
         self._drawn: Tensor | None = None
 
     @property

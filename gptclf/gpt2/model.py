@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from gptclf import checks
 from gptclf.gpt2.config import GPT2Config
 from gptclf.gpt2.heads import ClassifierHead, Head, LMHead
 from gptclf.gpt2.initialise import initialise
@@ -71,6 +72,11 @@ class GPT2(Renamed, Line):
             raise TypeError(f"config is a {type(config).__name__}; it must be a GPT2Config: {remedy}")
         self.config = config
         self.trunk: Trunk = Trunk(config)
+        if task is not None:
+            checks.instance("task", task, Task, "a gptclf.Task, such as SingleLabel(classes)")
+        if head is not None:
+            checks.instance("head", head, Head, "a gptclf.Head: subclass it")
+        place = checks.device(device)
         self.task = NextToken(config.vocab_size) if task is None else task
         if head is None and isinstance(self.task, NextToken):
             head = LMHead(config, self.trunk.embed.token)
@@ -83,11 +89,11 @@ class GPT2(Renamed, Line):
         self._tokenizer: Any = None
         self.eval()
         self.float()  # whatever torch's default type is: master weights are float32
-        if torch.device(device or "cpu").type != "meta":
+        if place.type != "meta":
             # Drawn on the CPU whatever the device, so that a seed means the same weights everywhere.
             self.to_empty(device="cpu")
             initialise(self, config, seed)
-            self.to(device)
+            self.to(place)
         own_before_loading(self)
 
     @property

@@ -10,6 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from gptclf.checks import boolean
 from gptclf.data.rows import check_texts
 from gptclf.gpt2.arithmetic import casting, evaluating
 from gptclf.gpt2.attend import masked
@@ -91,7 +92,7 @@ def zero_shot(
     check_scoring(gpt2, precision)
     classes, words = _words_of(labels)
     before, after, blank = _split_template(template)
-    texts = check_texts(texts)
+    texts, normalize = check_texts(texts), boolean("normalize", normalize)
     if calibrate is not None:
         if not isinstance(calibrate, str):
             raise TypeError(f"calibrate is a {type(calibrate).__name__}; it must be a str without content, or None")

@@ -95,7 +95,7 @@ def save_adapter(
         ['ham', 'spam']
     """
     check_gpt2(model)
-    check_card(data, datasets, metrics)
+    check_card(datasets, metrics, data=data, measured_on=measured_on, license=license)
     target = _target(folder)
     _check_adapter(model)
     extras = _extras(model)

@@ -18,6 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from gptclf import checks
 from gptclf.checks import path, python_value
 from gptclf.files.atomic import Writer, text_writer, write_all
 from gptclf.files.safetensors_file import tensor_writer
@@ -92,7 +93,7 @@ def save_model(
         ['ham', 'spam']
     """
     check_gpt2(model)
-    check_card(data, datasets, metrics)
+    check_card(datasets, metrics, data=data, measured_on=measured_on, license=license)
     if found := next((name for name, _ in lora_layers(model)), None):
         remedy = "save_adapter(model, folder) saves the factors, save_model(merge_lora(model), folder) the whole model"
         raise ValueError(f"{found} has LoRA factors, which a folder of a whole model cannot hold; {remedy}")
@@ -145,13 +146,16 @@ def card_writer(model: GPT2, target: Path, *, metrics: Mapping[str, float] | Non
     return {CARD: text_writer(model_card(_card(model, metrics=metrics or {}, **said)))}
 
 
-def check_card(data: object, datasets: object, metrics: Mapping[str, float] | None) -> None:
+def check_card(datasets: object, metrics: object, **texts: object) -> None:
     """Raise if what a user says for the card has a wrong type."""
-    if isinstance(datasets, str):
-        raise TypeError(f"datasets is the string {datasets!r}; give a list of names")
-    if data is not None and not isinstance(data, str):
-        raise TypeError(f"data is a {type(data).__name__}; describe the training data in a str")
-    wrong = {name: value for name, value in (metrics or {}).items() if not isinstance(python_value(value), int | float)}
+    named = isinstance(datasets, Sequence) and not isinstance(datasets, str)
+    if not named or not all(isinstance(name, str) for name in datasets):
+        raise TypeError(f"datasets is {datasets!r}; give a list of names")
+    for name, text in texts.items():
+        checks.instance(name, text, (str, type(None)), "a str or None")
+    checks.instance("metrics", metrics, (Mapping, type(None)), "a dictionary of numbers by name")
+    values = metrics if isinstance(metrics, Mapping) else {}
+    wrong = {name: value for name, value in values.items() if not isinstance(python_value(value), int | float)}
     if wrong:
         raise TypeError(f"metrics holds {wrong!r}; give numbers by name")
 

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from gptclf.checks import python_value
+from gptclf.checks import is_iterable, python_value
 
 logger = logging.getLogger(__name__)
 
@@ -16,7 +16,7 @@ logger = logging.getLogger(__name__)
 def check_column(values: Any, name: str, n_texts: int | None = None) -> list[Any]:
     """Return a column as a list of Python values, one for each text; `name` is "label", "weight" or "class"."""
     # Iterating over a text gives characters, over a mapping keys, over a set any order, over a table column names.
-    several = isinstance(values, Iterable) and not isinstance(values, str | bytes | Mapping | set | frozenset)
+    several = is_iterable(values) and not isinstance(values, str | bytes | Mapping | set | frozenset)
     if not several or hasattr(values, "columns"):
         plural = "classes" if name == "class" else f"{name}s"
         raise TypeError(f"{plural} is a {type(values).__name__}; it must be a list, or one column")

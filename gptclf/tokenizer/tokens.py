@@ -71,7 +71,7 @@ def encode(text: str, tokenizer: "tiktoken.Encoding", *, special_tokens: bool = 
     check_tokenizer(tokenizer)
     if not isinstance(text, str):
         raise TypeError(f"text is a {type(text).__name__}; it must be a str")
-    if special_tokens and tokenizer.special_tokens_set:
+    if boolean("special_tokens", special_tokens) and tokenizer.special_tokens_set:
         # Split here first, so that no special token is cut in two by `pieces`.
         names = sorted(tokenizer.special_tokens_set, key=len, reverse=True)
         ids: list[int] = []
