@@ -181,6 +181,22 @@ def test_setting_a_part_by_the_books_name_is_an_error_that_changes_nothing(clf: 
     assert all(torch.equal(value, state[key]) for key, value in clf.state_dict().items())
 
 
+def test_the_parts_that_the_guide_names_exist_and_the_books_are_errors() -> None:
+    page = (Path(__file__).parents[1] / "docs" / "from-the-book.md").read_text(encoding="utf-8")
+    rows = page.split("| the book's `model` | here |\n| --- | --- |\n")[1].split("\n\n")[0].splitlines()
+    assert len(rows) == 8
+    model, seen = load_gpt2("nano"), set()
+    for row in rows:
+        theirs, ours = (set(re.findall(r"`model\.([\w.\[\]]+)`", column)) for column in row.split("|")[1:3])
+        for name in theirs:
+            with pytest.raises(AttributeError):
+                eval(f"model.{name}", {"model": model, "i": 0})
+        for name in ours - {"head.output"}:
+            assert isinstance(eval(f"model.{name}", {"model": model, "i": 0}), nn.Module)
+        seen |= ours
+    assert {"trunk.norm", "head", "trunk.blocks[i].attention.qkv", "trunk.embed.token"} <= seen
+
+
 def test_every_other_attribute_works_as_on_any_module(clf: GPT2, tmp_path: Path) -> None:
     with pytest.raises(AttributeError, match="'GPT2' object has no attribute 'nothing'"):
         clf.nothing  # noqa: B018

@@ -6,8 +6,10 @@ from one file of random weights and see the same rows in the same order.
 """
 
 import re
+import sys
 from collections.abc import Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -83,10 +85,16 @@ def book_measures(model: nn.Module, ids: Tensor, labels: Tensor, position: Posit
 
 
 def book_train(
-    model: nn.Module, ids: Tensor, labels: Tensor, order: list[list[np.ndarray]], position: Position, every: int = 1
+    model: nn.Module,
+    ids: Tensor,
+    labels: Tensor,
+    order: list[list[np.ndarray]],
+    position: Position,
+    every: int = 1,
+    lr: float = 1e-3,
 ) -> tuple[list[float], list[tuple[float, float]]]:
     """The losses of the steps, each over `every` batches, and loss and accuracy of the whole set after each epoch."""
-    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3, weight_decay=0.1)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=lr, weight_decay=0.1)
     losses, measures = [], []
     for batches in order:
         for i, rows in enumerate(batches):
@@ -103,13 +111,13 @@ def book_train(
 class Scripts:
     """A file of the book's model with random weights, and texts with labels 0 and 1 in a training and a test set."""
 
-    def __init__(self, folder: Path, build: Build = Reference) -> None:
+    def __init__(self, folder: Path, build: Build = Reference, n: int = 72) -> None:
         self.book: Any = small(build, qkv_bias=True)
         self.file = folder / "gpt.pth"
         torch.save(self.book.state_dict(), self.file)
         torch.manual_seed(123)
         self.book.out_head = nn.Linear(in_features=CONFIG["emb_dim"], out_features=2)
-        texts, labels = byte_texts(72, longest=LENGTH)
+        texts, labels = byte_texts(n, longest=LENGTH)
         self.texts, self.labels = texts, [int(label == "LABEL_1") for label in labels]
         self.ids, self.targets = book_rows(texts), torch.tensor(self.labels)
 
@@ -276,6 +284,42 @@ def block_of_the_guide(beginning: str) -> str:
     blocks = re.findall(r"^```python\n(.*?)^```$", path.read_text(encoding="utf-8"), flags=re.MULTILINE | re.DOTALL)
     (found,) = [block for block in blocks if beginning in block]
     return str(found)
+
+
+def test_the_guides_whole_script_is_the_books(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    scripts = Scripts(tmp_path, n=120)
+    gpt2 = load_gpt2(scripts.file, settings=CONFIG, tokenizer=TOKENIZER)
+    made = SimpleNamespace(make_messages=lambda *_, **__: (scripts.texts, [["ham", "spam"][i] for i in scripts.labels]))
+    monkeypatch.setitem(sys.modules, "messages", made)
+    monkeypatch.setattr("gptclf.load_gpt2", lambda _: gpt2)
+    monkeypatch.chdir(tmp_path)
+    found: dict[str, Any] = {}
+    exec(block_of_the_guide("train_df, validation_df, test_df"), found)
+    assert found["longest"] == LENGTH
+    assert [len(found[name]) for name in ("train_set", "val_set", "test_set")] == [84, 12, 24]
+    book_freeze(scripts.book, "last_block")
+    train_part, test_part = slice(84), slice(96, None)
+    losses, _ = book_train(
+        scripts.book,
+        scripts.ids[train_part],
+        scripts.targets[train_part],
+        order_of(found["train_set"], 2, drop_last=True),
+        -1,
+        lr=5e-5,
+    )
+    history = found["history"]
+    np.testing.assert_allclose([step.loss for step in history.steps], losses, rtol=0, atol=CLOSE)
+    loss, accuracy = book_measures(scripts.book, scripts.ids[test_part], scripts.targets[test_part], -1)
+    for clf in (found["clf"], load_model(tmp_path / "review-classifier")):
+        assert dataset_loss(clf, found["test_set"]) == pytest.approx(loss, abs=CLOSE)
+        assert evaluate(clf, found["test_set"]).accuracy == pytest.approx(accuracy, abs=CLOSE)
+        assert predict(clf, scripts.texts[96:]) == scripts_answers(scripts, test_part)
+
+
+def scripts_answers(scripts: Scripts, part: slice) -> list[int]:
+    with torch.no_grad():
+        answers: list[int] = book_outputs(scripts.book, scripts.ids[part], -1).argmax(dim=-1).tolist()
+    return answers
 
 
 def test_the_guides_loop_takes_the_books_batches(tmp_path: Path) -> None:

@@ -13,7 +13,6 @@ _PARTS = {
     "out_head": "head",
     "transformer": "trunk",
     "lm_head": "head",
-    "score": "head",
 }
 
 
