@@ -9,6 +9,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from gptclf.checks import boolean
+
 if TYPE_CHECKING:
     import tiktoken
 
