@@ -82,6 +82,10 @@ class Batch:
     def __len__(self) -> int:
         return len(self.lengths)
 
+    def __repr__(self) -> str:
+        parts = {name: value for name, value in vars(self).items() if isinstance(value, Tensor)}
+        return f"Batch({', '.join(f'{name} {tuple(value.shape)}' for name, value in parts.items())})"
+
     def to(self, device: torch.device | str) -> "Batch":
         """Return the same batch on another device."""
         parts = {name: getattr(self, name) for name in ("inputs", "lengths", "targets", "weights")}

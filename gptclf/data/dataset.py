@@ -4,7 +4,7 @@ import copy
 import logging
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Required, TypedDict, Unpack
+from typing import TYPE_CHECKING, Any, Required, Self, TypedDict, Unpack
 
 import numpy as np
 from numpy.typing import NDArray
@@ -206,7 +206,7 @@ class TextDataset(RaggedIds):
         part.set_rows(self.rows_at(chosen))
         return part
 
-    def within(self, context_length: int) -> "TextDataset":
+    def within(self, context_length: int) -> Self:
         """Return the same rows cut to a model's context length, or this data set itself if all fit."""
         if not len(self) or int(self.lengths.max()) <= context_length:
             return self
@@ -239,8 +239,16 @@ class TextDataset(RaggedIds):
         too_long = lengths > limit
         self.truncated = self.truncated | too_long
         if too_long.any():
-            message = "%d of %d texts are longer than %d tokens (longest: %d) and lost their %s"
-            logger.warning(message, too_long.sum(), len(self), limit, lengths.max(), part)
+            self._note_cut(int(too_long.sum()), limit, int(lengths.max()))
             head = limit - {"tail": 0, "head": limit, "middle": limit // 2}[part]  # tokens kept at the beginning
             cut = (np.concatenate([row[:head], row[max(len(row) - limit + head, head) :]]) for row in self.rows())
             self.set_rows(list(cut))
+
+    def _note_cut(self, n: int, limit: int, longest: int) -> None:
+        log_cut(n, len(self), limit, longest, self.preparation.truncation)
+
+
+def log_cut(n: int, n_texts: int, limit: int, longest: int, part: str) -> None:
+    """Log that `n` texts of `n_texts` were longer than `limit` tokens and lost their "tail", "head" or "middle"."""
+    message = "%d of %d texts are longer than %d tokens (longest: %d) and lost their %s"
+    logger.warning(message, n, n_texts, limit, longest, part)

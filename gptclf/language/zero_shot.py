@@ -26,7 +26,7 @@ logger = logging.getLogger(__name__)
 _TOGETHER = 4096
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class ZeroShot:
     """A language model's answers for N texts and C labels.
 
@@ -44,6 +44,9 @@ class ZeroShot:
     def labels(self) -> list[Any]:
         """The most probable label of each text."""
         return [self.classes[i] for i in self.scores.argmax(axis=1)]
+
+    def __repr__(self) -> str:
+        return f"ZeroShot({len(self.scores):,} texts, {len(self.classes):,} labels)"
 
 
 def zero_shot(

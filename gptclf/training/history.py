@@ -20,8 +20,8 @@ class Scores:
         step: Optimizer steps taken.
         epoch: Number of the epoch, counted from 1.
         examples: Rows seen since the start.
-        train: On the training set, or its first `eval_batches` batches.
-        val: On the validation set, or its first `eval_batches` batches; None without one.
+        train: On the training set, or on a fixed sample of `eval_batches` batches of it.
+        val: On the validation set, or on such a sample of it; None without one.
         seconds: Since the start of training.
 
     Example:

@@ -64,7 +64,8 @@ class Recipe:
             False computes everything at every step.
         precision: "auto", "float32" or "bfloat16" (autocast of matrix products; the weights stay float32).
         eval_every: Also measure every this many steps, in addition to once per epoch.
-        eval_batches: Measure on the first this many batches of each set; None measures on all.
+        eval_batches: Measure on this many batches of each set, always the same rows, drawn at random; None measures on
+            all rows.
 
     Example:
         >>> from dataclasses import replace
