@@ -17,16 +17,10 @@ from transformers import AutoTokenizer
 
 from gptclf import GPT2, GPT2Config, TextDataset, load_gpt2
 from gptclf.tokenizer import find as vocabulary
-from gptclf.tokenizer.bpe import (
-    END_OF_TEXT,
-    build_tokenizer,
-    byte_characters,
-    make_encoding,
-    merges_of,
-    read_tokenizer,
-    tokenizer_files,
-)
+from gptclf.tokenizer.bpe import END_OF_TEXT, build_tokenizer, byte_characters, make_encoding, merges_of
 from gptclf.tokenizer.find import find_tokenizer
+from gptclf.tokenizer.read import read_tokenizer
+from gptclf.tokenizer.write import tokenizer_files
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 GPT2_VOCABULARY = 50257

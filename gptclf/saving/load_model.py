@@ -1,8 +1,6 @@
 """`load_model`: loads a model that `save_model`, `transformers` or the book's code saved, also from the hub."""
 
-import functools
 from collections.abc import Iterable
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -23,8 +21,7 @@ from gptclf.saving.adapter_record import bits_of
 from gptclf.saving.load_adapter import put_on
 from gptclf.saving.record import ORIGINALS, SAVE_MARK, check_tensors_named, damaged, head_of, read_record, task_of
 from gptclf.tasks import SingleLabel, Task, check_labels, task_from_transformers
-from gptclf.tokenizer.bpe import read_tokenizer
-from gptclf.tokenizer.find import find_tokenizer
+from gptclf.tokenizer.find import pin_tokenizer
 from gptclf.weights import opened
 from gptclf.weights.bitsandbytes_layout import packed_names
 from gptclf.weights.book import is_book, read_book
@@ -102,12 +99,8 @@ def load_model(
     model.to(target)
     model.source = repo or str(source.resolve())
     beside = source.parent if source.is_file() else source
-    find = functools.partial(find_tokenizer, beside, repo, revision, cache_dir, model.config.vocab_size)
-    model.tokenizer_source = find
-    with suppress(ValueError):  # a damaged tokenizer is an error when it is used
-        tokenizer = read_tokenizer(beside)
-        if tokenizer is not None:  # read now, as the folder may change or disappear
-            model.tokenizer = tokenizer
+    rules = {"ours": ours, "end_of_text": source.is_dir()}
+    model.tokenizer_source = pin_tokenizer(beside, repo, revision, cache_dir, model.config.vocab_size, **rules)
     return model
 
 

@@ -32,7 +32,7 @@ from gptclf.gpt2.standard import difference
 from gptclf.saving.adapter_files import is_adapter
 from gptclf.saving.card import Card, is_our_card, model_card
 from gptclf.saving.record import ORIGINALS, SAVE_MARK, write_record
-from gptclf.tokenizer.bpe import tokenizer_files
+from gptclf.tokenizer.write import tokenizer_files
 from gptclf.weights.bitsandbytes_layout import quantization_config
 from gptclf.weights.folders import CONFIG, INDEX, OURS, TORCH_INDEX, TORCH_WEIGHTS, WEIGHTS
 from gptclf.weights.hugging_face import config_to_hugging_face, to_hugging_face

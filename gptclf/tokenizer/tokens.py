@@ -80,7 +80,8 @@ def encode(text: str, tokenizer: "tiktoken.Encoding", *, special_tokens: bool = 
         for part in re.split(f"({'|'.join(map(re.escape, names))})", text):
             ids += [tokenizer.encode_single_token(part)] if part in names else encode(part, tokenizer)
         return ids
-    return [token for piece in pieces(text) for token in tokenizer.encode_ordinary(piece)]
+    parts = [text] if getattr(tokenizer, "cuts_texts", False) else pieces(text)
+    return [token for part in parts for token in tokenizer.encode_ordinary(part)]
 
 
 def pieces(text: str) -> list[str]:
@@ -135,6 +136,7 @@ def check_same_tokenizer(ours: "tiktoken.Encoding", theirs: "tiktoken.Encoding")
         return
     tokens = ours.token_byte_values()
     same = ours.n_vocab == theirs.n_vocab and tokens == theirs.token_byte_values()
+    same = same and all(getattr(ours, name, None) == getattr(theirs, name, None) for name in ("added", "prefix_space"))
     if not same or any(ours.encode_single_token(t) != theirs.encode_single_token(t) for t in tokens):
         problem = f"another tokenizer ({theirs.n_vocab} tokens) than the model's ({ours.n_vocab})"
         raise ValueError(f"the texts were encoded with {problem}; build the data set with tokenizer=model.tokenizer")

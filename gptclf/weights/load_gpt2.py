@@ -1,6 +1,5 @@
 """`load_gpt2`: loads a language model by name, from files or from a configuration."""
 
-import functools
 import logging
 from collections.abc import Mapping
 from pathlib import Path
@@ -12,7 +11,7 @@ from gptclf import checks
 from gptclf.gpt2.config import PRESETS, GPT2Config
 from gptclf.gpt2.initialise import initialise
 from gptclf.gpt2.model import GPT2
-from gptclf.tokenizer.find import find_tokenizer
+from gptclf.tokenizer.find import pin_tokenizer
 from gptclf.weights import opened
 from gptclf.weights.book import is_book, read_book
 from gptclf.weights.folders import CONFIG, OURS, read_files
@@ -58,7 +57,8 @@ def load_gpt2(
         device: The model's device; None is the CPU.
         revision: Branch, tag or commit of a hub repository; None is "main".
         cache_dir: The hub cache to use instead of Hugging Face's own.
-        tokenizer: Replaces the tokenizer that belongs to the weights, which is otherwise found on first use.
+        tokenizer: Replaces the tokenizer that belongs to the weights. Files beside the weights are read by this call;
+            those of a hub repository, and GPT-2's, on first use.
         params: OpenAI's parameters as `load_gpt2_params_from_tf_ckpt` or the book's reader returns them, instead of
             `name`.
         settings: The settings that belong to `params`, or that a file does not store (the number of heads): OpenAI's
@@ -115,9 +115,9 @@ def load_gpt2(
         # Drawn here, not in GPT2(), so that the seed can be logged.
         logger.info("random weights for %s from seed %d", name, initialise(model, config, seed))
     model.to(target)
-    folder = _tokenizer_folder(place)
-    model.tokenizer_source = functools.partial(find_tokenizer, folder, repo, revision, cache_dir, config.vocab_size)
-    if tokenizer is not None:
+    if tokenizer is None:
+        model.tokenizer_source = pin_tokenizer(_tokenizer_folder(place), repo, revision, cache_dir, config.vocab_size)
+    else:
         model.tokenizer = tokenizer
     return model
 
