@@ -603,9 +603,10 @@ def test_saving_says_nothing_where_all_is_well(
 
 def test_what_a_killed_save_left_long_ago_is_swept(small_gpt2: GPT2, tmp_path: Path) -> None:
     save_model(small_gpt2, tmp_path)
-    old, young = tmp_path / ".model.safetensors.1.tmp", tmp_path / ".model.safetensors.2.tmp"
+    old, young = tmp_path / ".gptclf-save.1.tmp", tmp_path / ".gptclf-save.2.tmp"
     for path in (old, young):
-        path.write_bytes(b"half")
+        path.mkdir()
+        (path / "model.safetensors").write_bytes(b"half")
     os.utime(old, (1, 1))
     save_model(small_gpt2, tmp_path)
     assert (old.exists(), young.exists()) == (False, True)

@@ -19,7 +19,7 @@ from gptclf.saving.adapter_record import (
     read_adapter_record,
 )
 from gptclf.saving.peft_config import PeftConfig, read_peft_config
-from gptclf.saving.record import SAVE_MARK
+from gptclf.saving.record import SAVE_MARK, check_files
 from gptclf.weights.locate import fetch_optional
 
 # The start of PEFT's names, and what follows it unless the adapter was trained on the model without a head.
@@ -35,11 +35,13 @@ class AdapterFiles:
         folder: Where they are.
         record: Our record; None if PEFT wrote the folder.
         config: PEFT's configuration; None if PEFT cannot hold the adapter.
+        verify: Whether to compare the files with the digests in our record.
     """
 
     folder: Path
     record: AdapterRecord | None
     config: PeftConfig | None
+    verify: bool = True
 
     @property
     def base(self) -> str | None:
@@ -68,6 +70,8 @@ class AdapterFiles:
         if wrong:
             problem = f"{wrong[0]} and {ADAPTER} come from different saves; a save was interrupted or a file replaced"
             raise ValueError(f"{problem}. Save the adapter again, or delete {ADAPTER} to load PEFT's files alone")
+        if self.record is not None and self.verify:
+            check_files(self.folder, self.record)
         return theirs, originals
 
 
@@ -89,11 +93,11 @@ def fetch_adapter(repo: str, revision: str | None, cache_dir: str | Path | None)
     return found.parent
 
 
-def open_adapter(folder: Path) -> AdapterFiles:
+def open_adapter(folder: Path, *, verify: bool = True) -> AdapterFiles:
     """Read and check everything about an adapter but its tensors."""
     if not is_adapter(folder):
         raise FileNotFoundError(f"{folder} holds neither {PEFT_CONFIG} nor {ADAPTER}; give an adapter's folder")
-    record = read_adapter_record(folder / ADAPTER) if (folder / ADAPTER).is_file() else None
+    record = read_adapter_record(folder / ADAPTER, verify=verify) if (folder / ADAPTER).is_file() else None
     config = None
     if record is None or record.exported:
         values = read_json(folder / PEFT_CONFIG)
@@ -101,4 +105,4 @@ def open_adapter(folder: Path) -> AdapterFiles:
             config = read_peft_config(values)
         except (TypeError, ValueError) as error:
             raise ValueError(f"{folder / PEFT_CONFIG}: {error}") from error
-    return AdapterFiles(folder, record, config)
+    return AdapterFiles(folder, record, config, verify)

@@ -8,6 +8,7 @@ from pathlib import Path
 from torch import Tensor
 
 from gptclf import checks
+from gptclf.files.atomic import read_of_one_save
 from gptclf.gpt2.classifier import HeadSource
 from gptclf.gpt2.heads import ClassifierHead
 from gptclf.gpt2.lora import check_no_factors, place, takes_factors
@@ -35,7 +36,12 @@ logger = logging.getLogger(__name__)
 
 
 def load_adapter(
-    model: GPT2, folder: str | Path, *, revision: str | None = None, cache_dir: str | Path | None = None
+    model: GPT2,
+    folder: str | Path,
+    *,
+    revision: str | None = None,
+    cache_dir: str | Path | None = None,
+    verify: bool = True,
 ) -> GPT2:
     """Put a LoRA adapter that `save_adapter` or PEFT wrote on its base: a new model over the same tensors.
 
@@ -46,6 +52,7 @@ def load_adapter(
         folder: The adapter's folder, or a hub repository "owner/name".
         revision: Branch, tag or commit of a hub repository; None is "main".
         cache_dir: The hub cache to use instead of Hugging Face's own.
+        verify: Whether to compare the files with the digests that `save_adapter` wrote.
 
     Returns:
         The model in eval mode. The parameters that were trainable when it was saved are trainable again; of an adapter
@@ -65,6 +72,7 @@ def load_adapter(
         ['ham', 'spam']
     """
     check_gpt2(model)
+    checks.boolean("verify", verify)
     source = checks.path("folder", folder)
     if not source.is_dir():
         repo = hub_name(folder)
@@ -74,7 +82,7 @@ def load_adapter(
         source = found
     elif revision is not None:
         raise ValueError(f"revision={revision!r} belongs to a hub repository; {source} is local")
-    return put_on(model, open_adapter(source))
+    return read_of_one_save(source, [ADAPTER], lambda: put_on(model, open_adapter(source, verify=verify)))
 
 
 def put_on(

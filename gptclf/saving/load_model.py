@@ -4,12 +4,13 @@ import functools
 from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from gptclf import checks
+from gptclf.files.atomic import read_of_one_save
 from gptclf.files.safetensors_file import read_safetensors
 from gptclf.gpt2.classifier import HeadSource
 from gptclf.gpt2.freezing import first_policy, freeze
@@ -19,9 +20,18 @@ from gptclf.gpt2.quantize import quantize
 from gptclf.gpt2.sharing import own_parameters, set_parameter
 from gptclf.hub.download import cached_file, hub_file
 from gptclf.saving.adapter_files import fetch_adapter, is_adapter, open_adapter
-from gptclf.saving.adapter_record import bits_of
+from gptclf.saving.adapter_record import ADAPTER, bits_of
 from gptclf.saving.load_adapter import put_on
-from gptclf.saving.record import ORIGINALS, SAVE_MARK, check_tensors_named, damaged, head_of, read_record, task_of
+from gptclf.saving.record import (
+    ORIGINALS,
+    SAVE_MARK,
+    check_files,
+    check_tensors_named,
+    damaged,
+    head_of,
+    read_record,
+    task_of,
+)
 from gptclf.tasks import SingleLabel, Task, check_labels
 from gptclf.tokenizer.bpe import read_tokenizer
 from gptclf.tokenizer.find import find_tokenizer
@@ -44,6 +54,8 @@ def load_model(
     head: HeadSource | None = None,
     task: Task | None = None,
     base: str | Path | GPT2 | None = None,
+    verify: bool = True,
+    mapped: bool = True,
 ) -> GPT2:
     """Load a model that `save_model` wrote, bit for bit, or a classifier that `transformers` or the book's code saved.
 
@@ -63,6 +75,10 @@ def load_model(
         task: Your own task, if the model was saved with one.
         base: The base of an adapter: a model, or the name or folder of one. None takes the one that the adapter names
             and, if it was trained over quantised matrices, quantises it again.
+        verify: Whether to compare the files with the digests that `save_model` wrote, which reads them once.
+        mapped: Whether frozen weights stay in the file and are read as they are needed, by all processes together.
+            False reads them into memory, where overwriting the files in place (`cp`, `rsync --inplace`) cannot change
+            them or crash the process. Saving again is always safe.
 
     Returns:
         The model in eval mode. The parameters that were trainable when it was saved are trainable again. If gptclf
@@ -74,6 +90,8 @@ def load_model(
     """
     source, repo = checks.path("folder", folder), None
     target = checks.device(device)
+    checks.boolean("verify", verify)
+    checks.boolean("mapped", mapped)
     if source.exists() and revision is not None:
         raise ValueError(f"revision={revision!r} belongs to a hub repository; {source} is local")
     if not source.exists():
@@ -82,33 +100,61 @@ def load_model(
             kinds = "a folder, a file or a hub repository"
             raise FileNotFoundError(f"{source} is not {kinds}; give the folder that save_model wrote")
         source = _fetch_model(repo, revision, cache_dir)
-    if is_adapter(source) and not (source / OURS).is_file() and not (source / CONFIG).is_file():
-        if classes is not None or settings is not None:
-            raise ValueError(f"classes= and settings= are for a file of tensors alone; {source} is an adapter")
-        return _load_adapted(source, base, cache_dir, head, task).to(target)
-    if base is not None:
-        raise ValueError(f"base= is for an adapter's folder; {source} holds no adapter, or a whole model")
-    ours = (source / OURS).is_file()
-    if source.is_dir() and (classes is not None or settings is not None):
-        raise ValueError(f"classes= and settings= are for a file of tensors alone; {source} brings its own")
-    if not ours and (head is not None or task is not None):
-        raise ValueError(f"head= and task= are for a folder that save_model wrote; {source} is another")
-    if ours:
-        model = _load_ours(source, head, task)
-    else:
-        model = _load_book(source, classes, settings) if source.is_file() else _load_theirs(source)
-        freeze(model, trainable=first_policy(model))
-    _own_last_block(model)
+    given = _Given(classes, settings, head, task, base, cache_dir, verify)
+    model = read_of_one_save(source, (OURS, ADAPTER), lambda: _load(source, given))
+    if not mapped:
+        own_parameters(model)
     model.to(target)
+    if _is_adapter_alone(source):
+        return model
     model.source = repo or str(source.resolve())
     beside = source.parent if source.is_file() else source
     find = functools.partial(find_tokenizer, beside, repo, revision, cache_dir, model.config.vocab_size)
     model.tokenizer_source = find
+    return model
+
+
+class _Given(NamedTuple):
+    """Arguments of `load_model`."""
+
+    classes: Iterable[Any] | None
+    settings: opened.Settings | None
+    head: HeadSource | None
+    task: Task | None
+    base: str | Path | GPT2 | None
+    cache_dir: str | Path | None
+    verify: bool
+
+
+def _load(source: Path, given: _Given) -> GPT2:
+    """Load a local folder or file, and the tokenizer beside it."""
+    alone = given.classes is not None or given.settings is not None
+    if _is_adapter_alone(source):
+        if alone:
+            raise ValueError(f"classes= and settings= are for a file of tensors alone; {source} is an adapter")
+        return _load_adapted(source, given)
+    if given.base is not None:
+        raise ValueError(f"base= is for an adapter's folder; {source} holds no adapter, or a whole model")
+    ours = (source / OURS).is_file()
+    if source.is_dir() and alone:
+        raise ValueError(f"classes= and settings= are for a file of tensors alone; {source} brings its own")
+    if not ours and (given.head is not None or given.task is not None):
+        raise ValueError(f"head= and task= are for a folder that save_model wrote; {source} is another")
+    if ours:
+        model = _load_ours(source, given)
+    else:
+        model = _load_book(source, given.classes, given.settings) if source.is_file() else _load_theirs(source)
+        freeze(model, trainable=first_policy(model))
+    _own_last_block(model)
     with suppress(ValueError):  # a damaged tokenizer is an error when it is used
-        tokenizer = read_tokenizer(beside)
+        tokenizer = read_tokenizer(source.parent if source.is_file() else source)
         if tokenizer is not None:  # read now, as the folder may change or disappear
             model.tokenizer = tokenizer
     return model
+
+
+def _is_adapter_alone(source: Path) -> bool:
+    return is_adapter(source) and not (source / OURS).is_file() and not (source / CONFIG).is_file()
 
 
 def _own_last_block(model: GPT2) -> None:
@@ -135,28 +181,24 @@ def _fetch_model(repo: str, revision: str | None, cache_dir: str | Path | None) 
             if adapter is None:
                 raise
             return adapter
-    record = read_record(ours)
+    record = read_record(ours, verify=False)
     for name in [CONFIG, WEIGHTS] * record.exported + [ORIGINALS] * bool(record.originals):
         hub_file(repo, name, revision=ours.parent.name, cache_dir=cache_dir)
+    for name in record.files:
+        fetch_optional(repo, name, ours.parent.name, cache_dir)
     return ours.parent
 
 
-def _load_adapted(
-    source: Path,
-    base: str | Path | GPT2 | None,
-    cache_dir: str | Path | None,
-    head: HeadSource | None,
-    task: Task | None,
-) -> GPT2:
-    files = open_adapter(source)
+def _load_adapted(source: Path, given: _Given) -> GPT2:
+    files, base = open_adapter(source, verify=given.verify), given.base
     record = files.record
     if isinstance(base, GPT2):
-        return put_on(base, files, head, task, any_labels=True)
+        return put_on(base, files, given.head, given.task, any_labels=True)
     name = files.base if base is None else base
     if name is None:
         raise ValueError(f"{source} names no base; give base=, the model that the adapter was trained on")
     try:
-        beneath, place = load_base(name, beside=source, cache_dir=cache_dir)
+        beneath, place = load_base(name, beside=source, cache_dir=given.cache_dir, verify=given.verify)
     except OSError as error:
         problem = f"{error}. This is the base of the adapter in {source}"
         raise type(error)(f"{problem}; give base=, a model or the name or folder of one") from error
@@ -167,11 +209,11 @@ def _load_adapted(
         for path in record.dense:  # quantize leaves trainable matrices as they are
             beneath.get_parameter(f"{path}.weight").requires_grad_(True)
         beneath = quantize(beneath, record.bits).requires_grad_(False)
-    return put_on(beneath, files, head, task, any_labels=True)
+    return put_on(beneath, files, given.head, given.task, any_labels=True)
 
 
 def load_base(
-    name: str | Path, *, beside: Path, cache_dir: str | Path | None = None, network: bool = True
+    name: str | Path, *, beside: Path, cache_dir: str | Path | None = None, network: bool = True, verify: bool = True
 ) -> tuple[GPT2, Path]:
     """Load the base of an adapter, a language model or a classifier; return it, and the folder or file that holds it.
 
@@ -180,6 +222,7 @@ def load_base(
         beside: A folder that it may also be relative to.
         cache_dir: The hub cache to use instead of Hugging Face's own.
         network: Whether a repository may be downloaded; else one that is not cached is missing.
+        verify: Whether to compare its files with their digests.
     """
     near = beside / checks.path("base", name)
     found = locate(near if near.exists() and not Path(name).exists() else name)
@@ -188,12 +231,12 @@ def load_base(
     repo, place = (found, _fetch_model(found, None, cache_dir)) if isinstance(found, str) else (None, found)
     whole = place.is_dir() and ((place / OURS).is_file() or "score.weight" in read_weights(place))
     load = load_model if whole else load_gpt2
-    return load(repo or place, cache_dir=cache_dir).requires_grad_(False), place
+    return load(repo or place, cache_dir=cache_dir, verify=verify).requires_grad_(False), place
 
 
 def is_folded(place: Path) -> bool:
     """Return True if a model of gptclf's, as another reader sees it, has its head's bias folded into the final norm."""
-    record = read_record(place / OURS) if (place / OURS).is_file() else None
+    record = read_record(place / OURS, verify=False) if (place / OURS).is_file() else None
     return record is not None and record.exported and "trunk.norm.bias" in record.originals
 
 
@@ -211,10 +254,10 @@ def _load_book(path: Path, classes: Iterable[Any] | None, settings: opened.Setti
     return opened.build(opened.Opened(config, ours), task=SingleLabel(labels), head=head)
 
 
-def _load_ours(source: Path, given_head: HeadSource | None, given_task: Task | None) -> GPT2:
-    record = read_record(source / OURS)
-    task = task_of(record, given_task, source / OURS)
-    head = head_of(record, given_head, task, source / OURS)
+def _load_ours(source: Path, given: _Given) -> GPT2:
+    record = read_record(source / OURS, verify=given.verify)
+    task = task_of(record, given.task, source / OURS)
+    head = head_of(record, given.head, task, source / OURS)
     shapes = opened.shapes_of(record.config, task=task, head=head)
     others = {f"head.{name}" for name in (head.state_dict() if head is not None else ())} - set(shapes)
     replaced, packed = packed_names(record.originals)
@@ -231,8 +274,10 @@ def _load_ours(source: Path, given_head: HeadSource | None, given_task: Task | N
     fits = {name for name, tensor in originals.items() if name in others or tuple(tensor.shape) == shapes.get(name)}
     wrong = [name for name in record.originals if name not in fits]
     if wrong:
-        hint = "" if given_head is None else "; if the file is whole, head= gives another head than was saved"
+        hint = "" if given.head is None else "; if the file is whole, head= gives another head than was saved"
         raise ValueError(f"{source / ORIGINALS} does not fit {OURS}: {', '.join(wrong)}{hint}")
+    if given.verify:
+        check_files(source, record)
     tensors: dict[str, Tensor] = {}
     if record.exported:
         tensors |= opened.open_hugging_face(source, shapes, record.config, without=record.originals).tensors
