@@ -218,7 +218,7 @@ def _saving(folder: Path) -> Iterator[None]:
         yield
     except OSError as error:
         who = f" by the user {user_name()}" if isinstance(error, PermissionError) else ""
-        problem = f"could not save to {folder}{who} ({error}); the old files are unchanged"
+        problem = f"could not save to {folder}{who} ({error}); the old files are all unchanged, or all replaced"
         remedy = "Free some space or choose another folder, and save again: the model in memory is intact"
         raise OSError(error.errno or errno.EIO, f"{problem}. {remedy}") from error
 

@@ -116,7 +116,10 @@ def put_on(
     kind = _put_head(adapted, files, theirs, classifies, head, task)
     contents = _contents(adapted, files, theirs, kind, TRUNK if bare else "")
     _warn_of_another_base(model, files, contents)
+    largest = max((n for tensor in (*theirs.values(), *originals.values()) for n in tensor.shape), default=0)
     for path, options in contents.layers.items():
+        if options.rank > largest:  # before factors of that size are made
+            raise ValueError(f"{files.folder}: {path} has rank {options.rank:,}, but no tensor has so many rows")
         base = adapted.get_submodule(path)
         layer = LoRALinear(
             base,

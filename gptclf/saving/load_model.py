@@ -39,6 +39,7 @@ from gptclf.weights import opened
 from gptclf.weights.bitsandbytes_layout import packed_names
 from gptclf.weights.book import is_book, read_book
 from gptclf.weights.folders import CONFIG, OURS, WEIGHTS, read_files, read_weights
+from gptclf.weights.hugging_face import from_hugging_face
 from gptclf.weights.load_gpt2 import load_gpt2
 from gptclf.weights.locate import fetch, fetch_optional, hub_name, is_cached, locate
 
@@ -182,7 +183,7 @@ def _fetch_model(repo: str, revision: str | None, cache_dir: str | Path | None) 
                 raise
             return adapter
     record = read_record(ours, verify=False)
-    for name in [CONFIG, WEIGHTS] * record.exported + [ORIGINALS] * bool(record.originals):
+    for name in [CONFIG] * record.exported + record.tensor_files:
         hub_file(repo, name, revision=ours.parent.name, cache_dir=cache_dir)
     for name in record.files:
         fetch_optional(repo, name, ours.parent.name, cache_dir)
@@ -258,18 +259,18 @@ def _load_ours(source: Path, given: _Given) -> GPT2:
     record = read_record(source / OURS, verify=given.verify)
     task = task_of(record, given.task, source / OURS)
     head = head_of(record, given.head, task, source / OURS)
-    shapes = opened.shapes_of(record.config, task=task, head=head)
+    files = {name: read_safetensors(source / name) for name in record.tensor_files}
+    for name, (_, metadata) in files.items():
+        if metadata.get(SAVE_MARK) != record.mark:
+            problem = f"{source / name} and {OURS} come from different saves; a save was interrupted or a file replaced"
+            raise ValueError(f"{problem}. Save the model again, or take the folder from its backup")
+    theirs, originals = (files.get(name, ({}, {}))[0] for name in (WEIGHTS, ORIGINALS))
+    shapes = opened.shapes_of(record.config, [*theirs, *originals], source=source / OURS, task=task, head=head)
     others = {f"head.{name}" for name in (head.state_dict() if head is not None else ())} - set(shapes)
     replaced, packed = packed_names(record.originals)
     others |= packed  # their shapes are checked when they are put into the model
     with damaged(source / OURS):
         check_tensors_named(record, set(shapes) - replaced, others)
-    originals: dict[str, Tensor] = {}
-    for name in [WEIGHTS] * record.exported + [ORIGINALS] * bool(record.originals):
-        originals, metadata = read_safetensors(source / name)
-        if metadata.get(SAVE_MARK) != record.mark:
-            problem = f"{source / name} and {OURS} come from different saves; a save was interrupted or a file replaced"
-            raise ValueError(f"{problem}. Save the model again, or take the folder from its backup")
     # A head's other tensors, such as running means, may have any shape.
     fits = {name for name, tensor in originals.items() if name in others or tuple(tensor.shape) == shapes.get(name)}
     wrong = [name for name in record.originals if name not in fits]
@@ -280,7 +281,8 @@ def _load_ours(source: Path, given: _Given) -> GPT2:
         check_files(source, record)
     tensors: dict[str, Tensor] = {}
     if record.exported:
-        tensors |= opened.open_hugging_face(source, shapes, record.config, without=record.originals).tensors
+        n_layers = record.config.n_layers
+        tensors |= from_hugging_face(theirs, shapes, n_layers, source=str(source), without=record.originals)
     tensors |= {name: originals[name] for name in record.originals}
     model = opened.build(opened.Opened(record.config, tensors), task=task, head=head)
     model.preparation, model.base = record.preparation, record.base
@@ -307,5 +309,4 @@ def _load_theirs(source: Path) -> GPT2:
         problem = f"{source}: id2label is {labels!r}, but score.weight has {n} rows"
         raise ValueError(f"{problem}; its keys must be 0 to {n - 1}")
     task, head = SingleLabel([labels[str(i)] for i in range(n)]), ClassifierHead(config.emb_dim, n, bias=False)
-    found = opened.open_hugging_face(source, opened.shapes_of(config, task=task, head=head), config)
-    return opened.build(found, task=task, head=head)
+    return opened.build(opened.open_hugging_face(source, config, task=task, head=head), task=task, head=head)

@@ -19,7 +19,7 @@ from gptclf.gpt2.model import GPT2
 from gptclf.preparation import Preparation
 from gptclf.tasks import Task, task_from_record
 from gptclf.version import __version__
-from gptclf.weights.folders import CONFIG
+from gptclf.weights.folders import CONFIG, WEIGHTS
 
 # The key of the mark that all files of one save share, so that a mixture of two saves is noticed.
 SAVE_MARK = "gptclf_save"
@@ -57,6 +57,11 @@ class Record:
     exported: bool
     trainable: set[str]
     files: Mapping[str, str]
+
+    @property
+    def tensor_files(self) -> list[str]:
+        """The files that hold the tensors."""
+        return [WEIGHTS] * self.exported + [ORIGINALS] * bool(self.originals)
 
     @property
     def head_tensors(self) -> list[str]:
