@@ -30,7 +30,7 @@ def readable_size(path: Path) -> int:
                 return os.fstat(file.fileno()).st_size
     except OSError as error:
         raise explained(error, path) from None
-    what = next((what for is_one, what in _OTHERS if is_one(mode)), "no regular file")
+    what = next((what for is_one, what in _OTHERS if is_one(mode)), "something else")
     number = errno.EISDIR if stat.S_ISDIR(mode) else errno.EINVAL
     raise OSError(number, f"{path} is {what}; it must be a regular file")
 

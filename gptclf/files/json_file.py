@@ -12,7 +12,7 @@ def read_json(path: Path) -> dict[str, Any]:
     """Return the JSON object in a file.
 
     Raises:
-        OSError: The file does not exist, may not be read, or is no regular file.
+        OSError: The file does not exist, may not be read, or is not a regular file.
         ValueError: The file is not JSON, or its top-level value is not an object.
     """
     readable_size(path)

@@ -47,7 +47,7 @@ def read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     """Return the tensors of a file, memory-mapped, and its metadata.
 
     Raises:
-        OSError: The file does not exist, may not be read, or is no regular file.
+        OSError: The file does not exist, may not be read, or is not a regular file.
         ValueError: The file is incomplete or of another format.
     """
     import safetensors

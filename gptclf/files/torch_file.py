@@ -69,7 +69,7 @@ def read_torch_file(path: Path) -> dict[str, Tensor]:
     a model that maps one.
 
     Raises:
-        OSError: The file does not exist, may not be read, or is no regular file.
+        OSError: The file does not exist, may not be read, or is not a regular file.
         ValueError: Opening the file would run code, or it is damaged (by the CRC-32 of its parts), of another kind,
             claims more than its bytes hold, or holds more than the tensors of a model.
 

@@ -72,8 +72,7 @@ def load_adapter(
         ['ham', 'spam']
     """
     check_gpt2(model)
-    checks.boolean("verify", verify)
-    source = checks.path("folder", folder)
+    source, verify = checks.path("folder", folder), checks.boolean("verify", verify)
     if not source.is_dir():
         repo = hub_name(folder)
         found = None if repo is None else fetch_adapter(repo, revision, cache_dir)

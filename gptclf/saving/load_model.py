@@ -18,9 +18,9 @@ from gptclf.gpt2.heads import ClassifierHead
 from gptclf.gpt2.model import GPT2
 from gptclf.gpt2.quantize import quantize
 from gptclf.gpt2.sharing import own_parameters, set_parameter
-from gptclf.hub.download import cached_file, hub_file
-from gptclf.saving.adapter_files import fetch_adapter, is_adapter, open_adapter
+from gptclf.saving.adapter_files import is_adapter, open_adapter
 from gptclf.saving.adapter_record import ADAPTER, bits_of
+from gptclf.saving.fetch_model import fetch_model
 from gptclf.saving.load_adapter import put_on
 from gptclf.saving.record import (
     ORIGINALS,
@@ -41,7 +41,7 @@ from gptclf.weights.book import is_book, read_book
 from gptclf.weights.folders import CONFIG, OURS, WEIGHTS, read_files, read_weights
 from gptclf.weights.hugging_face import from_hugging_face
 from gptclf.weights.load_gpt2 import load_gpt2
-from gptclf.weights.locate import fetch, fetch_optional, hub_name, is_cached, locate
+from gptclf.weights.locate import hub_name, is_cached, locate
 
 
 def load_model(
@@ -100,7 +100,7 @@ def load_model(
         if repo is None:
             kinds = "a folder, a file or a hub repository"
             raise FileNotFoundError(f"{source} is not {kinds}; give the folder that save_model wrote")
-        source = _fetch_model(repo, revision, cache_dir)
+        source = fetch_model(repo, revision, cache_dir)
     given = _Given(classes, settings, head, task, base, cache_dir, verify)
     model = read_of_one_save(source, (OURS, ADAPTER), lambda: _load(source, given))
     if not mapped:
@@ -118,7 +118,7 @@ def load_model(
 class _Given(NamedTuple):
     """Arguments of `load_model`."""
 
-    classes: Iterable[Any] | None
+    labels: Iterable[Any] | None
     settings: opened.Settings | None
     head: HeadSource | None
     task: Task | None
@@ -129,7 +129,7 @@ class _Given(NamedTuple):
 
 def _load(source: Path, given: _Given) -> GPT2:
     """Load a local folder or file, and the tokenizer beside it."""
-    alone = given.classes is not None or given.settings is not None
+    alone = given.labels is not None or given.settings is not None
     if _is_adapter_alone(source):
         if alone:
             raise ValueError(f"classes= and settings= are for a file of tensors alone; {source} is an adapter")
@@ -144,7 +144,7 @@ def _load(source: Path, given: _Given) -> GPT2:
     if ours:
         model = _load_ours(source, given)
     else:
-        model = _load_book(source, given.classes, given.settings) if source.is_file() else _load_theirs(source)
+        model = _load_book(source, given.labels, given.settings) if source.is_file() else _load_theirs(source)
         freeze(model, trainable=first_policy(model))
     _own_last_block(model)
     with suppress(ValueError):  # a damaged tokenizer is an error when it is used
@@ -167,27 +167,6 @@ def _own_last_block(model: GPT2) -> None:
     """
     last = f"trunk.blocks.{model.config.n_layers - 1}."
     own_parameters(model, {name for name, _ in model.named_parameters() if name.startswith(last)})
-
-
-def _fetch_model(repo: str, revision: str | None, cache_dir: str | Path | None) -> Path:
-    """Return the cache folder with a repository's classifier, saved by gptclf or by transformers."""
-    ours = cached_file(repo, OURS, revision=revision, cache_dir=cache_dir)
-    if ours is None and not is_cached(repo, revision, cache_dir):
-        ours = fetch_optional(repo, OURS, revision, cache_dir)
-    if ours is None:
-        try:
-            return fetch(repo, revision, cache_dir)
-        except FileNotFoundError:  # offline, this is not known to be a missing file
-            adapter = fetch_adapter(repo, revision, cache_dir)
-            if adapter is None:
-                raise
-            return adapter
-    record = read_record(ours, verify=False)
-    for name in [CONFIG] * record.exported + record.tensor_files:
-        hub_file(repo, name, revision=ours.parent.name, cache_dir=cache_dir)
-    for name in record.files:
-        fetch_optional(repo, name, ours.parent.name, cache_dir)
-    return ours.parent
 
 
 def _load_adapted(source: Path, given: _Given) -> GPT2:
@@ -229,7 +208,7 @@ def load_base(
     found = locate(near if near.exists() and not Path(name).exists() else name)
     if isinstance(found, str) and not network and not is_cached(found, None, cache_dir):
         raise FileNotFoundError(f"{found} is not in the cache")
-    repo, place = (found, _fetch_model(found, None, cache_dir)) if isinstance(found, str) else (None, found)
+    repo, place = (found, fetch_model(found, None, cache_dir)) if isinstance(found, str) else (None, found)
     whole = place.is_dir() and ((place / OURS).is_file() or "score.weight" in read_weights(place))
     load = load_model if whole else load_gpt2
     return load(repo or place, cache_dir=cache_dir, verify=verify).requires_grad_(False), place
