@@ -156,10 +156,10 @@ def path(name: str, value: Any) -> Path:
 
     Raises:
         TypeError: If `value` is neither a str nor a path object.
-        ValueError: If it is empty, or names the home of an unknown user.
+        ValueError: If it is empty, holds a null character, or names the home of an unknown user.
     """
     text = os.fspath(value) if isinstance(value, os.PathLike) else value
-    if not isinstance(text, str) or not text:
+    if not isinstance(text, str) or not text or "\0" in text:
         raise _wrong(name, value, "a path that is not empty, as a str or a Path", right_type=isinstance(text, str))
     try:
         return Path(text).expanduser()

@@ -1,6 +1,6 @@
 """Plots and tables, made with matplotlib and pandas if they are installed."""
 
-import os
+import uuid
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -46,10 +46,10 @@ def plot_training(
         panel.set(xlabel="epochs", ylabel=quantity, title=quantity)
         panel.grid(alpha=0.3)
         panel.legend()
-    target = Path(path).expanduser()
+    target = Path(path)
     target = target if target.suffix else target.with_suffix(".png")
     target.parent.mkdir(parents=True, exist_ok=True)
-    beside = target.with_name(f".{target.stem}.{os.getpid()}{target.suffix}")
+    beside = target.with_name(f".{target.stem}.{uuid.uuid4().hex}{target.suffix}")
     try:
         figure.savefig(beside, dpi=120)
         beside.replace(target)

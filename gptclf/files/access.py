@@ -3,6 +3,7 @@
 import errno
 import os
 import stat
+import tempfile
 from pathlib import Path
 
 # What may be in a file's place, which would block, never end, or hold something else.
@@ -35,9 +36,54 @@ def readable_size(path: Path) -> int:
     raise OSError(number, f"{path} is {what}; it must be a regular file")
 
 
+def is_there(path: Path) -> bool:
+    """Return True if there is a file, or a folder in which this user may look up names.
+
+    Raises:
+        OSError: Something else than a missing path, such as missing rights, hides whether it is there.
+    """
+    try:
+        (path / "x" if path.is_dir() else path).stat()
+    except NotADirectoryError:
+        return False
+    except FileNotFoundError:
+        return path.is_dir()
+    except OSError as error:
+        raise explained(error, path) from error
+    return True
+
+
+def names_in(folder: Path) -> list[str]:
+    """Return the names in a folder, sorted; none if there is no folder."""
+    try:
+        return sorted(path.name for path in folder.iterdir())
+    except (FileNotFoundError, NotADirectoryError):
+        return []
+    except OSError as error:
+        raise explained(error, folder) from error
+
+
+def make_folder(folder: Path, name: str) -> None:
+    """Make a folder, unless it exists, and try to write in it, before work that will fill it.
+
+    Args:
+        folder: The folder.
+        name: The argument that names it.
+
+    Raises:
+        OSError: It cannot be made or written to.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=folder).close()
+    except OSError as error:
+        found = explained(error, folder, "written to")
+        raise OSError(found.errno, f"{name}: {found.strerror}; give a folder that can be") from error
+
+
 def explained(error: OSError, path: Path, action: str = "read") -> OSError:
     """Return a system's error, under its number, that names the path and, if it is one of permissions, the user."""
-    if isinstance(error, FileNotFoundError):
+    if isinstance(error, FileNotFoundError) and action == "read":
         message = f"{path} does not exist"
     elif isinstance(error, PermissionError):
         message = f"{path} may not be {action} by the user {user_name()} ({error.strerror}); {_rights(path)}"

@@ -1,5 +1,6 @@
 """The files of an adapter: finding, opening and reading them."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from gptclf.saving.adapter_record import (
     PEFT_TORCH_WEIGHTS,
     PEFT_WEIGHTS,
     AdapterRecord,
+    Factors,
     read_adapter_record,
 )
 from gptclf.saving.peft_config import PeftConfig, read_peft_config
@@ -106,3 +108,11 @@ def open_adapter(folder: Path, *, verify: bool = True) -> AdapterFiles:
         except (TypeError, ValueError) as error:
             raise ValueError(f"{folder / PEFT_CONFIG}: {error}") from error
     return AdapterFiles(folder, record, config, verify)
+
+
+def check_ranks(source: Path, layers: Mapping[str, Factors], tensors: Mapping[str, Tensor]) -> None:
+    """Raise if a layer has more rows of factors than any tensor in the files, before they are made."""
+    most = max((n for tensor in tensors.values() for n in tensor.shape), default=0)
+    if wrong := [path for path, options in layers.items() if options.rank > most]:
+        rank = layers[wrong[0]].rank
+        raise ValueError(f"{source}: {wrong[0]} has rank {rank:,}, but no tensor has more than {most:,} rows")

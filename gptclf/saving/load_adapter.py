@@ -8,6 +8,7 @@ from pathlib import Path
 from torch import Tensor
 
 from gptclf import checks
+from gptclf.files.access import is_there
 from gptclf.files.atomic import read_of_one_save
 from gptclf.gpt2.classifier import HeadSource
 from gptclf.gpt2.heads import ClassifierHead
@@ -15,7 +16,7 @@ from gptclf.gpt2.lora import check_no_factors, place, takes_factors
 from gptclf.gpt2.lora_linear import LoRALinear
 from gptclf.gpt2.model import GPT2, check_gpt2, is_language_model
 from gptclf.gpt2.sharing import borrow, own_parameters, set_parameter
-from gptclf.saving.adapter_files import PREFIX, TRUNK, AdapterFiles, fetch_adapter, open_adapter
+from gptclf.saving.adapter_files import PREFIX, TRUNK, AdapterFiles, check_ranks, fetch_adapter, open_adapter
 from gptclf.saving.adapter_record import (
     ADAPTER,
     ADAPTER_ORIGINALS,
@@ -30,7 +31,7 @@ from gptclf.saving.record import damaged, head_of, is_task, task_of
 from gptclf.tasks import SingleLabel, Task, task_from_record
 from gptclf.weights.guess import guess_from_tensors
 from gptclf.weights.hugging_face import check_tensors, shape_problems
-from gptclf.weights.locate import hub_name
+from gptclf.weights.locate import hub_name, missing
 
 logger = logging.getLogger(__name__)
 
@@ -73,11 +74,13 @@ def load_adapter(
     """
     check_gpt2(model)
     source, verify = checks.path("folder", folder), checks.boolean("verify", verify)
-    if not source.is_dir():
+    if not is_there(source):
         repo = hub_name(folder)
-        found = None if repo is None else fetch_adapter(repo, revision, cache_dir)
+        if repo is None:
+            raise missing(folder, f"a folder or hub repository with {PEFT_CONFIG}")
+        found = fetch_adapter(repo, revision, cache_dir)
         if found is None:
-            raise FileNotFoundError(f"{folder} holds no adapter; give a folder or hub repository with {PEFT_CONFIG}")
+            raise FileNotFoundError(f"{repo} holds no adapter; give a folder or hub repository with {PEFT_CONFIG}")
         source = found
     elif revision is not None:
         raise ValueError(f"revision={revision!r} belongs to a hub repository; {source} is local")
@@ -115,10 +118,8 @@ def put_on(
     kind = _put_head(adapted, files, theirs, classifies, head, task)
     contents = _contents(adapted, files, theirs, kind, TRUNK if bare else "")
     _warn_of_another_base(model, files, contents)
-    largest = max((n for tensor in (*theirs.values(), *originals.values()) for n in tensor.shape), default=0)
+    check_ranks(files.folder, contents.layers, {**theirs, **originals})
     for path, options in contents.layers.items():
-        if options.rank > largest:  # before factors of that size are made
-            raise ValueError(f"{files.folder}: {path} has rank {options.rank:,}, but no tensor has so many rows")
         base = adapted.get_submodule(path)
         layer = LoRALinear(
             base,

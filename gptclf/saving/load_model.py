@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from gptclf import checks
+from gptclf.files.access import is_there
 from gptclf.files.atomic import read_of_one_save
 from gptclf.files.safetensors_file import read_safetensors
 from gptclf.gpt2.classifier import HeadSource
@@ -39,9 +40,10 @@ from gptclf.weights import opened
 from gptclf.weights.bitsandbytes_layout import packed_names
 from gptclf.weights.book import is_book, read_book
 from gptclf.weights.folders import CONFIG, OURS, WEIGHTS, read_files, read_weights
+from gptclf.weights.guess import guess_from_tensors
 from gptclf.weights.hugging_face import from_hugging_face
 from gptclf.weights.load_gpt2 import load_gpt2
-from gptclf.weights.locate import hub_name, is_cached, locate
+from gptclf.weights.locate import hub_name, is_cached, locate, missing
 
 
 def load_model(
@@ -93,13 +95,13 @@ def load_model(
     target = checks.device(device)
     checks.boolean("verify", verify)
     checks.boolean("mapped", mapped)
-    if source.exists() and revision is not None:
-        raise ValueError(f"revision={revision!r} belongs to a hub repository; {source} is local")
-    if not source.exists():
+    if is_there(source):
+        if revision is not None:
+            raise ValueError(f"revision={revision!r} belongs to a hub repository; {source} is local")
+    else:
         repo = hub_name(folder)
         if repo is None:
-            kinds = "a folder, a file or a hub repository"
-            raise FileNotFoundError(f"{source} is not {kinds}; give the folder that save_model wrote")
+            raise missing(folder, "the folder that save_model wrote, or a hub repository 'owner/name'")
         source = fetch_model(repo, revision, cache_dir)
     given = _Given(classes, settings, head, task, base, cache_dir, verify)
     model = read_of_one_save(source, (OURS, ADAPTER), lambda: _load(source, given))
@@ -223,7 +225,8 @@ def is_folded(place: Path) -> bool:
 def _load_book(path: Path, classes: Iterable[Any] | None, settings: opened.Settings | None) -> GPT2:
     tensors = read_files(path)
     if not is_book(tensors):
-        raise ValueError(f"{path} does not hold a model of the book's; give the folder that holds it and its {CONFIG}")
+        guess = guess_from_tensors(tensors) or f"Give the folder that holds it and its {CONFIG}"
+        raise ValueError(f"{path} does not hold a model of the book's. {guess}")
     config, ours, n_classes = read_book(tensors, opened.book_settings(settings), source=str(path))
     if n_classes is None:
         raise ValueError(f"{path} holds a language model; load it with load_gpt2")

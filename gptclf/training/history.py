@@ -5,6 +5,7 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
+from gptclf import checks
 from gptclf.plotting import data_frame, plot_training
 from gptclf.training.loop import Step
 
@@ -104,7 +105,7 @@ class History:
             for name in self._measures()
         }
         single = ([step.examples / per_epoch for step in self.steps], [step.loss for step in self.steps])
-        return plot_training(path, epochs, curves, step_losses=single)
+        return plot_training(checks.path("path", path), epochs, curves, step_losses=single)
 
     def _measures(self) -> list[str]:
         """Return the names of the task's measures, in its order."""
