@@ -424,7 +424,7 @@ class TestTheFolder:
 
     def test_a_folder_that_is_not_there_is_said_to_be_none(self, tmp_path: Path) -> None:
         with pytest.raises(
-            FileNotFoundError, match="not a folder, a file or a known model.* Give the folder that save_model"
+            FileNotFoundError, match=r"not a folder, a file or a known model.* Give the folder that save_model"
         ):
             load_model(tmp_path / "nowhere")
 

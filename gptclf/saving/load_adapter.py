@@ -78,8 +78,7 @@ def load_adapter(
         repo = hub_name(folder)
         if repo is None:
             raise missing(folder, f"a folder or hub repository with {PEFT_CONFIG}")
-        found = fetch_adapter(repo, revision, cache_dir)
-        if found is None:
+        if (found := fetch_adapter(repo, revision, cache_dir)) is None:
             raise FileNotFoundError(f"{repo} holds no adapter; give a folder or hub repository with {PEFT_CONFIG}")
         source = found
     elif revision is not None:

@@ -64,9 +64,8 @@ def missing(name: str | Path, wanted: str) -> FileNotFoundError:
     place = checks.path("name", name)
     kinds = "a folder, a file or a known model"
     why = "" if len(place.parts) < 2 else ", and it was not looked for on the hub, because it looks like a local path"
-    return FileNotFoundError(
-        errno.ENOENT, f"{str(name)!r} is not {kinds}: {place.absolute()} does not exist{why}. Give {wanted}"
-    )
+    problem = f"{str(name)!r} is not {kinds}: {place.absolute()} does not exist{why}"
+    return FileNotFoundError(errno.ENOENT, f"{problem}. Give {wanted}")
 
 
 def hub_name(name: str | Path) -> str | None:
