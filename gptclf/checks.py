@@ -9,7 +9,7 @@ from collections.abc import Iterable, Sequence
 from math import inf, isfinite, nan
 from numbers import Integral, Real
 from pathlib import Path
-from typing import Any, overload
+from typing import Any, TypeGuard, overload
 
 import numpy as np
 import torch
@@ -37,7 +37,7 @@ def python_value(value: Any) -> Any:
     return value.item() if scalar else value
 
 
-def is_iterable(value: Any) -> bool:
+def is_iterable(value: Any) -> TypeGuard[Iterable[Any]]:
     """Return True if one can iterate over `value`; arrays and tensors without dimensions only say that one can.
 
     Example:
@@ -183,10 +183,10 @@ def path(name: str, value: Any) -> Path:
 
     Raises:
         TypeError: If `value` is neither a str nor a path object.
-        ValueError: If it is empty, or names the home of an unknown user.
+        ValueError: If it is empty, holds a null character, or names the home of an unknown user.
     """
     text = os.fspath(value) if isinstance(value, os.PathLike) else value
-    if not isinstance(text, str) or not text:
+    if not isinstance(text, str) or not text or "\0" in text:
         raise _wrong(name, value, "a path that is not empty, as a str or a Path", right_type=isinstance(text, str))
     try:
         if b"\0" in os.fsencode(text):

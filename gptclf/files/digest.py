@@ -1,8 +1,9 @@
-"""Digests of tensors."""
+"""Digests of tensors and files."""
 
 import hashlib
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -18,6 +19,17 @@ def tensor_digests(tensors: Iterable[Tensor], *, layouts: bool = True) -> list[s
     """
     with ThreadPoolExecutor(4) as pool:  # hashing releases the interpreter's lock
         return list(pool.map(lambda tensor: _digest_of(tensor, layouts), tensors))
+
+
+def file_digests(*paths: Path) -> list[str]:
+    """Return the SHA-256 of each file's content."""
+    with ThreadPoolExecutor(4) as pool:
+        return list(pool.map(_digest_of_file, paths))
+
+
+def _digest_of_file(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _digest_of(tensor: Tensor, layouts: bool) -> str:

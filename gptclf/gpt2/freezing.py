@@ -74,9 +74,8 @@ def policy_of(model: GPT2) -> str | None:
 
 def _chosen(model: GPT2, trainable: Trainable) -> set[str]:
     names = [name for name, _ in model.named_parameters()]
-    several = isinstance(trainable, list | tuple)
-    strange = several and not all(isinstance(pattern, str) for pattern in trainable)
-    if strange or isinstance(trainable, bool) or not (several or isinstance(trainable, str | int)):
+    named = isinstance(trainable, list | tuple) and all(isinstance(pattern, str) for pattern in trainable)
+    if isinstance(trainable, bool) or not (named or isinstance(trainable, str | int)):
         allowed = "a policy's name, a number of blocks, or names and patterns"
         raise TypeError(f"trainable is {trainable!r}; it must be {allowed}")
     if trainable == "all":

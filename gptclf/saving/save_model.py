@@ -9,7 +9,6 @@ shift + d. The originals of both are in gptclf.safetensors, so that `load_model`
 """
 
 import hashlib
-import json
 import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -21,6 +20,7 @@ from torch import Tensor
 from gptclf import checks
 from gptclf.checks import path, python_value
 from gptclf.files.atomic import Writer, text_writer, write_all
+from gptclf.files.json_file import to_json
 from gptclf.files.safetensors_file import tensor_writer
 from gptclf.gpt2.freezing import policy_of
 from gptclf.gpt2.heads import Head, blank_like
@@ -31,7 +31,7 @@ from gptclf.gpt2.quantized import count_weights, quantized_layers
 from gptclf.gpt2.standard import difference
 from gptclf.saving.adapter_files import is_adapter
 from gptclf.saving.card import Card, is_our_card, model_card
-from gptclf.saving.record import ORIGINALS, SAVE_MARK, write_record
+from gptclf.saving.record import ORIGINALS, SAVE_MARK, record_writer, write_record
 from gptclf.tokenizer.write import tokenizer_files
 from gptclf.weights.bitsandbytes_layout import quantization_config
 from gptclf.weights.folders import CONFIG, INDEX, OURS, TORCH_INDEX, TORCH_WEIGHTS, WEIGHTS
@@ -41,12 +41,12 @@ logger = logging.getLogger(__name__)
 
 CARD = "README.md"
 
-_VOCABULARY = ("vocab.json", "merges.txt", "tokenizer.json")
+_VOCABULARY = ("vocab.json", "merges.txt", "tokenizer.json", "tokenizer_config.json")
 _OPENAI = ("vocab.bpe", "encoder.json", "hparams.json", "model.ckpt.index")
 # Files of a foreign model, which a save would replace or mix with its own.
 _MODEL_FILES = (CONFIG, WEIGHTS, INDEX, TORCH_WEIGHTS, TORCH_INDEX, *_VOCABULARY, *_OPENAI)
 # Files that one save may have and the next may lack.
-_OPTIONAL = {CONFIG, WEIGHTS, ORIGINALS, *_VOCABULARY, "tokenizer_config.json"}
+_OPTIONAL = {CONFIG, WEIGHTS, ORIGINALS, *_VOCABULARY}
 _FOLDED = ("head.output.bias", "trunk.norm.bias")
 
 
@@ -62,10 +62,10 @@ def save_model(
 ) -> Path:
     """Write a classifier or language model to a folder that both `load_model` and `transformers` can read.
 
-    Files are written under temporary names and renamed once all are complete, so an interrupted save leaves the folder
-    as it was. A model that `transformers` cannot represent (pooling other than "last", a head or task of your own, a
-    head bias that cannot be folded into the final norm) is not exported: the folder then holds gptclf's files only,
-    and the reason is logged.
+    Files are written beside the old ones and renamed once all are complete. An interrupted save leaves the folder as it
+    was, or one that `load_model` completes; of two saves at once, one is left whole. A model that `transformers` cannot
+    represent (pooling other than "last", a head or task of your own, a head bias that cannot be folded into the final
+    norm) is not exported: the folder then holds gptclf's files only, and the reason is logged.
 
     Args:
         model: The model to save.
@@ -127,14 +127,9 @@ def save_model(
         "license": license,
     }
     writers |= card_writer(model, target, exported=theirs is not None, **said)
-    writers[OURS] = text_writer(to_json(record))
-    was_ours = (target / OURS).exists()
-    target.mkdir(parents=True, exist_ok=True)
-    write_all(target, writers)
-    # Delete files of an earlier save that this one lacks: they would be read as part of it.
-    if was_ours:
-        for name in _OPTIONAL - set(writers):
-            (target / name).unlink(missing_ok=True)
+    writers[OURS] = record_writer(record, set(writers) - {CARD})
+    # Files of an earlier save that this one lacks would be read as part of it.
+    write_all(target, writers, delete=_OPTIONAL - set(writers))
     return target
 
 
@@ -148,8 +143,8 @@ def card_writer(model: GPT2, target: Path, *, metrics: Mapping[str, float] | Non
 
 def check_card(datasets: object, metrics: object, **texts: object) -> None:
     """Raise if what a user says for the card has a wrong type."""
-    named = isinstance(datasets, Sequence) and not isinstance(datasets, str)
-    if not named or not all(isinstance(name, str) for name in datasets):
+    names = datasets if isinstance(datasets, Sequence) and not isinstance(datasets, str) else [None]
+    if not all(isinstance(name, str) for name in names):
         raise TypeError(f"datasets is {datasets!r}; give a list of names")
     for name, text in texts.items():
         checks.instance(name, text, (str, type(None)), "a str or None")
@@ -269,9 +264,3 @@ def digest_of(tensors: Mapping[str, Tensor], model: GPT2) -> str:
         digest.update(name.encode())
         digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
     return digest.hexdigest()
-
-
-def to_json(values: Mapping[str, Any]) -> str:
-    """Return values as the text of a JSON file."""
-    # ASCII, because a label may contain a lone surrogate, which UTF-8 cannot encode.
-    return json.dumps(values, indent=2) + "\n"

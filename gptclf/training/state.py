@@ -17,7 +17,7 @@ from torch import Tensor
 
 from gptclf.data.batches import TokenRows
 from gptclf.data.windows import TextWindows
-from gptclf.files.atomic import write_all
+from gptclf.files.atomic import write_file
 from gptclf.files.safetensors_file import read_safetensors, tensor_writer
 from gptclf.gpt2.standard import described, is_standard
 from gptclf.tasks import task_from_record
@@ -107,7 +107,7 @@ def write_state(path: Path, identity: Mapping[str, Any], run: Run) -> None:
     metadata["numbers"] = json.dumps(numbers, default=_refuse)
     whole = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     metadata["digest"] = _digest(whole, metadata)
-    write_all(path.parent, {path.name: tensor_writer(whole, metadata)})
+    write_file(path, tensor_writer(whole, metadata))
 
 
 def _refuse(value: object, owner: object = "the optimizer") -> NoReturn:

@@ -60,6 +60,10 @@ _KEYS = {
     "initializer_range": "init_std",
 }
 
+# A model that lacks tensors is described by their names, which needs its blocks; more than these are never meant.
+_SPARE_BLOCKS = 100
+_MOST_NUMBERS = 1 << 50
+
 # Keys of a config.json that change the computation in a way that gptclf does not support.
 _REFUSED = {"add_cross_attention": "cross-attention to an encoder", "pruned_heads": "pruned attention heads"}
 
@@ -140,6 +144,15 @@ def from_hugging_face(
     # Master weights are float32, whatever the type in the file.
     floats = {ours: (found[name].t() if flip else found[name]).float() for ours, (name, flip) in needed.items()}
     return floats | packed
+
+
+def check_size(config: GPT2Config, tensors: Collection[str], source: str) -> None:
+    """Raise if a configuration claims far more blocks than there are tensors, before a model of that size is made."""
+    width, wide = config.emb_dim, max(config.emb_dim, config.vocab_size, config.context_length, config.hidden_dim)
+    if config.n_layers > len(tensors) + _SPARE_BLOCKS or config.n_layers * width * wide > _MOST_NUMBERS:
+        what = f"{config.n_layers:,} blocks of width {width:,}, with up to {wide:,} rows"
+        problem = f"{source} describes a model of {what}, but its weights are {len(tensors)} tensors"
+        raise ValueError(f"{problem}; a file is damaged, or they do not belong together")
 
 
 def to_hugging_face(parameters: Mapping[str, Tensor], config: GPT2Config) -> dict[str, Tensor]:

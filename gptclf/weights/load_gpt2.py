@@ -158,7 +158,7 @@ def _open(place: Path, settings: Settings | None, verify: bool, *, with_weights:
     if not theirs and (place / OURS).is_file():
         raise ValueError(f"{place} holds a model in gptclf's own layout only; load it with load_model")
     config, _ = opened.read_hugging_face_config(place)
-    return opened.open_hugging_face(place, opened.shapes_of(config), config) if with_weights else Opened(config, {})
+    return opened.open_hugging_face(place, config) if with_weights else Opened(config, {})
 
 
 def _open_file(path: Path, settings: Settings | None) -> Opened:
@@ -176,4 +176,5 @@ def _open_file(path: Path, settings: Settings | None) -> Opened:
         config, _ = opened.read_hugging_face_config(path.parent)
         if given is not None and given.replace(drop_rate=config.drop_rate) != config:
             raise ValueError(f"settings= and {beside} disagree; leave settings out, or move the file")
-    return Opened(config, from_hugging_face(tensors, opened.shapes_of(config), config.n_layers, source=str(path)))
+    shapes = opened.shapes_of(config, tensors, source=path)
+    return Opened(config, from_hugging_face(tensors, shapes, config.n_layers, source=str(path)))
