@@ -117,7 +117,7 @@ def predict_stream(
 
 
 def _stream(model: GPT2, texts: Iterator[str], window: int, precision: str) -> Iterator[Prediction]:
-    numbered = (check_text(text, number) for number, text in enumerate(texts))
+    numbered = (check_text(text, f"text {number}") for number, text in enumerate(texts))
     while some := list(islice(numbered, window)):
         (outputs,) = text_outputs([model], some, precision=precision)
         for label, row in zip(model.task.answers(outputs), outputs.numpy(), strict=True):
