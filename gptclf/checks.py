@@ -5,7 +5,8 @@ type is a TypeError and a value out of range a ValueError. Both errors give the 
 """
 
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from math import inf, isfinite, nan
 from numbers import Integral, Real
 from pathlib import Path
@@ -31,6 +32,8 @@ def python_value(value: Any) -> Any:
         >>> python_value(np.float32(0.5)), python_value(torch.tensor(3)), python_value("ham")
         (0.5, 3, 'ham')
     """
+    if value is np.ma.masked:
+        return None
     if isinstance(value, torch.Tensor):
         return value.item() if value.numel() == 1 else value.tolist()
     scalar = isinstance(value, np.generic) or (isinstance(value, np.ndarray) and value.ndim == 0)
@@ -45,6 +48,41 @@ def is_iterable(value: Any) -> TypeGuard[Iterable[Any]]:
         (True, False, False)
     """
     return isinstance(value, Iterable) and not (isinstance(value, np.ndarray | torch.Tensor) and value.ndim == 0)
+
+
+def is_missing(value: Any) -> bool:
+    """Return whether a value is missing: None, or one that is not equal to itself, such as NaN, NaT and pandas.NA.
+
+    Example:
+        >>> [is_missing(value) for value in (None, float("nan"), "", 0)]
+        [True, True, False, False]
+    """
+    try:
+        return value is None or bool(value != value)
+    except TypeError:  # pandas.NA has no truth value
+        return True
+    except ValueError:  # nor has an array, which is not missing
+        return False
+
+
+@contextmanager
+def naming(source: str) -> Iterator[None]:
+    """Put the name of a source of data before the message of a TypeError or ValueError; "" puts nothing there.
+
+    Example:
+        >>> with naming("train.csv"):
+        ...     integer("label 3", -1)
+        Traceback (most recent call last):
+            ...
+        ValueError: train.csv: label 3 is -1; it must be an integer of at least 0
+    """
+    try:
+        yield
+    except (TypeError, ValueError) as error:
+        if not source:
+            raise
+        kind = TypeError if isinstance(error, TypeError) else ValueError
+        raise kind(f"{source}: {error}") from error
 
 
 @overload

@@ -201,7 +201,7 @@ def _windows(texts: Iterable[str], size: int) -> Iterator[list[str]]:
     window: list[str] = []
     try:
         for number, text in enumerate(texts):
-            window.append(check_text(text, number))
+            window.append(check_text(text, f"text {number}"))
             if len(window) == size:
                 # Empty while it is taken, so that closing the generator there yields nothing more.
                 full, window = window, []

@@ -23,6 +23,7 @@ from gptclf.tasks.labels import (
     index_labels,
     label_from_json,
     label_to_json,
+    labels_from_cells,
 )
 from gptclf.tasks.task import Task, TaskCard
 
@@ -91,6 +92,10 @@ class SingleLabel(Task):
     def targets(self, labels: Sequence[Any]) -> NDArray[np.int64]:
         """Return each label's position among the classes (N,); an unknown label is an error that names its row."""
         return index_labels(check_labels(labels), self.classes)
+
+    def labels_of(self, cells: Sequence[Any]) -> Sequence[Any]:
+        """Return the cells, with each class that is a number instead of its text."""
+        return labels_from_cells(cells, self.classes)
 
     def loss(self, outputs: Tensor, targets: Tensor, weights: Tensor | None = None) -> tuple[Tensor, float]:
         """Return the weighted sum of cross-entropies in nats, and the sum of the weights."""
