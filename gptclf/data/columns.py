@@ -53,8 +53,8 @@ class Columns:
         columns = replace(self, texts=texts, labels=labels, weights=weights)
         without_text = [row for row, text in enumerate(texts) if is_missing(text)]
         # An empty cell is a text, the empty one, but not a label.
-        empty = "" if self.cells else None
-        without_label = [row for row, label in enumerate(labels or ()) if is_missing(label) or label == empty]
+        lacks = (lambda label: label == "") if self.cells else is_missing
+        without_label = [row for row, label in enumerate(labels or ()) if lacks(label)]
         if drop_missing:
             columns = columns._without({*without_text, *without_label})
         elif without_text:
@@ -86,4 +86,5 @@ class Columns:
         logger.warning(message, self.source and f"{self.source}: ", len(rows), len(self.texts))
         kept = [row for row in range(len(self.texts)) if row not in rows]
         parts = {name: getattr(self, name) for name in ("texts", "labels", "weights", "lines")}
-        return replace(self, **{name: [part[row] for row in kept] for name, part in parts.items() if part is not None})
+        shorter: dict[str, Any] = {name: part and [part[row] for row in kept] for name, part in parts.items()}
+        return replace(self, **shorter)

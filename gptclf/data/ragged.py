@@ -1,6 +1,7 @@
 """`RaggedIds`: rows of token ids of different lengths, without padding."""
 
 import itertools
+import sys
 from collections.abc import Iterator, Sequence
 
 import numpy as np
@@ -8,6 +9,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from gptclf.checks import integer
 from gptclf.data.rows import row_numbers
 
 
@@ -39,7 +41,7 @@ class RaggedIds:
 
     def row(self, index: int) -> NDArray[np.int32]:
         """Return the token ids of one row; a negative index counts from the end."""
-        (row,) = self.rows_at(row_numbers([index], len(self)))
+        (row,) = self.rows_at(row_numbers([integer("index", index, -sys.maxsize)], len(self)))
         return row
 
     def rows(self) -> Iterator[NDArray[np.int32]]:

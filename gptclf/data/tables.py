@@ -43,7 +43,7 @@ def read_table(table: Any, text: Any, label: Any, weights: Any) -> Columns:
     if isinstance(names, dict):  # a datasets.DatasetDict
         raise ValueError(f"{source} holds several splits; pick one: table[{next(iter(names), 'train')!r}]")
     if not hasattr(table, "features"):
-        if hasattr(table, "collect_schema"):  # a LazyFrame of polars
+        if hasattr(table, "collect"):  # a LazyFrame of polars
             table = table.collect()
         names = _column_names(table)
         if names is not None:
@@ -75,7 +75,7 @@ def _column_names(table: Any) -> list[Any] | None:
     return None if names is None else list(names)
 
 
-def columns_of_rows(rows: Iterable[Any], wanted: Mapping[str, Any], source: str) -> dict[str, list[Any]]:
+def columns_of_rows(rows: Iterable[Any], wanted: Mapping[str, Any], source: str) -> dict[str, Any]:
     """Return the columns of rows that are mappings, read once; a key that a row lacks is a missing value.
 
     Args:

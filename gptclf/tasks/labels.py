@@ -81,7 +81,7 @@ def declared_classes(column: Any) -> list[Any] | None:
 
     Those that do not occur are among them. An unordered category is only a way to store labels.
     """
-    kind = getattr(column, "dtype", getattr(column, "type", None))
+    kind: Any = getattr(column, "dtype", getattr(column, "type", None))
     if not (getattr(kind, "ordered", False) or type(kind).__name__ == "Enum"):
         return None
     if hasattr(kind, "categories"):
