@@ -36,14 +36,15 @@ def read_file(
     positions = [not isinstance(column, str) for column in wanted.values()]
     if any(positions) and (suffix not in _DELIMITERS or not all(positions)):
         rule = "they must all be names" + " or all be positions" * (suffix in _DELIMITERS)
-        raise TypeError(f"the columns of {path} are {list(wanted.values())}; {rule}")
+        shown = ", ".join(f"{name}={column!r}" for name, column in wanted.items())
+        raise TypeError(f"the columns of {path} are {shown}; {rule}")
     if suffix not in _DELIMITERS and (delimiter is not None or quoted is not None):
         raise ValueError(f"delimiter= and quoted= are for .csv and .tsv files, not for {path}")
     if suffix == ".parquet":
         return _read_parquet(path, wanted)
     try:
         codecs.lookup(encoding)
-    except LookupError as error:
+    except (LookupError, TypeError) as error:
         raise ValueError(f"encoding is {encoding!r}; it must be one that Python knows, such as 'utf-8'") from error
     try:
         if suffix == ".jsonl":

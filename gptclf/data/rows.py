@@ -1,5 +1,6 @@
 """Checks of the columns that callers give for a data set: texts, labels, weights and row numbers."""
 
+import reprlib
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -30,7 +31,7 @@ def row_numbers(indices: Sequence[int] | NDArray[Any], n: int) -> NDArray[np.int
             raise IndexError(f"the mask has shape {chosen.shape}; the data set has {n} rows")
         return np.flatnonzero(chosen)
     if chosen.ndim != 1 or (chosen.size and not np.issubdtype(chosen.dtype, np.integer)):
-        given = f"{chosen.dtype} values of shape {chosen.shape}"
+        given = f"{reprlib.repr(indices)} ({chosen.dtype} values of shape {chosen.shape})"
         raise TypeError(f"rows are chosen by {given}; give a list of integers or a mask")
     outside = (chosen < -n) | (chosen >= n)
     if outside.any():

@@ -29,7 +29,9 @@ def check_names(wanted: Iterable[Any], names: Sequence[Any], source: str, advice
         count = list(names).count(column)
         found = f"it has {list(names)[:20]}"
         if not count:
-            raise ValueError(f"{source} has no column {column!r}; {found}: name others with text= and label={advice}")
+            raise ValueError(
+                f"{source} has no column {column!r}; {found}: name others with text=, label= and weights={advice}"
+            )
         if count > 1:
             raise ValueError(f"{source} has {count} columns {column!r}; {found}: rename all but one")
 

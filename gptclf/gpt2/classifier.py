@@ -85,7 +85,13 @@ def build_head(head: HeadSource, config: GPT2Config, n_outputs: int) -> Head:
 
     Parts without data, such as those of a `ClassifierHead`, get fresh weights as GPT-2's parts do.
     """
-    built = head if isinstance(head, nn.Module) or not callable(head) else head(config.emb_dim, n_outputs)
+    built = head
+    if callable(head) and not isinstance(head, nn.Module):
+        try:
+            built = head(config.emb_dim, n_outputs)
+        except TypeError as error:
+            problem = f"head is {head!r}, which cannot be called with the trunk's width and the number of outputs"
+            raise TypeError(f"{problem}: {error}") from error
     if not isinstance(built, Head):
         raise TypeError(f"head is a {type(built).__name__}; give a gptclf.Head (subclass it), or a class of heads")
     if built is head:  # another model may have it, or get it

@@ -139,7 +139,7 @@ class ClassifierHead(Head):
     def __init__(self, emb_dim: int, n_outputs: int, *, pooling: str = "last", bias: bool = True) -> None:
         super().__init__()
         self.pooling = choice("pooling", pooling, tuple(POOLINGS))
-        sizes = integer("emb_dim", emb_dim, 1), integer("n_outputs", n_outputs, 1, most=MOST_OUTPUTS)
+        sizes = integer("emb_dim", emb_dim, 1, most=MOST_OUTPUTS), integer("n_outputs", n_outputs, 1, most=MOST_OUTPUTS)
         self.output = Linear(*sizes, bias=boolean("bias", bias), device="meta")
         self._drawn: Tensor | None = None
 

@@ -10,7 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from gptclf.checks import integer, number
+from gptclf.checks import boolean, integer, number
 from gptclf.data.rows import check_source, check_text
 from gptclf.gpt2.arithmetic import resolve_precision
 from gptclf.gpt2.model import GPT2, check_classifier
@@ -253,6 +253,7 @@ def text_outputs(
             cuts.log()
         found.append(prepared[key])
     rows = [its.rows for its in found]
+    progress = boolean("progress", progress)
     with Meter(sum(len(its.ids) for its in rows), "predicting", unit="tok", enabled=progress) as meter:
         computed = compute_all(models, rows, batch_size=batch_size, precision=precision, report=meter.update)
     return [outputs[its.row_of] for outputs, its in zip(computed, found, strict=True)]

@@ -184,7 +184,7 @@ def index_labels(labels: list[Any], classes: list[Any], rows: Sequence[int] | No
     unknown = {label: i if rows is None else rows[i] for i, label in enumerate(labels) if label not in index}
     if unknown:
         shown = ", ".join(f"{label!r} (row {i})" for label, i in islice(unknown.items(), 5))
-        known = ", ".join(map(repr, classes[:10])) + ", ..." * (len(classes) > 10)
+        known = (", ".join(map(repr, classes[:10])) or "none") + ", ..." * (len(classes) > 10)
         problem = f"{len(unknown)} label{'s' * (len(unknown) > 1)} not among the classes: {shown}"
         several = f". {_NAME_THE_TASK}" * any(isinstance(label, tuple | frozenset) for label in unknown)
         raise ValueError(f"{problem}. The classes are {known}; 1 and '1' are different labels{several}")

@@ -59,7 +59,9 @@ class Checkpoint(Callback):
             if not state.is_file():
                 raise ValueError(f"{state} is not a file; remove it, or give another checkpoint_dir")
         if checkpoint.states() and not options.resume:
-            raise FileExistsError(f"{path} holds a run's states; give resume=True to continue it, or another folder")
+            raise FileExistsError(
+                f"checkpoint_dir {str(path)!r} holds a run's states; give resume=True to continue it, or another folder"
+            )
         make_folder(path, "checkpoint_dir")
         return checkpoint
 

@@ -89,7 +89,7 @@ def estimate(
     check_trainable(model)
     recipe, _ = recipe_of(recipe, options, ())
     given = {"train_set": train_set, "val_set": val_set}
-    sets = [labelled_rows(model, rows, name) for name, rows in given.items() if rows is not None]
+    sets = [labelled_rows(model, rows, name) for name, rows in given.items() if name == "train_set" or rows is not None]
     check_training_rows(model, sets[0], recipe)
     run = Run(model, sets[0], None, recipe, RunOptions(recompute=recompute))
     batch = typical_batch(run, sets[0])
