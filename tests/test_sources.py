@@ -474,7 +474,7 @@ class TestHubTokenizersAndCaches:
         text = tokenizer_files(byte_tokenizer(), 8)["tokenizer.json"]
         for old, new in (('"add_prefix_space": false', '"add_prefix_space": true'), ('"ByteLevel"', '"Whitespace"')):
             (tmp_path / "tokenizer.json").write_text(text.replace(old, new))
-            with pytest.raises(ValueError, match="pre_tokenizer.*ByteLevel splitting"):
+            with pytest.raises(ValueError, match=r"pre_tokenizer.*ByteLevel splitting"):
                 read_tokenizer(tmp_path)
 
     @pytest.mark.parametrize("offline", [True, False])

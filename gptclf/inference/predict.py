@@ -15,7 +15,7 @@ from gptclf.checks import integer
 from gptclf.data.dataset import TextDataset
 from gptclf.data.rows import check_source, check_text
 from gptclf.gpt2.arithmetic import resolve_precision
-from gptclf.gpt2.model import GPT2, check_classifier
+from gptclf.gpt2.model import GPT2, check_classifier, warn_of_no_preparation
 from gptclf.inference.outputs import compute_all
 from gptclf.progress import Meter
 from gptclf.tasks import Task
@@ -139,6 +139,7 @@ def text_outputs(
     rows, answers = [], []
     for model in models:
         warn_of_fresh_head(model, stacklevel=3)
+        warn_of_no_preparation(model, stacklevel=3)
         key = id(model.tokenizer), model.preparation, model.config.context_length
         if key not in prepared:
             prepared[key] = _prepared(model, texts)

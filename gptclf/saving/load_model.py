@@ -1,5 +1,6 @@
 """`load_model`: loads a model that `save_model`, `transformers` or the book's code saved, also from the hub."""
 
+import logging
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -16,8 +17,10 @@ from gptclf.gpt2.model import GPT2
 from gptclf.gpt2.quantize import quantize
 from gptclf.gpt2.sharing import own_parameters, set_parameter
 from gptclf.hub.download import cached_file, hub_file
+from gptclf.preparation import Preparation
 from gptclf.saving.adapter_files import fetch_adapter, is_adapter, open_adapter
 from gptclf.saving.adapter_record import bits_of
+from gptclf.saving.card import CARD, is_our_card
 from gptclf.saving.load_adapter import put_on
 from gptclf.saving.record import ORIGINALS, SAVE_MARK, check_tensors_named, damaged, head_of, read_record, task_of
 from gptclf.tasks import SingleLabel, Task, check_labels, task_from_transformers
@@ -28,6 +31,8 @@ from gptclf.weights.book import is_book, read_book
 from gptclf.weights.folders import CONFIG, OURS, WEIGHTS, read_files, read_weights
 from gptclf.weights.load_gpt2 import load_gpt2
 from gptclf.weights.locate import fetch, fetch_optional, hub_name, is_cached, locate
+
+logger = logging.getLogger(__name__)
 
 
 def load_model(
@@ -41,15 +46,14 @@ def load_model(
     head: HeadSource | None = None,
     task: Task | None = None,
     base: str | Path | GPT2 | None = None,
+    pad_to: int | None = None,
 ) -> GPT2:
     """Load a model that `save_model` wrote, bit for bit, or a classifier that `transformers` or the book's code saved.
 
     A LoRA adapter's folder, of gptclf or PEFT, is loaded with the base that it names: the result is ready to answer.
 
     Args:
-        folder: A folder, a hub repository "owner/name", or a file of the book's classifier (.pth). The book's
-            classifier reads the last column of rows that are padded to one length: set
-            `model.preparation = Preparation(pad_to=...)` to that length.
+        folder: A folder, a hub repository "owner/name", or a file of the book's classifier (.pth).
         device: The model's device; None is the CPU.
         classes: The labels for a file, which stores none; None means 0 to C-1.
         settings: The settings that a file does not store, as in `load_gpt2`.
@@ -60,6 +64,8 @@ def load_model(
         task: Your own task, if the model was saved with one.
         base: The base of an adapter: a model, or the name or folder of one. None takes the one that the adapter names
             and, if it was trained over quantised matrices, quantises it again.
+        pad_to: For a file of the book's classifier: the length to which its training texts were padded, which the file
+            does not store (120 in the book). It reads the last column, so it answers by chance without it.
 
     Returns:
         The model in eval mode. The parameters that were trainable when it was saved are trainable again. If gptclf
@@ -85,6 +91,8 @@ def load_model(
         return _load_adapted(source, base, cache_dir, head, task).to(target)
     if base is not None:
         raise ValueError(f"base= is for an adapter's folder; {source} holds no adapter, or a whole model")
+    if pad_to is not None and not source.is_file():
+        raise ValueError(f"pad_to={pad_to!r} is for a file of the book's classifier; {source} is a folder")
     ours = (source / OURS).is_file()
     if source.is_dir() and (classes is not None or settings is not None):
         raise ValueError(f"classes= and settings= are for a file of tensors alone; {source} brings its own")
@@ -94,6 +102,7 @@ def load_model(
         model = _load_ours(source, head, task)
     else:
         model = _load_book(source, classes, settings) if source.is_file() else _load_theirs(source)
+        model.preparation = _padding(source, pad_to, model.config.context_length)
         freeze(model, trainable=first_policy(model))
     _own_last_block(model)
     model.to(target)
@@ -102,6 +111,17 @@ def load_model(
     rules = {"ours": ours, "end_of_text": source.is_dir()}
     model.tokenizer_source = pin_tokenizer(beside, repo, revision, cache_dir, model.config.vocab_size, **rules)
     return model
+
+
+def _padding(source: Path, pad_to: int | None, context: int) -> Preparation:
+    """Return the preparation of a foreign model; warn if it is the book's and was not given."""
+    pad_to = checks.integer("pad_to", pad_to, 1, most=context, optional=True)
+    if pad_to is None and source.is_file():
+        problem = "the book's classifier reads the last column of padded rows, and answers by chance without padding"
+        logger.warning(
+            "%s: %s; give load_model the length of its training rows as pad_to= (120 in the book)", source, problem
+        )
+    return Preparation(pad_to=pad_to)
 
 
 def _own_last_block(model: GPT2) -> None:
@@ -239,6 +259,10 @@ def _load_ours(source: Path, given_head: HeadSource | None, given_task: Task | N
 
 
 def _load_theirs(source: Path) -> GPT2:
+    marked = (source / WEIGHTS).is_file() and SAVE_MARK in read_safetensors(source / WEIGHTS)[1]
+    if marked or (source / ORIGINALS).is_file() or is_our_card(source / CARD):
+        problem = f"{source} was written by save_model, but its {OURS} is missing: labels and preparation would be lost"
+        raise FileNotFoundError(f"{problem}. Copy the whole folder again, or save the model again")
     config, values = opened.read_hugging_face_config(source)
     score = read_weights(source).get("score.weight")
     if score is None:
