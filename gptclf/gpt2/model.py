@@ -4,6 +4,7 @@ Which parameters train is decided in `freezing.py`; where weights come from, in 
 """
 
 import inspect
+import warnings
 from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
@@ -84,7 +85,7 @@ class GPT2(Renamed, Line):
         self.base: str | None = None
         self.source: str | None = None
         self.adapter_extras: tuple[str, ...] = ()
-        self.preparation = Preparation()
+        self._preparation: Preparation | None = None
         self.tokenizer_source: Callable[[], Any] | None = None
         self._tokenizer: Any = None
         self.eval()
@@ -118,6 +119,18 @@ class GPT2(Renamed, Line):
             ours = f"the model's vocabulary is {self.config.vocab_size}; they do not belong together"
             raise ValueError(f"the tokenizer has {encoding.n_vocab} tokens but {ours}")
         self._tokenizer = encoding
+
+    @property
+    def preparation(self) -> Preparation:
+        """How texts were prepared in training, noted by `train` and loading; the default if nobody noted it."""
+        return Preparation() if self._preparation is None else self._preparation
+
+    @preparation.setter
+    def preparation(self, preparation: Preparation) -> None:
+        if not isinstance(preparation, Preparation):
+            advice = "give a gptclf.Preparation, such as train_set.preparation"
+            raise TypeError(f"preparation is {preparation!r}, a {type(preparation).__name__}; {advice}")
+        self._preparation = preparation
 
     @property
     def is_plain(self) -> bool:
@@ -172,6 +185,22 @@ def check_classifier(model: object) -> None:
         inspect.signature(gpt2.head.forward).bind(None, None)
     except TypeError as error:
         raise TypeError(f"model.head, a {type(gpt2.head).__name__}, takes no (hidden, lengths); use a Head") from error
+
+
+def warn_of_no_preparation(model: GPT2, *, stacklevel: int) -> None:
+    """Warn, once per model, that a trained classifier was not told how its training texts were prepared.
+
+    Args:
+        model: The model; language models and fresh heads give no warning.
+        stacklevel: Number of calls between this one and the user's line, which the warning names.
+    """
+    if model._preparation is None and not is_language_model(model) and not getattr(model.head, "is_fresh", False):
+        model.preparation = Preparation()
+        warnings.warn(
+            "this classifier was not told how its training texts were prepared, so nothing is cut or padded; after a "
+            "loop of your own, set clf.preparation = train_set.preparation",
+            stacklevel=stacklevel + 1,
+        )
 
 
 def check_language_model(model: object) -> None:

@@ -13,7 +13,7 @@ from torch import Tensor
 from gptclf.checks import boolean, integer, number
 from gptclf.data.rows import check_source, check_text
 from gptclf.gpt2.arithmetic import resolve_precision
-from gptclf.gpt2.model import GPT2, check_classifier
+from gptclf.gpt2.model import GPT2, check_classifier, warn_of_no_preparation
 from gptclf.inference.outputs import compute_all, compute_outputs
 from gptclf.inference.texts import Cuts, Prepared
 from gptclf.progress import Meter
@@ -187,6 +187,7 @@ def _stream(
     try:
         for texts in windows:
             warn_of_fresh_head(model, stacklevel=2)
+            warn_of_no_preparation(model, stacklevel=2)
             prepared = cuts.prepare(model, texts)
             outputs = compute_outputs(model, prepared.rows, precision=precision)[prepared.row_of]
             answers = _answers(task, outputs, least)
@@ -246,6 +247,7 @@ def text_outputs(
     found = []
     for model in models:
         warn_of_fresh_head(model, stacklevel=3)
+        warn_of_no_preparation(model, stacklevel=3)
         key = id(model.tokenizer), model.preparation, model.config.context_length
         if key not in prepared:
             cuts = Cuts()

@@ -144,8 +144,7 @@ def put_on(
     for name, parameter in adapted.named_parameters():
         parameter.requires_grad_(name in trainable and parameter.is_floating_point())
     adapted.adapter_extras = tuple(contents.extras)
-    if files.record is not None:
-        adapted.preparation = files.record.preparation
+    adapted.preparation = adapted.preparation if files.record is None else files.record.preparation
     return adapted.eval()
 
 

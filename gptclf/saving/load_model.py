@@ -13,7 +13,6 @@ from gptclf.files.atomic import read_of_one_save
 from gptclf.files.safetensors_file import read_safetensors
 from gptclf.gpt2.classifier import HeadSource
 from gptclf.gpt2.freezing import first_policy, freeze
-from gptclf.gpt2.heads import ClassifierHead
 from gptclf.gpt2.model import GPT2
 from gptclf.gpt2.quantize import quantize
 from gptclf.gpt2.sharing import own_parameters, set_parameter
@@ -21,6 +20,7 @@ from gptclf.saving.adapter_files import is_adapter, open_adapter
 from gptclf.saving.adapter_record import ADAPTER, bits_of
 from gptclf.saving.fetch_model import fetch_model
 from gptclf.saving.load_adapter import put_on
+from gptclf.saving.load_foreign import load_book, load_transformers
 from gptclf.saving.record import (
     ORIGINALS,
     SAVE_MARK,
@@ -31,13 +31,11 @@ from gptclf.saving.record import (
     read_record,
     task_of,
 )
-from gptclf.tasks import SingleLabel, Task, check_labels, task_from_transformers
+from gptclf.tasks import Task
 from gptclf.tokenizer.find import pin_tokenizer
 from gptclf.weights import opened
 from gptclf.weights.bitsandbytes_layout import packed_names
-from gptclf.weights.book import is_book, read_book
-from gptclf.weights.folders import CONFIG, OURS, WEIGHTS, read_files, read_weights
-from gptclf.weights.guess import guess_from_tensors
+from gptclf.weights.folders import CONFIG, OURS, WEIGHTS, read_weights
 from gptclf.weights.hugging_face import from_hugging_face
 from gptclf.weights.load_gpt2 import load_gpt2
 from gptclf.weights.locate import hub_name, is_cached, locate, missing
@@ -56,15 +54,14 @@ def load_model(
     base: str | Path | GPT2 | None = None,
     verify: bool = True,
     mapped: bool = True,
+    pad_to: int | None = None,
 ) -> GPT2:
     """Load a model that `save_model` wrote, bit for bit, or a classifier that `transformers` or the book's code saved.
 
     A LoRA adapter's folder, of gptclf or PEFT, is loaded with the base that it names: the result is ready to answer.
 
     Args:
-        folder: A folder, a hub repository "owner/name", or a file of the book's classifier (.pth). The book's
-            classifier reads the last column of rows that are padded to one length: set
-            `model.preparation = Preparation(pad_to=...)` to that length.
+        folder: A folder, a hub repository "owner/name", or a file of the book's classifier (.pth).
         device: The model's device; None is the CPU.
         classes: The labels for a file, which stores none; None means 0 to C-1.
         settings: The settings that a file does not store, as in `load_gpt2`.
@@ -79,6 +76,8 @@ def load_model(
         mapped: Whether frozen weights stay in the file and are read as they are needed, by all processes together.
             False reads them into memory, where overwriting the files in place (`cp`, `rsync --inplace`) cannot change
             them or crash the process. Saving again is always safe.
+        pad_to: For a file of the book's classifier: the length to which its training texts were padded, which the file
+            does not store (120 in the book). It reads the last column, so it answers by chance without it.
 
     Returns:
         The model in eval mode. The parameters that were trainable when it was saved are trainable again. If gptclf
@@ -100,7 +99,9 @@ def load_model(
         if repo is None:
             raise missing(folder, "the folder that save_model wrote, or a hub repository 'owner/name'")
         source = fetch_model(repo, revision, cache_dir)
-    given = _Given(classes, settings, head, task, base, repo, revision, cache_dir, verify)
+    if pad_to is not None and not source.is_file():
+        raise ValueError(f"pad_to={pad_to!r} is for a file of the book's classifier; {source} is a folder")
+    given = _Given(classes, settings, head, task, base, repo, revision, cache_dir, verify, pad_to)
     model = read_of_one_save(source, (OURS, ADAPTER), lambda: _load(source, given))
     if not mapped:
         own_parameters(model)
@@ -123,6 +124,7 @@ class _Given(NamedTuple):
     revision: str | None
     cache_dir: str | Path | None
     verify: bool
+    pad_to: int | None
 
 
 def _load(source: Path, given: _Given) -> GPT2:
@@ -142,7 +144,8 @@ def _load(source: Path, given: _Given) -> GPT2:
     if ours:
         model = _load_ours(source, given)
     else:
-        model = _load_book(source, given.labels, given.settings) if source.is_file() else _load_theirs(source)
+        book = source.is_file()
+        model = load_book(source, given.labels, given.settings, given.pad_to) if book else load_transformers(source)
         freeze(model, trainable=first_policy(model))
     _own_last_block(model)
     beside, size = source.parent if source.is_file() else source, model.config.vocab_size
@@ -217,21 +220,6 @@ def is_folded(place: Path) -> bool:
     return record is not None and record.exported and "trunk.norm.bias" in record.originals
 
 
-def _load_book(path: Path, classes: Iterable[Any] | None, settings: opened.Settings | None) -> GPT2:
-    tensors = read_files(path)
-    if not is_book(tensors):
-        guess = guess_from_tensors(tensors) or f"Give the folder that holds it and its {CONFIG}"
-        raise ValueError(f"{path} does not hold a model of the book's. {guess}")
-    config, ours, n_classes = read_book(tensors, opened.book_settings(settings), source=str(path))
-    if n_classes is None:
-        raise ValueError(f"{path} holds a language model; load it with load_gpt2")
-    labels = list(range(n_classes)) if classes is None else check_labels(classes, "class")
-    if len(labels) != n_classes:
-        raise ValueError(f"classes has {len(labels)} labels, but the head in {path} has {n_classes} rows")
-    head = ClassifierHead(config.emb_dim, n_classes, bias="head.output.bias" in ours)
-    return opened.build(opened.Opened(config, ours), task=SingleLabel(labels), head=head)
-
-
 def _load_ours(source: Path, given: _Given) -> GPT2:
     record = read_record(source / OURS, verify=given.verify)
     task = task_of(record, given.task, source / OURS)
@@ -267,22 +255,3 @@ def _load_ours(source: Path, given: _Given) -> GPT2:
     for name, parameter in model.named_parameters():
         parameter.requires_grad_(name in record.trainable)
     return model
-
-
-def _load_theirs(source: Path) -> GPT2:
-    config, values = opened.read_hugging_face_config(source)
-    score = read_weights(source).get("score.weight")
-    if score is None:
-        raise ValueError(f"{source} does not hold a classifier (no score.weight); load a language model with load_gpt2")
-    if not score.is_floating_point() or score.dim() != 2:
-        problem = f"{source} holds a score.weight of {score.dtype} {tuple(score.shape)}; the head must be floats"
-        raise ValueError(f'{problem}. Quantise it with llm_int8_skip_modules=["score"]')
-    n = len(score)
-    labels = values.get("id2label") or {str(i): f"LABEL_{i}" for i in range(n)}
-    if not isinstance(labels, dict) or set(labels) != {str(i) for i in range(n)}:
-        problem = f"{source}: id2label is {labels!r}, but score.weight has {n} rows"
-        raise ValueError(f"{problem}; its keys must be 0 to {n - 1}")
-    with damaged(source / CONFIG):
-        task = task_from_transformers(values.get("problem_type"), [labels[str(i)] for i in range(n)])
-    head = ClassifierHead(config.emb_dim, n, bias=False)
-    return opened.build(opened.open_hugging_face(source, config, task=task, head=head), task=task, head=head)

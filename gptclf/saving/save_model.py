@@ -25,12 +25,12 @@ from gptclf.files.safetensors_file import tensor_writer
 from gptclf.gpt2.freezing import policy_of
 from gptclf.gpt2.heads import Head, blank_like
 from gptclf.gpt2.lora_linear import lora_layers
-from gptclf.gpt2.model import GPT2, check_gpt2
+from gptclf.gpt2.model import GPT2, check_gpt2, warn_of_no_preparation
 from gptclf.gpt2.quantize import put_quantized
 from gptclf.gpt2.quantized import count_weights, quantized_layers
 from gptclf.gpt2.standard import difference
 from gptclf.saving.adapter_files import is_adapter
-from gptclf.saving.card import Card, is_our_card, model_card
+from gptclf.saving.card import CARD, Card, is_our_card, model_card
 from gptclf.saving.record import ORIGINALS, SAVE_MARK, record_writer, write_record
 from gptclf.tokenizer.write import tokenizer_files
 from gptclf.weights.bitsandbytes_layout import quantization_config
@@ -38,8 +38,6 @@ from gptclf.weights.folders import CONFIG, INDEX, OURS, TORCH_INDEX, TORCH_WEIGH
 from gptclf.weights.hugging_face import config_to_hugging_face, to_hugging_face
 
 logger = logging.getLogger(__name__)
-
-CARD = "README.md"
 
 _VOCABULARY = ("vocab.json", "merges.txt", "tokenizer.json", "tokenizer_config.json")
 _OPENAI = ("vocab.bpe", "encoder.json", "hparams.json", "model.ckpt.index")
@@ -65,7 +63,8 @@ def save_model(
     Files are written beside the old ones and renamed once all are complete. An interrupted save leaves the folder as it
     was, or one that `load_model` completes; of two saves at once, one is left whole. A model that `transformers` cannot
     represent (pooling other than "last", a head or task of your own, a head bias that cannot be folded into the final
-    norm) is not exported: the folder then holds gptclf's files only, and the reason is logged.
+    norm, texts that are padded or lose their middle) is not exported: the folder then holds gptclf's files only, and
+    the reason is logged.
 
     Args:
         model: The model to save.
@@ -98,12 +97,13 @@ def save_model(
         remedy = "save_adapter(model, folder) saves the factors, save_model(merge_lora(model), folder) the whole model"
         raise ValueError(f"{found} has LoRA factors, which a folder of a whole model cannot hold; {remedy}")
     target = _target(folder)
+    warn_of_no_preparation(model, stacklevel=2)
     tensors = tensors_of(model)
     check_whole(model, tensors)
     mark = digest_of(tensors, model)
     vocabulary: dict[str, str] = {}
     try:
-        vocabulary = tokenizer_files(model.tokenizer, model.config.context_length)
+        vocabulary = _tokenizer_files(model)
     except (OSError, ValueError) as error:  # it cannot be found, or is not of GPT-2's kind
         logger.warning("saved without its tokenizer: %s", error)
     theirs, originals, reason = _divide(model, tensors)
@@ -136,7 +136,7 @@ def save_model(
 def card_writer(model: GPT2, target: Path, *, metrics: Mapping[str, float] | None, **said: Any) -> dict[str, Writer]:
     """Return the writer of a folder's card, or none if somebody else wrote the card that is there."""
     card = target / CARD
-    if card.exists() and not (card.is_file() and is_our_card(card.read_text(encoding="utf-8", errors="replace"))):
+    if card.exists() and not is_our_card(card):
         return {}
     return {CARD: text_writer(model_card(_card(model, metrics=metrics or {}, **said)))}
 
@@ -201,10 +201,17 @@ def _card(model: GPT2, **said: Any) -> Card:
     )
 
 
+def _tokenizer_files(model: GPT2) -> dict[str, str]:
+    """Return the tokenizer's files, with the preparation as far as `transformers` can follow it."""
+    context, prepared = model.config.context_length, model.preparation
+    length = min(prepared.max_length or context, context)
+    return tokenizer_files(model.tokenizer, length, truncation=prepared.truncation)
+
+
 def _divide(model: GPT2, tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor] | None, dict[str, Tensor], str]:
     """Return the tensors for Hugging Face's file (or None), those for our own file, and the reason for a None."""
     everything = {name: tensor.cpu().contiguous() for name, tensor in tensors.items()}
-    reason = model.head.export_problem()
+    reason = model.head.export_problem() or model.preparation.export_problem()
     if not reason and model.task.exported() is None:
         reason = f"its task is {type(model.task).__name__}, and transformers has no such task"
     if reason:

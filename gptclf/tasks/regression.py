@@ -96,7 +96,8 @@ class Regression(Task):
     def card(self) -> TaskCard:
         """Describe the model."""
         what = "a number" if self.n_outputs == 1 else f"{self.n_outputs} numbers"
-        theirs = 'measure = pipeline("text-classification", model=FOLDER, function_to_apply="none", top_k=None)'
+        options = 'model=FOLDER, truncation=True, function_to_apply="none", top_k=None'
+        theirs = f'measure = pipeline("text-classification", {options})'
         return TaskCard(
             f"A GPT-2 that estimates {what} for a text, with",
             "text-classification",

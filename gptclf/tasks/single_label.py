@@ -231,7 +231,7 @@ class SingleLabel(Task):
         summary = f"A GPT-2 that puts a text into one of {self.n_outputs} classes, with"
         use = 'model = load_model(FOLDER)\npredict(model, ["a text"])\npredict_proba(model, ["a text"])'
         ours = f"from gptclf import load_model, predict, predict_proba\n\n{use}"
-        theirs = 'classify = pipeline("text-classification", model=FOLDER)\nclassify(["a text"])'
+        theirs = 'classify = pipeline("text-classification", model=FOLDER, truncation=True)\nclassify(["a text"])'
         always = "It always answers with one of its classes, even for a text that belongs to none of them."
         sure = "Its probabilities are not calibrated unless you have checked that they are."
         if said := in_words(self.temperature, self.thresholds):

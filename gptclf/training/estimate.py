@@ -3,7 +3,7 @@
 import time
 import timeit
 from dataclasses import dataclass, replace
-from typing import Unpack
+from typing import Any, Unpack
 
 import numpy as np
 import torch
@@ -88,7 +88,7 @@ def estimate(
     check_classifier(model)
     check_trainable(model)
     recipe, _ = recipe_of(recipe, options, ())
-    given = {"train_set": train_set, "val_set": val_set}
+    given: dict[str, Any] = {"train_set": train_set, "val_set": val_set}
     sets = [labelled_rows(model, rows, name) for name, rows in given.items() if name == "train_set" or rows is not None]
     check_training_rows(model, sets[0], recipe)
     run = Run(model, sets[0], None, recipe, RunOptions(recompute=recompute))
