@@ -94,8 +94,8 @@ def build_head(head: HeadSource, config: GPT2Config, n_outputs: int) -> Head:
             raise TypeError(f"{problem}: {error}") from error
     if not isinstance(built, Head):
         raise TypeError(f"head is a {type(built).__name__}; give a gptclf.Head (subclass it), or a class of heads")
-    if built is head:  # another model may have it, or get it
-        built = borrow(built)
+    # A given head is copied, as another model may have it; one made here is float32 whatever torch's default type is.
+    built = borrow(built) if built is head else built.float()
     for part in built.modules():
         if any(parameter.is_meta for parameter in part.parameters(recurse=False)):
             initialise(part.to_empty(device="cpu", recurse=False), config, None, stream=1)

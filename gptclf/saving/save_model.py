@@ -255,7 +255,10 @@ def check_whole(model: GPT2, tensors: Mapping[str, Tensor]) -> None:
     wrong = [name for name in {**expected, **found} if expected.get(name) != found.get(name)]
     if wrong:
         shown = ", ".join(wrong[:4]) + ", ..." * (len(wrong) > 4)
-        what = f"{shown} are missing, new or of another shape. Merge wrapped modules, or set model.config to this shape"
+        remedy = "Merge wrapped modules, or set model.config to this shape"
+        if all(name.startswith("head.") for name in wrong):
+            remedy = "Layers of your own belong in a gptclf.Head of your own: add_classifier_head(model, head=...)"
+        what = f"{shown} are missing, new or of another shape. {remedy}"
         raise ValueError(f"the model is not the one that its configuration describes: {what}")
     parts = dict(whole.named_modules())
     for name, part in model.named_modules():

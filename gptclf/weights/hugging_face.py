@@ -168,7 +168,8 @@ def to_hugging_face(parameters: Mapping[str, Tensor], config: GPT2Config) -> dic
             continue
         # Their layout always has this bias; zeros give the same result.
         absent = ours.endswith("qkv.bias") and not config.qkv_bias
-        tensor = torch.zeros(3 * config.emb_dim) if absent else parameters[ours].detach()
+        zeros = torch.zeros(3 * config.emb_dim, dtype=torch.float32, device="cpu")
+        tensor = zeros if absent else parameters[ours].detach()
         result["transformer." + theirs] = (tensor.t() if flip else tensor).cpu().contiguous()
     return result
 
