@@ -212,8 +212,9 @@ def check_head(head: Head, emb_dim: int, n_outputs: int) -> None:
     """
     name = type(head).__name__
     reads = choice(f"{name}.reads", head.reads, tuple(READS))
-    parameter = next(head.parameters(), torch.zeros(()))
-    hidden = torch.randn(3, 5, emb_dim, generator=torch.Generator().manual_seed(0)).to(parameter)
+    plain: Any = {"dtype": torch.float32, "device": "cpu"}
+    hidden = torch.randn(3, 5, emb_dim, generator=torch.Generator().manual_seed(0), **plain)
+    hidden = hidden.to(next(head.parameters(), hidden))
     lengths = torch.tensor([5, 2, 3], device=hidden.device)
     trial = twin(head).eval()
     try:

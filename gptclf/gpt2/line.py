@@ -118,7 +118,7 @@ class Line(nn.Module):
 def _packed(x: Tensor, lengths: Tensor) -> tuple[Tensor, list[int]]:
     """Return the rows of (B, T, D) one after the other (1, N, D), and their lengths, one more than B if filled up."""
     rows = lengths.tolist()
-    real = (torch.arange(x.shape[1]) < lengths[:, None]).flatten().nonzero().squeeze(1)
+    real = (torch.arange(x.shape[1], device=x.device) < lengths[:, None]).flatten().nonzero().squeeze(1)
     if (filling := -len(real) % _MULTIPLE) and product_type(x).itemsize < 4:
         rows.append(filling)
         real = torch.cat([real, real.new_zeros(filling)])

@@ -23,14 +23,14 @@ _ABOVE = (0.0795803, 0.1609302, 0.2461123, 0.33791524, 0.44070983, 0.562617, 0.7
 
 def code_book() -> Tensor:
     """Return the numbers of the 16 codes, rising."""
-    return torch.tensor(_BELOW + _ABOVE)
+    return torch.tensor(_BELOW + _ABOVE, dtype=torch.float32, device="cpu")
 
 
 def dynamic_code_book() -> Tensor:
     """Return the 256 numbers of the scales' codes, rising: a sign, an exponent of 10 and what bits are left."""
-    bounds = [torch.linspace(0.1, 1, 2**i + 1) for i in range(7)]
+    bounds = [torch.linspace(0.1, 1, 2**i + 1, dtype=torch.float32, device="cpu") for i in range(7)]
     means = torch.cat([10.0 ** (i - 6) * ((b[:-1] + b[1:]) / 2) for i, b in enumerate(bounds)])
-    return torch.cat([means, -means, torch.tensor([0.0, 1.0])]).sort().values
+    return torch.cat([means, -means, torch.tensor([0.0, 1.0], dtype=torch.float32, device="cpu")]).sort().values
 
 
 @functools.cache

@@ -30,7 +30,7 @@ class Sampler:
         seed = integer("seed", seed, optional=True)
         self._generator: torch.Generator | None = None
         if self.temperature > 0:
-            state = np.random.SeedSequence(int(torch.randint(2**31, ())) if seed is None else seed)
+            state = np.random.SeedSequence(int(torch.randint(2**31, (), device="cpu")) if seed is None else seed)
             # Always on the CPU: generators of other devices draw other numbers.
             self._generator = torch.Generator().manual_seed(int(state.generate_state(1, np.uint64)[0]))
 

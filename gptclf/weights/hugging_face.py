@@ -155,7 +155,7 @@ def to_hugging_face(parameters: Mapping[str, Tensor], config: GPT2Config) -> dic
             continue
         # Their layout always has this bias; zeros give the same result.
         absent = ours.endswith("qkv.bias") and not config.qkv_bias
-        tensor = torch.zeros(3 * config.emb_dim) if absent else parameters[ours].detach()
+        tensor = parameters["trunk.norm.weight"].new_zeros(3 * config.emb_dim) if absent else parameters[ours].detach()
         result["transformer." + theirs] = (tensor.t() if flip else tensor).cpu().contiguous()
     return result
 
