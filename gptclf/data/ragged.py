@@ -64,4 +64,4 @@ class RaggedIds:
     def packed(self, indices: Sequence[int] | NDArray[np.int64]) -> Tensor:
         """Return the rows at `indices` concatenated (N,), int64."""
         rows = self.rows_at(row_numbers(indices, len(self)))
-        return torch.from_numpy(np.concatenate(rows).astype(np.int64)) if rows else torch.zeros(0, dtype=torch.int64)
+        return torch.from_numpy(np.concatenate([self.ids[:0], *rows]).astype(np.int64))

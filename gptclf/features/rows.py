@@ -44,7 +44,8 @@ class FeatureSet:
     def padded(self, indices: Sequence[int] | NDArray[np.int64]) -> Tensor:
         """Return the rows at `indices` as one tensor (B, T, D), zeros to the right of each row's length."""
         rows = row_numbers(indices, len(self))
-        batch = torch.zeros(len(rows), int(self.lengths[rows].max(initial=0)), self.width, dtype=torch.float32)
+        shape = len(rows), int(self.lengths[rows].max(initial=0)), self.width
+        batch = torch.zeros(shape, dtype=torch.float32, device="cpu")
         for row, i in zip(batch, rows, strict=True):
             torch.narrow(row, 0, 0, self.stored[i].length).copy_(self.stored[i].values)
         return batch

@@ -95,7 +95,8 @@ class FeatureStore:
             self._register(keys, lengths, values)
             return
         addresses = torch.from_numpy(np.frombuffer(b"".join(keys), dtype=np.uint8).reshape(-1, _KEY_BYTES).copy())
-        tensors = {"keys": addresses, "lengths": torch.tensor(list(lengths)), "values": values}
+        counts = torch.tensor(list(lengths), dtype=torch.int64, device="cpu")
+        tensors = {"keys": addresses, "lengths": counts, "values": values}
         metadata = {"identity": self.identity, "sha256": _digest(tensors)}
         path = self.folder / f"{uuid.uuid4().hex}{SUFFIX}"
         try:

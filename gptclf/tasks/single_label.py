@@ -113,7 +113,7 @@ class SingleLabel(Task):
             if self.class_weight == "balanced":
                 raise ValueError('class_weight="balanced" depends on the training set: use task.fitted(targets)')
             return weights
-        rows = torch.tensor(self.weights, device=targets.device)[targets]
+        rows = torch.tensor(self.weights, dtype=torch.float32, device=targets.device)[targets]
         return rows if weights is None else rows * weights
 
     def scores(self, outputs: Tensor, targets: Tensor) -> dict[str, float]:

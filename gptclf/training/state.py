@@ -91,8 +91,11 @@ def write_state(path: Path, identity: Mapping[str, Any], run: Run) -> None:
     tensors |= {} if generator is None else {"random.learner": generator.get_state()}
     for i, callback in enumerate(with_state(run)):
         for key, value in callback.state().items():
+            dtype = torch.float32 if isinstance(value, float) else None
             fits = isinstance(value, Tensor | int | float)
-            tensors[f"callback.{i}.{key}"] = torch.as_tensor(value) if fits else _refuse(value, callback)
+            tensors[f"callback.{i}.{key}"] = (
+                torch.as_tensor(value, dtype=dtype, device="cpu") if fits else _refuse(value, callback)
+            )
     kept: dict[str, Any] = {name: optimizer.state.get(parameter, {}) for name, parameter in trained.items()}
     for name, state in kept.items():
         tensors |= {f"optimizer.{key}.{name}": value for key, value in state.items() if isinstance(value, Tensor)}
