@@ -222,6 +222,8 @@ def test_neighbouring_numbers_are_told_apart() -> None:
     p = np.array([low, np.nextafter(low, np.float32(1))] * 3, dtype=np.float32)
     t = fit_threshold(p, np.array([0, 1] * 3), "accuracy")
     assert ((p >= t) == [False, True] * 3).all()
+    almost = np.nextafter(np.float32(1), np.float32(0))
+    assert fit_threshold(np.array([almost, 1] * 3, dtype=np.float32), np.array([0, 1] * 3), "accuracy") < 1
 
 
 @pytest.mark.parametrize("scoring", SKLEARN)

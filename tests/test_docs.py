@@ -13,6 +13,7 @@ ROOT = Path(__file__).resolve().parents[1]
 PAGES = [
     "README.md",
     "docs/getting-started.md",
+    "docs/answers.md",
     "docs/extending.md",
     "docs/adapters.md",
     "docs/chapter-5.md",
