@@ -11,7 +11,7 @@ from typing import Any
 from gptclf.checks import boolean, integer
 from gptclf.data.columns import Columns
 from gptclf.data.separated import separated_rows
-from gptclf.data.tables import check_names, columns_named, columns_of_rows
+from gptclf.data.tables import SURPLUS, check_names, columns_named, columns_of_rows
 
 # A column of a file: its name in the header, or its position.
 Place = str | int
@@ -108,11 +108,12 @@ def _read_separated(path: Path, wanted: Mapping[str, Any], encoding: str, delimi
         rows = separated_rows(file, delimiter, quoted=quoted, source=source)
         first = next(rows, (1, []))
         width = len(first[1])
+        advice = _advice(first[1], delimiter)
         if named:
-            check_names(wanted.values(), first[1], source, _header_advice(first[1], delimiter))
+            check_names(wanted.values(), first[1], source, advice)
             places = {part: first[1].index(column) for part, column in wanted.items()}
         else:
-            places = {part: _position(column, width, source) for part, column in wanted.items()}
+            places = {part: _position(column, width, source, advice) for part, column in wanted.items()}
             rows = chain([first] * bool(width), rows)
         least = max(places.values()) + 1 if named else width
         columns: dict[str, list[Any]] = {part: [] for part in wanted}
@@ -120,25 +121,24 @@ def _read_separated(path: Path, wanted: Mapping[str, Any], encoding: str, delimi
         for number, row in rows:
             if not least <= len(row) <= width:
                 problem = f"{len(row)} fields, but the {'header' if named else 'first row'} has {width}"
-                cure = 'put " around' if quoted else 'give quoted=True and put " around'
-                advice = f"{cure} a text that holds {delimiter!r}, or name the delimiter= of the columns"
-                raise ValueError(f"{source}, line {number}: {problem}; {advice}")
+                advice = SURPLUS if quoted else f"give quoted=True and {SURPLUS}"
+                raise ValueError(f"{source}, line {number}: {problem}; {advice}. The delimiter is {delimiter!r}")
             lines.append(number)
             for part, place in places.items():
                 columns[part].append(row[place])
     return Columns(**columns, source=source, lines=lines, cells=True)
 
 
-def _header_advice(header: list[str], delimiter: str) -> str:
-    """Return the end of an error about a header that lacks a column."""
-    other = next((mark for mark in ";\t,|" if mark != delimiter and any(mark in name for name in header)), None)
-    hint = f". The header holds {other!r}: is that the delimiter? Then give delimiter={other!r}"
-    return ", or give positions such as text=1 if the first row is not a header" + (hint if other else "")
+def _advice(first: list[str], delimiter: str) -> str:
+    """Return the end of an error about a first row that lacks a column."""
+    other = next((mark for mark in ";\t,|" if mark != delimiter and any(mark in name for name in first)), None)
+    hint = f". The first row holds {other!r}; if that is the delimiter, give delimiter={other!r}" if other else ""
+    return f", or give positions such as text=1 if the first row is not a header{hint}"
 
 
-def _position(column: Any, width: int, source: str) -> int:
+def _position(column: Any, width: int, source: str, advice: str) -> int:
     """Return the place of a column given by its position, negative ones counted from the end."""
     position = integer("a column's position", column, -sys.maxsize)
     if width and not -width <= position < width:
-        raise ValueError(f"{source} has no column {position}; its first row has {width} fields")
+        raise ValueError(f"{source} has no column {position}; its first row has {width} fields: name others{advice}")
     return position % max(width, 1)

@@ -1,12 +1,18 @@
 """Columns of tables in memory and of streams of rows, read in one pass."""
 
+import csv
 from collections.abc import Hashable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
+from gptclf.checks import python_value
 from gptclf.data.columns import Columns
 
 _PARTS = ("texts", "labels", "weights")
+
+SURPLUS = 'put " around a text that holds the delimiter, or name the delimiter= of the columns'
 
 
 def columns_named(text: Any, label: Any, weights: Any) -> dict[str, Any]:
@@ -51,19 +57,26 @@ def read_table(table: Any, text: Any, label: Any, weights: Any) -> Columns:
         if names is not None:
             check_names(wanted.values(), names, source)
             return Columns(**{part: table[column] for part, column in wanted.items()}, source=source)
-    elif names is not None:
-        check_names(wanted.values(), names, source)
     if not isinstance(table, Iterable):
         rule = "a DataFrame, an Arrow table, a datasets.Dataset, a mapping of columns, or mappings one by one"
         raise TypeError(f"table is a {type(table).__name__}; it must be {rule}")
     found = columns_of_rows(table, wanted, source)
-    # Hugging Face `datasets` is not a dependency, so its ClassLabel is recognised by its attributes.
-    classes = getattr((features or {}).get(label), "names", None)
-    if classes is None or "labels" not in found:
-        return Columns(**found, source=source)
-    # The hub marks rows without a label by -1.
-    labels = [None if value in (None, -1) else classes[value] for value in found.pop("labels")]
-    return Columns(**found, labels=labels, classes=list(classes), source=source)
+    # Hugging Face `datasets` is not a dependency, so its ClassLabel, alone or in a list, is known by its attributes.
+    feature = (features or {}).get(label)
+    classes = getattr(getattr(feature, "feature", feature), "names", None)
+    if classes is not None and "labels" in found:
+        found |= {"labels": [_class_name(value, classes) for value in found["labels"]], "classes": list(classes)}
+    return Columns(**found, source=source, cells=isinstance(table, csv.DictReader))
+
+
+def _class_name(value: Any, classes: Sequence[str]) -> Any:
+    """Return the name of a class given by its number, or a list of those of several; -1 marks a missing label."""
+    value = python_value(value)
+    if isinstance(value, list | tuple | np.ndarray):
+        return [_class_name(one, classes) for one in value]
+    if not isinstance(value, int):
+        return value
+    return None if value == -1 else classes[value]
 
 
 def _column_names(table: Any) -> list[Any] | None:
@@ -92,6 +105,8 @@ def columns_of_rows(rows: Iterable[Any], wanted: Mapping[str, Any], source: str)
         if not isinstance(row, Mapping):
             rule = "each row must be a mapping from column names to values"
             raise TypeError(f"{source}: row {number} is {row!r:.100} ({type(row).__name__}); {rule}")
+        if None in row:
+            raise ValueError(f"{source}: row {number} has the surplus fields {row[None]!r:.100}; {SURPLUS}")
         first = first or list(row)
         for part, column in wanted.items():
             columns[part].append(row.get(column))
