@@ -58,7 +58,7 @@ def _json_rows(path: Path, columns: list[Any], encoding: str) -> Iterator[list[A
                 continue
             try:
                 record = json.loads(line)
-            except json.JSONDecodeError as error:
+            except (ValueError, RecursionError) as error:
                 raise ValueError(f"{path}, line {number}: not JSON ({error})") from error
             missing = [key for key in columns if not isinstance(record, dict) or key not in record]
             if missing:

@@ -8,6 +8,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from gptclf.files.access import readable_size
+
 
 def tensor_digests(tensors: Iterable[Tensor], *, layouts: bool = True) -> list[str]:
     """Return a SHA-256 of each tensor's shape, type and values, and of their order in memory if `layouts` count.
@@ -28,6 +30,7 @@ def file_digests(*paths: Path) -> list[str]:
 
 
 def _digest_of_file(path: Path) -> str:
+    readable_size(path)
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 

@@ -46,11 +46,11 @@ def read_tokenizer(folder: Path) -> "tiktoken.Encoding | None":
     `transformers` 5 writes only `tokenizer.json`; older releases and OpenAI write the merges and the id table.
     """
     paths = [[folder / name for name in names] for names in (_MERGES_FILES, _IDS_FILES)]
-    merges, ids = (next(filter(Path.is_file, alternatives), None) for alternatives in paths)
+    merges, ids = (next(filter(Path.exists, alternatives), None) for alternatives in paths)
     if merges is not None:
         return build_tokenizer(merges, ids)
     whole = folder / "tokenizer.json"
-    return build_from_json(whole) if whole.is_file() else None
+    return build_from_json(whole) if whole.exists() else None
 
 
 def build_tokenizer(merges_file: Path, ids_file: Path | None = None) -> "tiktoken.Encoding":
