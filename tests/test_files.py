@@ -278,6 +278,17 @@ class TestDigests:
         with pytest.raises(FileNotFoundError, match=r"a/merges\.txt does not exist, but belongs to the model"):
             load_model(tmp_path / "a")
 
+    @pytest.mark.parametrize("name", ["model.safetensors", "config.json", "merges.txt"])
+    def test_a_language_model_is_compared_too(self, name: str, tmp_path: Path) -> None:
+        save_model(load_gpt2(CONFIG, weights="random", seed=1, tokenizer=byte_tokenizer()), tmp_path)
+        with (tmp_path / name).open("r+b") as file:
+            file.seek(-3, os.SEEK_END)
+            file.write(b" ")
+        with pytest.raises(ValueError, match=rf"{name} has another content"):
+            load_gpt2(tmp_path)
+        if name == "model.safetensors":
+            assert load_gpt2(tmp_path, verify=False).config == CONFIG
+
     def test_a_whitespace_is_no_change_of_the_record(self, tmp_path: Path) -> None:
         path = save_model(classifier(), tmp_path) / "gptclf.json"
         path.write_text(json.dumps(json.loads(path.read_text())))

@@ -1,7 +1,7 @@
 """Digests of tensors and files."""
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -27,6 +27,24 @@ def file_digests(*paths: Path) -> list[str]:
     """Return the SHA-256 of each file's content."""
     with ThreadPoolExecutor(4) as pool:
         return list(pool.map(_digest_of_file, paths))
+
+
+def check_digests(folder: Path, digests: Mapping[str, str]) -> None:
+    """Compare those files that are in a folder with their digests, by name.
+
+    Raises:
+        ValueError: One has another content.
+    """
+    paths = [folder / name for name in digests if (folder / name).exists()]
+    for path, found in zip(paths, file_digests(*paths), strict=True):
+        if found != digests[path.name]:
+            raise ValueError(changed(path))
+
+
+def changed(path: Path) -> str:
+    """Return the message for a file with another content than was written."""
+    what = "has another content than gptclf wrote: its SHA-256 differs; the file is damaged or was edited"
+    return f"{path} {what}. Take it from a backup, save the model again, or load it with verify=False"
 
 
 def _digest_of_file(path: Path) -> str:
