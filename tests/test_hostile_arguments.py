@@ -121,7 +121,8 @@ class Case:
 
 
 def classifier(**options: Any) -> GPT2:
-    return add_classifier_head(language_model(), **({"classes": ["ham", "spam"], "seed": 1} | options))
+    given: dict[str, Any] = {"classes": ["ham", "spam"], "seed": 1, **options}
+    return add_classifier_head(language_model(), **given)
 
 
 def cases(folder: Path) -> dict[str, Case]:

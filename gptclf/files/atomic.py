@@ -167,10 +167,9 @@ def _complete(folder: Path) -> None:
         with _locked(folder):
             _finish(folder)
     except OSError as error:
-        problem = explained(error, folder / _PENDING, "moved to its place")
-        raise OSError(
-            problem.errno, f"a save was interrupted: {problem.strerror}; save or load it once who may"
-        ) from error
+        found = explained(error, folder / _PENDING, "moved to its place")
+        problem = f"a save into {folder} was interrupted, and completing it failed: {found.strerror}"
+        raise OSError(found.errno, f"{problem}. Load it once as a user who may write there") from error
 
 
 def _finish(folder: Path) -> None:

@@ -136,7 +136,7 @@ def _load(source: Path, given: _Given) -> GPT2:
         return _load_adapted(source, given)
     if given.base is not None:
         raise ValueError(f"base= is for an adapter's folder; {source} holds no adapter, or a whole model")
-    ours = (source / OURS).is_file()
+    ours = (source / OURS).exists()
     if source.is_dir() and alone:
         raise ValueError(f"classes= and settings= are for a file of tensors alone; {source} brings its own")
     if not ours and (given.head is not None or given.task is not None):

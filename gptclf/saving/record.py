@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from gptclf.files.atomic import Writer, text_writer
-from gptclf.files.digest import file_digests
+from gptclf.files.digest import changed, check_digests, file_digests
 from gptclf.files.json_file import read_json, to_json
 from gptclf.gpt2.classifier import HeadSource, build_head
 from gptclf.gpt2.config import GPT2Config
@@ -116,18 +116,11 @@ def check_files(folder: Path, record: Record) -> None:
         FileNotFoundError: One is missing that the model is read from.
         ValueError: One has another content.
     """
-    present = [name for name in record.files if (folder / name).is_file()]
-    if missing := [name for name in record.files if name not in present and name != CONFIG]:
+    missing = [name for name in record.files if name != CONFIG and not (folder / name).exists()]
+    if missing:
         problem = f"{folder / missing[0]} does not exist, but belongs to the model"
         raise FileNotFoundError(errno.ENOENT, f"{problem}. Copy the whole folder, or load it with verify=False")
-    for name, found in zip(present, file_digests(*(folder / name for name in present)), strict=True):
-        if found != record.files[name]:
-            raise ValueError(_changed(folder / name))
-
-
-def _changed(path: Path) -> str:
-    what = "has another content than gptclf wrote: its SHA-256 differs; the file is damaged or was edited"
-    return f"{path} {what}. Take it from a backup, save the model again, or load it with verify=False"
+    check_digests(folder, record.files)
 
 
 @contextmanager
@@ -179,7 +172,7 @@ def read_record(source: Path, *, verify: bool = True) -> Record:
             files=files,
         )
     if verify and values.get(_DIGEST, digest := _digest(values)) != digest:
-        raise ValueError(_changed(source))
+        raise ValueError(changed(source))
     return record
 
 

@@ -8,6 +8,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from gptclf import checks
+from gptclf.files.atomic import read_of_one_save
+from gptclf.files.digest import check_digests
+from gptclf.files.json_file import read_json
 from gptclf.gpt2.config import PRESETS, GPT2Config
 from gptclf.gpt2.initialise import initialise
 from gptclf.gpt2.model import GPT2
@@ -63,7 +66,8 @@ def load_gpt2(
             `name`.
         settings: The settings that belong to `params`, or that a file does not store (the number of heads): OpenAI's
             hparams, the book's configuration dictionary, or a `GPT2Config`.
-        verify: Whether to compare every tensor of a TensorFlow checkpoint with its checksum.
+        verify: Whether to compare every tensor of a TensorFlow checkpoint with its checksum, and every file of a folder
+            that `save_model` wrote with its digest.
 
     Returns:
         The model, with all parameters frozen. Weights are memory-mapped if possible, so loading reads little.
@@ -104,7 +108,8 @@ def load_gpt2(
             found = Opened(PRESETS[preset], {})
         else:
             place = place or fetch(str(repo), revision, cache_dir, with_weights=pretrained)
-            found = _open(place, settings, verify, with_weights=pretrained)
+            opening = functools.partial(_open, place, settings, verify, with_weights=pretrained)
+            found = read_of_one_save(place, [OURS], opening)
     config = found.config if dropout is None else found.config.replace(drop_rate=dropout)
     if pretrained:
         model = opened.build(Opened(config, found.tensors))
@@ -157,6 +162,9 @@ def _open(place: Path, settings: Settings | None, verify: bool, *, with_weights:
         raise FileNotFoundError(f"{problem}. download_openai_checkpoint fetches the missing files")
     if not theirs and (place / OURS).is_file():
         raise ValueError(f"{place} holds a model in gptclf's own layout only; load it with load_model")
+    if verify and (place / OURS).is_file():
+        digests = read_json(place / OURS).get("files")  # earlier versions wrote none
+        check_digests(place, digests if isinstance(digests, dict) else {})
     config, _ = opened.read_hugging_face_config(place)
     return opened.open_hugging_face(place, config) if with_weights else Opened(config, {})
 

@@ -63,7 +63,8 @@ def missing(name: str | Path, wanted: str) -> FileNotFoundError:
     """Return the error for a name that stands for nothing; `wanted` says what to give."""
     place = checks.path("name", name)
     kinds = "a folder, a file or a known model"
-    why = "" if len(place.parts) < 2 else ", and it was not looked for on the hub, because it looks like a local path"
+    local = str(name) != place.name
+    why = ", and it was not looked for on the hub, because it looks like a local path" if local else ""
     problem = f"{str(name)!r} is not {kinds}: {place.absolute()} does not exist{why}"
     return FileNotFoundError(errno.ENOENT, f"{problem}. Give {wanted}")
 
