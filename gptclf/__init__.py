@@ -27,11 +27,12 @@ from gptclf.language.generate import generate, generate_ids
 from gptclf.language.scoring import perplexity, token_log_probs
 from gptclf.language.zero_shot import ZeroShot, zero_shot
 from gptclf.preparation import Preparation
+from gptclf.saving.export_onnx import export_onnx
 from gptclf.saving.load_adapter import load_adapter
 from gptclf.saving.load_model import load_model
 from gptclf.saving.save_adapter import save_adapter
 from gptclf.saving.save_model import save_model
-from gptclf.tasks import NextToken, SingleLabel, Task
+from gptclf.tasks import MultiLabel, NextToken, Regression, SingleLabel, Task
 from gptclf.tokenizer.tokens import text_to_token_ids, token_ids_to_text
 from gptclf.training.callbacks import EarlyStopping, KeepBest
 from gptclf.training.estimate import Estimate, estimate
@@ -47,11 +48,11 @@ from gptclf.weights.openai import load_gpt2_params_from_tf_ckpt
 from gptclf.weights.openai_download import download_openai_checkpoint
 
 # Grouped by purpose.
-__all__ = ["GPT2", "GPT2Config", "load_gpt2", "load_model", "save_model"]
+__all__ = ["GPT2", "GPT2Config", "export_onnx", "load_gpt2", "load_model", "save_model"]
 __all__ += ["download_openai_checkpoint", "load_gpt2_params_from_tf_ckpt"]
 __all__ += ["ClassifierHead", "Head", "Linear", "add_classifier_head", "freeze", "frozen_depth", "trainable_report"]
 __all__ += ["apply_lora", "load_adapter", "merge_lora", "quantize", "save_adapter"]
-__all__ += ["NextToken", "SingleLabel", "Task"]
+__all__ += ["MultiLabel", "NextToken", "Regression", "SingleLabel", "Task"]
 __all__ += ["Batch", "Batches", "Preparation", "TextDataset", "TextWindows", "shared_texts", "split"]
 __all__ += ["Callback", "EarlyStopping", "Estimate", "History", "KeepBest", "Recipe", "Run", "Scores", "Step"]
 __all__ += ["batch_loss", "clear_features", "estimate", "train", "train_lm"]

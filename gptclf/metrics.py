@@ -15,8 +15,13 @@ def confusion_matrix(targets: NDArray[np.int64], predictions: NDArray[np.int64],
 
 def per_class_scores(confusion: NDArray[np.int64]) -> dict[str, NDArray[Any]]:
     """Return precision, recall, F1 and support (true rows) of every class, each (C,); 0 if nothing was counted."""
-    hits = np.diag(confusion).astype(float)
-    predicted, support = confusion.sum(axis=0), confusion.sum(axis=1)
+    return class_scores(np.diag(confusion), confusion.sum(axis=0), confusion.sum(axis=1))
+
+
+def class_scores(
+    hits: NDArray[np.int64], predicted: NDArray[np.int64], support: NDArray[np.int64]
+) -> dict[str, NDArray[Any]]:
+    """Return the scores of every class from its right answers, all its answers and its true rows, each (C,)."""
     precision = hits / np.maximum(predicted, 1)
     recall = hits / np.maximum(support, 1)
     f1 = 2 * hits / np.maximum(predicted + support, 1)

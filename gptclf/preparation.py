@@ -4,6 +4,7 @@ from dataclasses import dataclass, fields
 
 from gptclf.checks import choice, integer
 
+_LONGEST = 1_000_000  # far above every context: more would only fill the memory with padding
 TRUNCATIONS = ("tail", "head", "middle")
 
 
@@ -31,14 +32,25 @@ class Preparation:
     pad_to: int | None = None
 
     def __post_init__(self) -> None:
-        max_length = integer("max_length", self.max_length, 1, optional=True)
-        pad_to = integer("pad_to", self.pad_to, 1, optional=True)
+        max_length = integer("max_length", self.max_length, 1, most=_LONGEST, optional=True)
+        pad_to = integer("pad_to", self.pad_to, 1, most=_LONGEST, optional=True)
         if pad_to is not None and max_length is not None and max_length > pad_to:
             raise ValueError(f"max_length {max_length} is more than pad_to {pad_to}; padded rows cannot be longer")
         # A frozen dataclass sets its own fields this way.
         object.__setattr__(self, "max_length", pad_to if max_length is None else max_length)
         object.__setattr__(self, "truncation", choice("truncation", self.truncation, TRUNCATIONS))
         object.__setattr__(self, "pad_to", pad_to)
+
+    def export_problem(self) -> str:
+        """Say why a pipeline of `transformers` cannot prepare texts like this; "" if it can.
+
+        Example:
+            >>> Preparation(pad_to=120).export_problem()
+            'its pipeline cannot pad texts to 120 tokens that count as text'
+        """
+        if self.pad_to is not None:
+            return f"its pipeline cannot pad texts to {self.pad_to} tokens that count as text"
+        return "its pipeline cannot cut out the middle of a long text" if self.truncation == "middle" else ""
 
     def difference(self, other: "Preparation") -> str:
         """Describe how this preparation of a data set differs from the one a model was trained with; "" if equal.

@@ -238,10 +238,10 @@ def test_a_record_that_names_what_the_model_lacks(base: GPT2, tmp_path: Path, ke
     values = json.loads((folder / RECORD).read_text())
     (folder / RECORD).write_text(json.dumps({**values, key: ["trunk.norm.gain"]}))
     with pytest.raises(ValueError, match=rf"{key} names \['trunk.norm.gain'\]"):
-        load_adapter(base, folder)
+        load_adapter(base, folder, verify=False)
 
 
-def test_a_head_of_one_row_and_tensors_of_another_model(base: GPT2, tmp_path: Path) -> None:
+def test_a_head_of_one_row_is_a_regression_and_tensors_of_another_model(base: GPT2, tmp_path: Path) -> None:
     from safetensors.torch import load_file, save_file
 
     folder = save_adapter(adapted(base, bias=False), tmp_path / "adapter")
@@ -249,8 +249,7 @@ def test_a_head_of_one_row_and_tensors_of_another_model(base: GPT2, tmp_path: Pa
     tensors = load_file(folder / "adapter_model.safetensors")
     name = "base_model.model.score.weight"
     save_file({**tensors, name: tensors[name][:1].clone()}, folder / "adapter_model.safetensors")
-    with pytest.raises(ValueError, match="at least 2 classes"):
-        load_adapter(base, folder)
+    assert type(load_adapter(base, folder).task).__name__ == "Regression"  # as in transformers
     bert = "base_model.model.bert.encoder.layer.0.attention.self.query.lora_A.weight"
     save_file({**tensors, bert: torch.ones(3, 24)}, folder / "adapter_model.safetensors")
     with pytest.raises(ValueError, match=f"1 unexpected: {bert}. The names look like BERT's"):

@@ -42,7 +42,8 @@ from gptclf.gpt2.trunk import Block
 from gptclf.hub.download import hub_file
 from gptclf.preparation import Preparation
 from gptclf.tasks import SingleLabel
-from gptclf.tokenizer.bpe import read_tokenizer, tokenizer_files
+from gptclf.tokenizer.read import read_tokenizer
+from gptclf.tokenizer.write import tokenizer_files
 from gptclf.weights.book import to_book
 
 TF = Path(__file__).parent / "data" / "tf_gpt2"
@@ -406,7 +407,7 @@ class TestContradictions:
     def test_a_file_that_is_not_there_is_not_asked_of_a_hub(self, name: str) -> None:
         with pytest.raises(FileNotFoundError, match="is not a folder, a file or a known model"):
             load_gpt2(name)
-        with pytest.raises(FileNotFoundError, match="is not a folder, a file or a hub repository"):
+        with pytest.raises(FileNotFoundError, match="is not a folder, a file or a known model"):
             load_model(name)
 
     @pytest.mark.parametrize("folder", ["", None, 3])
@@ -473,7 +474,7 @@ class TestHubTokenizersAndCaches:
         text = tokenizer_files(byte_tokenizer(), 8)["tokenizer.json"]
         for old, new in (('"add_prefix_space": false', '"add_prefix_space": true'), ('"ByteLevel"', '"Whitespace"')):
             (tmp_path / "tokenizer.json").write_text(text.replace(old, new))
-            with pytest.raises(ValueError, match="GPT-2's: plain ByteLevel"):
+            with pytest.raises(ValueError, match=r"pre_tokenizer.*ByteLevel splitting"):
                 read_tokenizer(tmp_path)
 
     @pytest.mark.parametrize("offline", [True, False])

@@ -7,7 +7,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from gptclf.checks import choice, integer
+from gptclf.checks import boolean, choice, integer
 from gptclf.data.rows import check_source
 from gptclf.gpt2 import packed
 from gptclf.gpt2.arithmetic import Arithmetic, arithmetic_for, evaluating, piece_size
@@ -67,6 +67,7 @@ def embed(
     if not staged and layer < n_blocks:
         problem = f"layer is {layer}, but the model or its trunk has hooks or is of another class"
         raise ValueError(f"{problem}, so it is called as a whole; take layer=-1 or remove them")
+    progress = boolean("progress", progress)
     check_source(texts)
     cuts = Cuts()
     prepared = cuts.prepare(model, texts)

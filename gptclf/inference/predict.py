@@ -10,10 +10,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from gptclf.checks import integer, number
+from gptclf.checks import boolean, integer, number
 from gptclf.data.rows import check_source, check_text
 from gptclf.gpt2.arithmetic import resolve_precision
-from gptclf.gpt2.model import GPT2, check_classifier
+from gptclf.gpt2.model import GPT2, check_classifier, warn_of_no_preparation
 from gptclf.inference.outputs import compute_all, compute_outputs
 from gptclf.inference.texts import Cuts, Prepared
 from gptclf.progress import Meter
@@ -187,6 +187,7 @@ def _stream(
     try:
         for texts in windows:
             warn_of_fresh_head(model, stacklevel=2)
+            warn_of_no_preparation(model, stacklevel=2)
             prepared = cuts.prepare(model, texts)
             outputs = compute_outputs(model, prepared.rows, precision=precision)[prepared.row_of]
             answers = _answers(task, outputs, least)
@@ -201,7 +202,7 @@ def _windows(texts: Iterable[str], size: int) -> Iterator[list[str]]:
     window: list[str] = []
     try:
         for number, text in enumerate(texts):
-            window.append(check_text(text, number))
+            window.append(check_text(text, f"text {number}"))
             if len(window) == size:
                 # Empty while it is taken, so that closing the generator there yields nothing more.
                 full, window = window, []
@@ -246,6 +247,7 @@ def text_outputs(
     found = []
     for model in models:
         warn_of_fresh_head(model, stacklevel=3)
+        warn_of_no_preparation(model, stacklevel=3)
         key = id(model.tokenizer), model.preparation, model.config.context_length
         if key not in prepared:
             cuts = Cuts()
@@ -253,6 +255,7 @@ def text_outputs(
             cuts.log()
         found.append(prepared[key])
     rows = [its.rows for its in found]
+    progress = boolean("progress", progress)
     with Meter(sum(len(its.ids) for its in rows), "predicting", unit="tok", enabled=progress) as meter:
         computed = compute_all(models, rows, batch_size=batch_size, precision=precision, report=meter.update)
     return [outputs[its.row_of] for outputs, its in zip(computed, found, strict=True)]

@@ -14,7 +14,17 @@ from torch.nn import functional as F
 from gptclf.checks import number, python_value
 from gptclf.metrics import confusion_matrix, per_class_scores
 from gptclf.tasks.calibration import SCORINGS, check_thresholds, fit_temperature, fit_thresholds, in_words, log_odds
-from gptclf.tasks.labels import check_labels, index_labels, label_from_json, label_to_json
+from gptclf.tasks.labels import (
+    check_classes,
+    check_labels,
+    check_writable,
+    class_lines,
+    distinct_names,
+    index_labels,
+    label_from_json,
+    label_to_json,
+    labels_from_cells,
+)
 from gptclf.tasks.task import Task, TaskCard
 
 logger = logging.getLogger(__name__)
@@ -58,9 +68,7 @@ class SingleLabel(Task):
         temperature: float = 1.0,
         thresholds: Mapping[Any, float] | float | None = None,
     ) -> None:
-        self.classes: list[Any] = check_labels(classes, "class")
-        if len(set(self.classes)) < len(self.classes):
-            raise ValueError(f"classes holds a label twice: {self.classes[:20]!r}; each class needs its own label")
+        self.classes: list[Any] = check_classes(classes)
         self.n_outputs = len(self.classes)
         self.label_smoothing = number("label_smoothing", label_smoothing)
         if self.label_smoothing >= 1:
@@ -85,6 +93,10 @@ class SingleLabel(Task):
         """Return each label's position among the classes (N,); an unknown label is an error that names its row."""
         return index_labels(check_labels(labels), self.classes)
 
+    def labels_of(self, cells: Sequence[Any]) -> Sequence[Any]:
+        """Return the cells, with each class that is a number instead of its text."""
+        return labels_from_cells(cells, self.classes)
+
     def loss(self, outputs: Tensor, targets: Tensor, weights: Tensor | None = None) -> tuple[Tensor, float]:
         """Return the weighted sum of cross-entropies in nats, and the sum of the weights."""
         rows = self._weights_of(targets, weights)
@@ -101,7 +113,7 @@ class SingleLabel(Task):
             if self.class_weight == "balanced":
                 raise ValueError('class_weight="balanced" depends on the training set: use task.fitted(targets)')
             return weights
-        rows = torch.tensor(self.weights, device=targets.device)[targets]
+        rows = torch.tensor(self.weights, dtype=torch.float32, device=targets.device)[targets]
         return rows if weights is None else rows * weights
 
     def scores(self, outputs: Tensor, targets: Tensor) -> dict[str, float]:
@@ -152,12 +164,8 @@ class SingleLabel(Task):
 
     def columns(self, outputs: Tensor) -> dict[str, NDArray[Any]]:
         """Return a column of probabilities per class. Column names are distinct, even for the labels 1 and "1"."""
-        return dict(zip([f"p({name})" for name in self._names()], self.probabilities(outputs).T, strict=True))
-
-    def _names(self) -> list[str]:
-        """Return the labels as distinct strings: their repr if two of them look alike."""
-        names = [str(label) for label in self.classes]
-        return names if len(set(names)) == len(names) else [repr(label) for label in self.classes]
+        names = [f"p({name})" for name in distinct_names(self.classes)]
+        return dict(zip(names, self.probabilities(outputs).T, strict=True))
 
     def details(self, outputs: Tensor, targets: Tensor) -> dict[str, Any]:
         """Return the confusion matrix, the scores of each class, and the mean F1 of the classes that occur."""
@@ -172,10 +180,7 @@ class SingleLabel(Task):
         accuracy, macro = 100 * measures["accuracy"], 100 * details["macro_f1"]
         lines = [f"accuracy {accuracy:.2f} %, macro-F1 {macro:.2f} %, loss {measures['loss']:.4f}"]
         if self.n_outputs <= 20:
-            line = "  {:<{}}  precision {:.3f}  recall {:.3f}  f1 {:.3f}  n {:,}"
-            width = max(len(str(label)) for label in self.classes)
-            rows = zip(self.classes, *details["per_class"].values(), strict=True)
-            lines += [line.format(str(label), width, *scores) for label, *scores in rows]
+            lines += class_lines(self.classes, details["per_class"])
         return lines
 
     def fitted(self, targets: NDArray[Any]) -> Self:
@@ -216,14 +221,7 @@ class SingleLabel(Task):
 
     def check_saved(self) -> None:
         """Raise if two labels would become the same in a saved folder; log what is saved otherwise, or for us alone."""
-        saved: dict[str, Any] = {}
-        for label, written in ((label, label_to_json(label)) for label in self.classes):
-            other = saved.setdefault(repr(written), label)
-            if other is not label:
-                problem = f"the labels {other!r} and {label!r} would both be saved as {written!r}"
-                raise ValueError(f"{problem}; train with labels that are strings, numbers or tuples")
-            if isinstance(written, str) and not isinstance(label, str):
-                logger.warning("label %r (%s) is saved as the text %r", label, type(label).__name__, written)
+        check_writable(self.classes)
         if said := in_words(self.temperature, self.thresholds):
             problem = "transformers knows neither temperature nor thresholds, so its probabilities or labels differ"
             logger.warning("%s from gptclf's for a model with %s", problem, said)
@@ -233,7 +231,7 @@ class SingleLabel(Task):
         summary = f"A GPT-2 that puts a text into one of {self.n_outputs} classes, with"
         use = 'model = load_model(FOLDER)\npredict(model, ["a text"])\npredict_proba(model, ["a text"])'
         ours = f"from gptclf import load_model, predict, predict_proba\n\n{use}"
-        theirs = 'classify = pipeline("text-classification", model=FOLDER)\nclassify(["a text"])'
+        theirs = 'classify = pipeline("text-classification", model=FOLDER, truncation=True)\nclassify(["a text"])'
         always = "It always answers with one of its classes, even for a text that belongs to none of them."
         sure = "Its probabilities are not calibrated unless you have checked that they are."
         if said := in_words(self.temperature, self.thresholds):
@@ -243,7 +241,7 @@ class SingleLabel(Task):
 
     def exported(self) -> dict[str, Any]:
         """Return the classes under the keys of `transformers`; labels are written by their repr if two look alike."""
-        names = self._names()
+        names = distinct_names(self.classes)
         return {
             "architectures": ["GPT2ForSequenceClassification"],
             "problem_type": "single_label_classification",

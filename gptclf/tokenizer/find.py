@@ -1,16 +1,24 @@
 """Finding the tokenizer of a model: next to its weights, in a cache, or on the hub."""
 
 import hashlib
+import logging
 import os
 import tempfile
+from collections.abc import Callable
+from contextlib import suppress
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, NoReturn
 
-from gptclf.hub.download import cached_file, hub_file
-from gptclf.tokenizer.bpe import build_from_json, build_tokenizer, read_tokenizer
+from gptclf.checks import path
+from gptclf.hub.download import EntryNotFoundError, cached_file, hub_file
+from gptclf.tokenizer.bpe import build_tokenizer
+from gptclf.tokenizer.read import OLD_FILES, SETTINGS, WHOLE, read_tokenizer
 
 if TYPE_CHECKING:
     import tiktoken
+
+logger = logging.getLogger(__name__)
 
 # All published sizes share one tokenizer, which is taken from the smallest one's repository.
 _GPT2 = "openai-community/gpt2"
@@ -25,52 +33,90 @@ TIKTOKEN_FILES = {
 _TIKTOKEN_ADDRESS = "https://openaipublic.blob.core.windows.net/gpt-2/encodings/main/"
 
 
-def find_tokenizer(
-    folder: Path | None, repo: str | None, revision: str | None, cache_dir: str | Path | None, vocab_size: int
-) -> "tiktoken.Encoding":
-    """Return the tokenizer of a model, from the first place that has it.
+def pin_tokenizer(
+    folder: Path | None,
+    repo: str | None,
+    revision: str | None,
+    cache_dir: str | Path | None,
+    vocab_size: int,
+    **rules: bool,
+) -> "Callable[[], tiktoken.Encoding]":
+    """Return a function that returns the tokenizer of a model, the same whatever happens to files from now on.
 
-    The places are, in this order: the folder of the weights, the model's own hub repository and, if the vocabulary is
-    at least as large as GPT-2's, the Hugging Face cache, tiktoken's cache (`TIKTOKEN_CACHE_DIR`) and the hub.
+    Local files are read now; if they are damaged, the function raises the error. A repository's files and GPT-2's are
+    read on first use: their content is fixed by the commit, and by what OpenAI published.
 
     Args:
-        folder: The folder of the weights; None if they are not in a local folder.
-        repo: The model's hub repository, if it has one.
+        folder: The folder of the weights; None if there is none.
+        repo: The model's hub repository, if it has one; the folder is then its snapshot.
         revision: Branch, tag or commit of `repo`; None means "main".
         cache_dir: The folder of the Hugging Face cache; None means the default.
         vocab_size: The number of tokens in the model's vocabulary.
+        **rules: `ours` and `end_of_text`, as in `read_tokenizer`.
+    """
+    if cache_dir is not None:
+        cache_dir = path("cache_dir", cache_dir).absolute()
+    if repo is not None:
+        commit = revision if folder is None else folder.name
+        return partial(find_tokenizer, repo, commit, cache_dir, vocab_size, **rules)
+    try:
+        own = None if folder is None else read_tokenizer(folder, vocab_size, **rules)
+    except (OSError, ValueError) as error:
+        return partial(_raise, error)
+    return partial(find_tokenizer, None, None, cache_dir, vocab_size) if own is None else lambda: own
+
+
+def _raise(error: Exception) -> NoReturn:
+    raise error
+
+
+def find_tokenizer(
+    repo: str | None, revision: str | None, cache_dir: str | Path | None, vocab_size: int, **rules: bool
+) -> "tiktoken.Encoding":
+    """Return the tokenizer of a model without local files, from the first place that has it.
+
+    The places are, in this order: the model's own hub repository and, if the vocabulary is at least as large as
+    GPT-2's, the Hugging Face cache, tiktoken's cache (`TIKTOKEN_CACHE_DIR`) and the hub. The arguments are those of
+    `pin_tokenizer`.
 
     Raises:
         FileNotFoundError: No place has a tokenizer for this vocabulary.
-        ValueError: The files of the tokenizer are damaged.
+        ValueError: The files of the tokenizer are damaged, or ask for other tokens than GPT-2's.
     """
-    if folder is not None and (beside := read_tokenizer(folder)) is not None:
-        return beside
     if repo is not None and repo not in _PUBLISHED:
         try:
-            return _from_hub(repo, revision, cache_dir)
-        except FileNotFoundError:
+            return _from_hub(repo, revision, cache_dir, vocab_size, **rules)
+        except EntryNotFoundError:
             if vocab_size != _GPT2_VOCAB_SIZE:
                 raise
+            logger.warning("%s has no tokenizer files; taking GPT-2's", repo)
     if vocab_size < _GPT2_VOCAB_SIZE:
-        lacking = f"{folder or 'the folder of the weights'} has no merges.txt, vocab.bpe or tokenizer.json"
+        lacking = "there is no merges.txt, vocab.bpe or tokenizer.json beside the weights"
         problem = f"no tokenizer for a vocabulary of {vocab_size} tokens ({_GPT2_VOCAB_SIZE} are GPT-2's): {lacking}"
-        raise FileNotFoundError(f"{problem}. Put the files there, or pass tokenizer= to load_gpt2")
-    merges = cached_file(_GPT2, "merges.txt", cache_dir=cache_dir)
-    if merges is not None:
-        return build_tokenizer(merges, cached_file(_GPT2, "vocab.json", cache_dir=cache_dir))
-    return _from_tiktoken_cache() or _from_hub(_GPT2, None, cache_dir)
+        raise FileNotFoundError(f"{problem}. Put the files there and load again, or set model.tokenizer")
+    for known in dict.fromkeys((repo if repo in _PUBLISHED else _GPT2, _GPT2)):
+        if merges := cached_file(known, "merges.txt", cache_dir=cache_dir):
+            return build_tokenizer(merges, cached_file(known, "vocab.json", cache_dir=cache_dir))
+    names = ("merges.txt", "vocab.json")
+    return _from_tiktoken_cache() or build_tokenizer(*(hub_file(_GPT2, name, cache_dir=cache_dir) for name in names))
 
 
-def _from_hub(repo: str, revision: str | None, cache_dir: str | Path | None) -> "tiktoken.Encoding":
-    try:
-        merges = hub_file(repo, "merges.txt", revision=revision, cache_dir=cache_dir)
-    except FileNotFoundError as error:
-        try:  # the only file that transformers 5 writes
-            return build_from_json(hub_file(repo, "tokenizer.json", revision=revision, cache_dir=cache_dir))
-        except FileNotFoundError:
-            raise error from None
-    return build_tokenizer(merges, hub_file(repo, "vocab.json", revision=revision, cache_dir=cache_dir))
+def _from_hub(
+    repo: str, revision: str | None, cache_dir: str | Path | None, vocab_size: int, **rules: bool
+) -> "tiktoken.Encoding":
+    place: Any = {"revision": revision, "cache_dir": cache_dir}
+    cached = cached_file(repo, WHOLE, **place) or cached_file(repo, "merges.txt", **place)
+    # Without a network, what is cached has to do; transformers caches all of these files, or that they do not exist.
+    lacking = EntryNotFoundError if cached is None else OSError
+    for name in (SETTINGS, *OLD_FILES, WHOLE):
+        with suppress(lacking):
+            cached = hub_file(repo, name, **place)
+    if cached is None or not cached.with_name(WHOLE).is_file():
+        cached = hub_file(repo, "merges.txt", **place)
+        hub_file(repo, "vocab.json", **place)
+    found = read_tokenizer(cached.parent, vocab_size, **rules)
+    assert found is not None
+    return found
 
 
 def _from_tiktoken_cache() -> "tiktoken.Encoding | None":
