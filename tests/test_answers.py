@@ -151,6 +151,16 @@ def test_in_bfloat16_as_well() -> None:
         np.testing.assert_array_equal(embed(GPT, [texts[i]], precision="bfloat16")[0], together[i])
 
 
+def test_the_arithmetic_of_embeddings_does_not_depend_on_how_many_there_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    # As on a processor with bfloat16 units, with a model that is wide enough to gain.
+    monkeypatch.setattr("gptclf.gpt2.arithmetic._multiplies_bfloat16", lambda device: True)
+    monkeypatch.setattr("gptclf.gpt2.arithmetic._WORTH_CASTING", 1)
+    texts = [f"text {i}" for i in range(200)]
+    together = embed(GPT, texts)
+    np.testing.assert_array_equal(together, embed(GPT, texts, precision="bfloat16"))
+    np.testing.assert_array_equal(embed(GPT, texts[:1])[0], together[0])
+
+
 def test_embeddings_prepare_texts_as_predict_does(caplog: pytest.LogCaptureFixture) -> None:
     clf = classifier()
     clf.preparation = Preparation(max_length=4, truncation="head")
