@@ -165,7 +165,7 @@ class TestEverySource:
             return
         line = rf" \(line {source.line(5)}\)" if source.line else ""
         rule = {"text": "every text must be a str", "label": "every text needs a label"}[column]
-        form = rf"^{source.named}{column} 5{line} is missing \(\S+\); {rule}\. Give drop_missing=True to leave"
+        form = rf"^{source.named}{column} 5{line} is missing \(\S+\); {rule}\. Leave such rows out"
         with pytest.raises((TypeError, ValueError), match=form):
             source.build(with_value(column, 5, None), tmp_path)
 
