@@ -336,7 +336,7 @@ class TestOtherFiles:
             read(tmp_path / "a.jsonl", "", **setting)
 
     def test_their_columns_have_names(self, tmp_path: Path) -> None:
-        with pytest.raises(TypeError, match=r"a\.jsonl are \[1, 0\]; they must all be names$"):
+        with pytest.raises(TypeError, match=r"a\.jsonl are text=1, label=0; they must all be names$"):
             read(tmp_path / "a.jsonl", "", text=1, label=0)
 
     @pytest.mark.parametrize(
