@@ -13,7 +13,6 @@ from gptclf import checks
 from gptclf.data.ragged import RaggedIds
 from gptclf.data.read import read_file, read_table
 from gptclf.data.rows import check_texts, check_weights, row_numbers
-from gptclf.files.access import readable_size
 from gptclf.preparation import Preparation
 from gptclf.tasks import SingleLabel, Task, check_column, check_labels, infer_classes
 from gptclf.tokenizer.tokens import check_tokenizer, encode
@@ -145,9 +144,7 @@ class TextDataset(RaggedIds):
             **options: `tokenizer`, and optionally `classes`, `task`, `max_length`, `truncation` and `pad_to`, as in the
                 constructor.
         """
-        file = checks.path("path", path)
-        readable_size(file)
-        columns = read_file(file, text, label, weights, encoding=encoding, quoted=quoted)
+        columns = read_file(checks.path("path", path), text, label, weights, encoding=encoding, quoted=quoted)
         return cls(columns.texts, columns.labels, weights=columns.weights, **options)
 
     @classmethod

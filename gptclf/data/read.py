@@ -7,6 +7,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from gptclf.files.access import readable_size
+
 # A column of a file: its name in the header, or its position.
 Place = str | int
 
@@ -34,6 +36,7 @@ def read_file(
     if len(set(map(type, wanted.values()))) > 1:
         raise TypeError(f"the columns are {wanted}; they must all be names or all be positions")
     read = _json_rows if suffix == ".jsonl" else partial(_separated_rows, quoted=quoted)
+    readable_size(path)
     try:
         rows = list(read(path, list(wanted.values()), encoding))
     except UnicodeDecodeError as error:
