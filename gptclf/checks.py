@@ -227,12 +227,10 @@ def path(name: str, value: Any) -> Path:
     if not isinstance(text, str) or not text or "\0" in text:
         raise _wrong(name, value, "a path that is not empty, as a str or a Path", right_type=isinstance(text, str))
     try:
-        if b"\0" in os.fsencode(text):
-            raise ValueError("it holds a null character")
-    except ValueError as error:  # also a lone surrogate
-        raise ValueError(f"{name} is {text!r}, which no file can be called ({error}); give another path") from error
-    try:
+        os.fsencode(text)
         return Path(text).expanduser()
+    except UnicodeEncodeError as error:
+        raise ValueError(f"{name} is {text!r}, which no file can be called here: {error}") from error
     except RuntimeError as error:
         raise ValueError(f"{name} is {text!r}, whose home directory is unknown; write out the whole path") from error
 

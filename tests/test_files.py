@@ -208,8 +208,10 @@ def test_a_path_means_the_same_in_every_argument(
     assert load_model(path("model"), cache_dir=path("hub")).classes == ["ham", "spam"]
     nano = load_gpt2("nano")
     lora = apply_lora(add_classifier_head(nano, num_classes=2, seed=1), rank=2, seed=1)
-    save_adapter(lora, path("adapter"), base="nano")
+    save_model(nano, path("base"))
+    save_adapter(lora, path("adapter"), base=path("base"))
     assert load_adapter(nano, path("adapter")).classes == [0, 1]
+    assert load_model(path("adapter"), base=path("base")).classes == load_model(path("adapter")).classes == [0, 1]
     history = trained(checkpoint_dir=path("states"), cache_dir=path("features"))
     trained(checkpoint_dir=path("states"), resume=True)
     pytest.importorskip("matplotlib")
@@ -222,7 +224,7 @@ def test_a_path_means_the_same_in_every_argument(
     with pytest.raises(FileNotFoundError, match="HF_HUB_OFFLINE"):
         load_gpt2("owner/name", cache_dir=path("hub"))
     found = {place.name for place in home.iterdir()} - {".cache", ".config"}  # matplotlib's
-    assert found == {"model", "adapter", "states", "features", "plots", "rows.csv", "text.txt"}
+    assert found == {"model", "adapter", "base", "states", "features", "plots", "rows.csv", "text.txt"}
 
 
 @pytest.mark.parametrize("path", ["", "a\0b", b"bytes", 3, None])

@@ -8,6 +8,7 @@ All of them carry one mark, so that files of two saves are not mixed.
 """
 
 import logging
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -253,7 +254,10 @@ def _base_of(model: GPT2, base: str | Path | None, extras: Sequence[str], target
     Raises:
         ValueError: The bases that are at hand are not what lies beneath the factors.
     """
-    known = [model.base, model.source] if base is None else [str(base)]
+    known = [model.base, model.source]
+    if base is not None:
+        given = path("base", base)
+        known = [str(given) if os.fspath(base).startswith("~") else os.fspath(base)]
     names, unknown = list(dict.fromkeys(filter(None, known))), list[str]()
     matrices = bits_of(model) is None
     digest = base_digest(model, without=extras, matrices=matrices)

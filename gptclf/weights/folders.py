@@ -37,7 +37,7 @@ def shard_names(index: dict[str, Any], source: Path) -> list[str]:
     if not isinstance(weight_map, dict) or not weight_map:
         raise ValueError(f"{source} has no weight_map; it is not the index of a sharded model")
     names = sorted(set(map(str, weight_map.values())))
-    wrong = [name for name in names if Path(name).name != name]
+    wrong = [name for name in names if Path(name).name != name or not name.isprintable()]
     if wrong:
         raise ValueError(f"{source} names a shard {wrong[0]!r}; shards must be beside the index")
     return names

@@ -163,11 +163,12 @@ def _open(place: Path, settings: Settings | None, verify: bool, *, with_weights:
         raise FileNotFoundError(f"{problem}. download_openai_checkpoint fetches the missing files")
     if not theirs and (place / OURS).is_file():
         raise ValueError(f"{place} holds a model in gptclf's own layout only; load it with load_model")
-    if verify and (place / OURS).is_file():
+    config, _ = opened.read_hugging_face_config(place)
+    found = opened.open_hugging_face(place, config) if with_weights else Opened(config, {})
+    if verify and (place / OURS).exists():
         digests = read_json(place / OURS).get("files")  # earlier versions wrote none
         check_digests(place, digests if isinstance(digests, dict) else {})
-    config, _ = opened.read_hugging_face_config(place)
-    return opened.open_hugging_face(place, config) if with_weights else Opened(config, {})
+    return found
 
 
 def _open_file(path: Path, settings: Settings | None) -> Opened:
