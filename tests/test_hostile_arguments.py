@@ -208,6 +208,7 @@ def cases(folder: Path) -> dict[str, Case]:
         "zero_shot": Case(gptclf.zero_shot, gpt2=gpt2, texts=TEXTS, labels=["a", "b"]),
         "text_to_token_ids": Case(gptclf.text_to_token_ids, text="to", tokenizer=tokenizer),
         "token_ids_to_text": Case(gptclf.token_ids_to_text, ids=[1, 2], tokenizer=tokenizer),
+        "export_onnx": Case(gptclf.export_onnx, model=clf, path=folder / "m.onnx"),
         "History.plot": Case(history.plot, path=folder / "h.png"),
         "to_frame": Case(found.to_frame),
     }
@@ -326,3 +327,49 @@ def test_hostile_arguments(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
                     faults.append(f"{what}: {found[:300]}")
     assert calls
     assert not faults, f"{len(faults)} of {calls} calls:\n" + "\n".join(faults)
+
+
+def alike(value: Any) -> list[Any]:
+    """A number in the forms of numpy and torch."""
+    if isinstance(value, bool):
+        return [np.bool_(value), torch.tensor(value)]
+    if isinstance(value, int):
+        return [np.int64(value), np.int32(value), np.array(value), torch.tensor(value)]
+    return [np.float64(value), np.array(value), torch.tensor(value, dtype=torch.float64)]
+
+
+def test_numbers_of_numpy_and_torch_are_numbers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    faults, calls = [], 0
+    for title, case in cases(tmp_path).items():
+        for name in case.names():
+            value = case.valid.get(name, inspect.signature(case.call).parameters[name].default)
+            if not isinstance(value, bool | int | float):
+                continue
+            for same in alike(value):
+                calls += 1
+                arguments = {key: its.make() if isinstance(its, New) else its for key, its in case.valid.items()}
+                try:
+                    case.call(**(arguments | {name: same}))
+                except (TypeError, ValueError, RuntimeError) as error:
+                    faults.append(f"{title}({name}={same!r}): {error}")
+    assert calls > 300
+    assert not faults, "\n".join(faults)
+
+
+def test_what_takes_an_iterable_takes_a_generator(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    faults, calls = [], 0
+    for title, case in cases(tmp_path).items():
+        for name in case.names():
+            kind = str(inspect.signature(case.call).parameters[name].annotation)
+            value = case.valid.get(name)
+            if "Iterable" not in kind or not isinstance(value, list | tuple):
+                continue
+            calls += 1
+            try:
+                case.call(**(case.valid | {name: (item for item in value)}))
+            except (TypeError, ValueError) as error:
+                faults.append(f"{title}({name}): {error}")
+    assert calls > 10
+    assert not faults, "\n".join(faults)

@@ -227,7 +227,7 @@ def check_head(head: Head, emb_dim: int, n_outputs: int) -> None:
         with torch.no_grad():
             outputs = trial(hidden, lengths)
             alone = [trial(hidden[i : i + 1, :n][:, READS[reads]], None) for i, n in enumerate(lengths.tolist())]
-    except Exception as error:
+    except (RuntimeError, TypeError, ValueError, LookupError, AttributeError, ArithmeticError, AssertionError) as error:
         does = f"it must map hidden states (B, T, {emb_dim}) and lengths, (B,) or None, to (B, {n_outputs})"
         raise ValueError(f"{name} fails ({type(error).__name__}: {error}); {does}") from error
     shape = tuple(outputs.shape) if isinstance(outputs, Tensor) else type(outputs).__name__

@@ -35,7 +35,8 @@ def bitsandbytes_kernel(device: torch.device) -> Any:
                 [64],
                 torch.bfloat16,
             )
-        except Exception as error:  # any kind: a library for another processor or another torch
+        except (ImportError, RuntimeError, TypeError, ValueError, AttributeError, LookupError, OSError) as error:
+            # A library for another processor or another torch.
             logger.warning("bitsandbytes cannot be used (%s); NF4 is computed with torch, which is slower", error)
             return None
         return kernel
