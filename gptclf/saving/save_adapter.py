@@ -19,7 +19,7 @@ from gptclf.files.atomic import Writer, text_writer, write_all
 from gptclf.files.safetensors_file import tensor_writer
 from gptclf.gpt2.lora import place
 from gptclf.gpt2.lora_linear import lora_layers
-from gptclf.gpt2.model import GPT2, check_gpt2, is_language_model
+from gptclf.gpt2.model import GPT2, check_gpt2, is_language_model, warn_of_no_preparation
 from gptclf.gpt2.sharing import borrow
 from gptclf.gpt2.standard import is_standard
 from gptclf.saving.adapter_files import PREFIX, is_adapter
@@ -96,6 +96,7 @@ def save_adapter(
     """
     check_gpt2(model)
     check_card(data, datasets, metrics)
+    warn_of_no_preparation(model, stacklevel=2)
     target = _target(folder)
     _check_adapter(model)
     extras = _extras(model)
