@@ -20,10 +20,12 @@ from gptclf import (
     Task,
     TextDataset,
     add_classifier_head,
+    apply_lora,
     load_gpt2,
     load_model,
     predict,
     predict_proba,
+    save_adapter,
     save_model,
     train,
 )
@@ -150,7 +152,7 @@ class TestALoopOfOnesOwn:
         """A classifier whose weights somebody changed, as a loop of one's own does."""
         clf = add_classifier_head(load_gpt2("nano"), classes=["ham", "spam"], seed=1, **head)
         with torch.no_grad():
-            clf.head.output.weight.add_(0.1)
+            clf.get_parameter("head.output.weight").add_(0.1)
         return clf
 
     def test_predict_and_save_model_say_that_the_preparation_is_not_known_once(self, tmp_path: Path) -> None:
@@ -176,6 +178,17 @@ class TestALoopOfOnesOwn:
             predict(clf, ["a"])
             again = load_model(save_model(clf, tmp_path))
         assert again.preparation == Preparation(7)
+
+    def test_a_new_head_has_a_preparation_of_its_own(self) -> None:
+        clf = self.changed()
+        clf.preparation = Preparation(7)
+        assert add_classifier_head(clf, classes=["a", "b"], seed=1).preparation == Preparation()
+        assert clf.preparation == Preparation(7)
+
+    def test_an_adapter_says_so_too(self, tmp_path: Path) -> None:
+        clf = apply_lora(self.changed(), seed=1)
+        with pytest.warns(UserWarning, match=r"clf\.preparation = train_set\.preparation"):
+            save_adapter(clf, tmp_path)
 
     def test_a_fresh_head_and_a_language_model_are_not_asked_for_it(self, tmp_path: Path) -> None:
         with warnings.catch_warnings(record=True) as caught:

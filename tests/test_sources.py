@@ -1,6 +1,7 @@
 """`load_gpt2` and `load_model` on every source: OpenAI's folders and params, the book's files, hub repositories."""
 
 import copy
+import json
 import logging
 import shutil
 from collections.abc import Iterator
@@ -460,6 +461,34 @@ class TestHubTokenizersAndCaches:
             (folder / name).unlink()
         put(hub, folder)
         assert load_gpt2("somebody/new").tokenizer.n_vocab == 257
+
+    def test_added_tokens_and_settings_come_along_and_stay_those_of_the_commit(
+        self, hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        their_classifier(tmp_path / "theirs")
+        settings = {"tokenizer_class": "GPT2Tokenizer", "add_prefix_space": True}
+        (tmp_path / "theirs" / "tokenizer_config.json").write_text(json.dumps(settings))
+        put(hub, tmp_path / "theirs")
+        expected = load_model(tmp_path / "theirs").tokenizer.encode_ordinary("a<|endoftext|>b")
+        clf, later = load_model("somebody/reviews"), load_model("somebody/reviews")
+        assert clf.tokenizer.encode_ordinary("a<|endoftext|>b") == expected
+        assert 256 in expected
+        asked = len(hub.seen)
+        monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+        assert later.tokenizer.encode_ordinary("a<|endoftext|>b") == expected
+        assert len(hub.seen) == asked
+
+    def test_a_tokenizer_that_cannot_be_fetched_is_never_replaced_by_gpt2s(
+        self, hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        config = GPT2Config(vocab_size=50257, context_length=8, emb_dim=2, n_heads=1, n_layers=1)
+        put(hub, save_model(load_gpt2(config, weights="random", seed=1, tokenizer=byte_tokenizer()), tmp_path / "ours"))
+        model = load_gpt2("somebody/new")
+        monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+        with pytest.raises(FileNotFoundError, match=r"'somebody/new'.*HF_HUB_OFFLINE"):
+            _ = model.tokenizer
+        monkeypatch.delenv("HF_HUB_OFFLINE")
+        assert model.tokenizer.n_vocab == 257
 
     def test_a_vocabulary_that_is_not_gpt2s_never_gets_its_tokenizer(self, hub: Hub, tmp_path: Path) -> None:
         config = GPT2Config(vocab_size=50300, context_length=8, emb_dim=2, n_heads=1, n_layers=1)

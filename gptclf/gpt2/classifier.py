@@ -67,7 +67,7 @@ def add_classifier_head(
     if head is not None and (pooling != "last" or bias is not True or seed is not None):
         raise ValueError("pooling=, bias= and seed= are the standard head's; give them to your own head")
     clf = borrow(model)
-    clf.task = task
+    clf.task, clf._preparation = task, None  # the new head has learned on nothing
     if head is None:
         fresh = ClassifierHead(model.config.emb_dim, task.n_outputs, pooling=pooling, bias=bias).float()
         seed = initialise(fresh.to_empty(device="cpu"), model.config, seed, stream=1)

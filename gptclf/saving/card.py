@@ -177,7 +177,7 @@ def _preparation(card: Card) -> str:
     )
     return (
         "## How texts are prepared\n\n"
-        "GPT-2's byte-level BPE, no special tokens. "
+        "GPT-2's byte-level BPE; no token is added before or after a text. "
         f"Texts longer than {longest} lose {lost}. {filled}"
         + (f" The head looks at {card.looks_at}." if card.looks_at else "")
     )

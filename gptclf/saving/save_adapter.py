@@ -21,7 +21,7 @@ from gptclf.files.json_file import to_json
 from gptclf.files.safetensors_file import tensor_writer
 from gptclf.gpt2.lora import place
 from gptclf.gpt2.lora_linear import lora_layers
-from gptclf.gpt2.model import GPT2, check_gpt2, is_language_model
+from gptclf.gpt2.model import GPT2, check_gpt2, is_language_model, warn_of_no_preparation
 from gptclf.gpt2.sharing import borrow
 from gptclf.gpt2.standard import is_standard
 from gptclf.saving.adapter_files import PREFIX, is_adapter
@@ -98,6 +98,7 @@ def save_adapter(
     """
     check_gpt2(model)
     check_card(datasets, metrics, data=data, measured_on=measured_on, license=license)
+    warn_of_no_preparation(model, stacklevel=2)
     target = _target(folder)
     _check_adapter(model)
     extras = _extras(model)
