@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gptclf.checks import number
-from gptclf.tasks import column_values
+from gptclf.tasks.labels import column_values
 
 # Weights are kept in float32.
 _LARGEST = float(np.finfo(np.float32).max)
