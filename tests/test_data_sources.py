@@ -249,8 +249,8 @@ class TestSeparatedValues:
     @settings(max_examples=500, deadline=None)
     def test_rows_are_those_of_pythons_reader_or_both_refuse(self, text: str, quoted: bool, delimiter: str) -> None:
         lines = io.StringIO(text, newline="")
-        quoting = csv.QUOTE_MINIMAL if quoted else csv.QUOTE_NONE
-        theirs = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, strict=quoted, quoting=quoting)
+        dialect: dict[str, Any] = {"quoting": csv.QUOTE_MINIMAL if quoted else csv.QUOTE_NONE, "strict": quoted}
+        theirs = csv.reader(io.StringIO(text, newline=""), delimiter=delimiter, **dialect)
         try:
             expected = [row for row in theirs if row]
         except csv.Error:
@@ -285,7 +285,7 @@ class TestSeparatedValues:
         advice = re.escape(f"give delimiter={delimiter!r}")
         with pytest.raises(ValueError, match=rf"no column 'text'; it has .*{advice}"):
             read(path, content)
-        with pytest.raises(ValueError, match=rf"no column 1; its first row has 1 fields.*{advice}"):
+        with pytest.raises(ValueError, match=rf"no column 1; it has \[0\].*{advice}"):
             read(path, content, text=0, label=1)
         assert read(path, content, delimiter=delimiter).texts == ["hi, ho"]
 
@@ -315,11 +315,15 @@ class TestSeparatedValues:
             with pytest.raises(ValueError, match=r"has 2 columns '(text|label)'; it has .*: rename all but one"):
                 read(tmp_path / name, content)
 
-    def test_positions_may_count_from_the_end(self, tmp_path: Path) -> None:
-        assert read(tmp_path / "a.csv", "x,ham,hi\ny,spam,ho\n", text=-1, label=-2).texts == ["hi", "ho"]
+    @pytest.mark.parametrize("position", [2, -1])
+    def test_a_position_that_is_not_there_is_named(self, position: int, tmp_path: Path) -> None:
+        with pytest.raises(ValueError, match=rf"a\.csv has no column {position}; it has \[0, 1\]: name others"):
+            read(tmp_path / "a.csv", "ham,hi\n", text=position, label=0)
 
     def test_an_encoding_that_does_not_exist_is_named(self, tmp_path: Path) -> None:
-        with pytest.raises(ValueError, match="encoding is 'utf-9'; it must be one that Python knows"):
+        with pytest.raises(
+            ValueError, match=r"a\.csv is not utf-9 text \(unknown encoding: utf-9\); give its encoding="
+        ):
             read(tmp_path / "a.csv", "text,label\n", encoding="utf-9")
 
     def test_rows_of_pythons_own_reader_are_cells_as_well(self) -> None:
@@ -449,3 +453,9 @@ class TestTables:
             drop_missing=True,
         )
         assert (data.given, data.classes) == (["pos"], ["neg", "pos"])
+
+    def test_columns_may_have_the_names_of_a_tables_own_attributes(self) -> None:
+        names = ["features", "collect", "column_names", "columns", "keys", "dtype"]
+        frame = pd.DataFrame({name: ["a", "b"] for name in names} | {"label": [0, 1]})
+        for name in names:
+            assert table(frame, text=name).texts == ["a", "b"]

@@ -13,7 +13,6 @@ import pandas as pd
 import pytest
 import torch
 from conftest import byte_gpt2, byte_tokenizer
-from scipy import sparse
 
 from gptclf import Batches, MultiLabel, Regression, TextDataset, add_classifier_head, evaluate, split, train
 from gptclf.features.rows import FeatureSet
@@ -21,6 +20,7 @@ from gptclf.features.store import StoredRow
 
 pa = pytest.importorskip("pyarrow")
 pl = pytest.importorskip("polars")
+sparse = pytest.importorskip("scipy.sparse")
 
 BYTES = byte_tokenizer()
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from gptclf.checks import is_missing
 from gptclf.data.rows import check_source, check_text, check_weight
-from gptclf.tasks import as_number, check_column, column_values
+from gptclf.tasks.labels import as_number, check_column, column_values
 
 logger = logging.getLogger(__name__)
 

@@ -14,11 +14,11 @@ from gptclf import checks
 from gptclf.data.columns import Columns
 from gptclf.data.ragged import RaggedIds
 from gptclf.data.read import read_file
-from gptclf.data.rows import row_numbers
-from gptclf.data.tables import read_table
-from gptclf.files.access import readable_size
+from gptclf.data.rows import log_cut, row_numbers
+from gptclf.data.tables import columns_named, read_table
 from gptclf.preparation import Preparation
-from gptclf.tasks import SingleLabel, Task, check_labels, declared_classes, infer_classes, rows_of_labels
+from gptclf.tasks import SingleLabel, Task, infer_classes
+from gptclf.tasks.labels import rows_of_labels
 from gptclf.tokenizer.tokens import check_tokenizer, encode
 
 if TYPE_CHECKING:
@@ -62,8 +62,7 @@ class TextDataset(RaggedIds):
     Attributes:
         texts: The strings.
         source: The file or the kind of table that the rows come from, for errors; "" for lists.
-        labels: Targets under the data set's own task, or None. If each text has one label, the index of its class,
-            int64 (N,).
+        labels: Targets under the data set's own task, or None: for one label per text, its class's index, int64 (N,).
         given: The labels as given, one per row, to be matched to another task; empty without labels.
         task: The task of the labels, or None without labels.
         classes: The task's list of classes, or None.
@@ -74,8 +73,7 @@ class TextDataset(RaggedIds):
         truncated: Which rows lost tokens, bool (N,); their number is also reported through `logging`.
 
     Raises:
-        TypeError: If an argument has the wrong type; the error names the row.
-        ValueError: If a label or a weight is not allowed (the error names the row), or a text lacks one.
+        TypeError, ValueError: If an argument, a text, a label or a weight is not allowed; the error names the row.
 
     Example:
         >>> from gptclf import load_gpt2
@@ -135,7 +133,7 @@ class TextDataset(RaggedIds):
         """Read a .csv, .tsv, .jsonl or .parquet file; the latter needs pyarrow.
 
         In a .csv or .tsv file an empty cell is an empty text, but a missing label. A label that is the text of a
-        number among the classes, such as "1", is that class; this is logged once.
+        number among the classes, such as "1", is that class, which is logged once.
 
         Args:
             path: The file; its suffix names the format.
@@ -145,18 +143,14 @@ class TextDataset(RaggedIds):
             encoding: The file's text encoding.
             quoted: True if `"` quotes a field; None means True for .csv and False for .tsv.
             delimiter: The character between two columns; None means a comma for .csv and a tab for .tsv.
-            **options: `tokenizer`, and optionally `classes`, `task`, `max_length`, `truncation`, `pad_to` and
-                `drop_missing`, as in the constructor.
+            **options: `tokenizer`, and optionally other options of the constructor.
 
         Raises:
             OSError: The file cannot be opened.
-            ValueError: The file does not have the columns, or a row has more fields than the header; the error names
-                the line. Otherwise as in the constructor.
+            ValueError: The file lacks a column, or a row has more fields than the header (the error names the line).
         """
-        file = checks.path("path", path)
-        readable_size(file)
-        columns = read_file(file, text, label, weights, encoding=encoding, quoted=quoted, delimiter=delimiter)
-        return cls(columns, **options)
+        columns = columns_named(text, label, weights)
+        return cls(read_file(checks.path("path", path), columns, encoding, quoted, delimiter), **options)
 
     @classmethod
     def from_table(
@@ -171,18 +165,13 @@ class TextDataset(RaggedIds):
         """Build a data set from a table, or from rows that are read once, one by one.
 
         Args:
-            table: A DataFrame of pandas or polars, an Arrow table, a mapping from names to columns, a
-                `datasets.Dataset` or `IterableDataset`, or any list or stream of mappings, such as a `csv.DictReader`.
+            table: A DataFrame of pandas or polars, an Arrow table, a mapping from names to columns, a `datasets`
+                data set, also a streamed one, or any list or stream of mappings.
             text: Name of the column of the texts.
             label: Name of the column of the labels; None for texts to predict.
             weights: Name of the column of the weights; None if all are 1.
-            **options: `tokenizer`, and optionally `classes`, `task`, `max_length`, `truncation`, `pad_to` and
-                `drop_missing`, as in the constructor. Without `classes` and `task`, an ordered categorical, an Enum of
-                polars and a ClassLabel of `datasets` give all their classes, in their order.
-
-        Raises:
-            TypeError: `table` is none of these, or an argument names several columns. Otherwise as in the constructor.
-            ValueError: The table lacks a column, or has two of that name.
+            **options: `tokenizer`, and optionally other options of the constructor. Without `classes` and `task`, an
+                ordered categorical, an Enum of polars and a ClassLabel of `datasets` give their classes in order.
 
         Example:
             >>> from gptclf import load_gpt2
@@ -190,7 +179,7 @@ class TextDataset(RaggedIds):
             >>> TextDataset.from_table(rows, tokenizer=load_gpt2("nano").tokenizer, drop_missing=True).texts
             ['hi', 'win!']
         """
-        return cls(read_table(table, text, label, weights), **options)
+        return cls(read_table(table, columns_named(text, label, weights)), **options)
 
     def _read(self, columns: Columns, classes: Sequence[Any] | None, task: Task | None, *, drop_missing: bool) -> None:
         """Check the columns of a source, and set texts, labels, weights and task."""
@@ -209,12 +198,9 @@ class TextDataset(RaggedIds):
         self.labels: NDArray[Any] | None = None
         if labels is not None:
             if task is None:
-                declared = columns.classes if classes is None else classes
-                if declared is None:
-                    declared = declared_classes(labels)
-                if declared is None:
-                    declared = infer_classes(check_labels(self.given), cells=columns.cells)
-                task = SingleLabel(declared)
+                known = columns.classes if classes is None else classes
+                found = infer_classes(checked.labels, labels, cells=self._cells) if known is None else known
+                task = SingleLabel(found)
             self.task, self.labels = task, self._matched(task)
 
     def __repr__(self) -> str:
@@ -312,9 +298,3 @@ class TextDataset(RaggedIds):
 
     def _note_cut(self, n: int, limit: int, longest: int) -> None:
         log_cut(n, len(self), limit, longest, self.preparation.truncation)
-
-
-def log_cut(n: int, n_texts: int, limit: int, longest: int, part: str) -> None:
-    """Log that `n` texts of `n_texts` were longer than `limit` tokens and lost their "tail", "head" or "middle"."""
-    message = "%d of %d texts are longer than %d tokens (longest: %d) and lost their %s"
-    logger.warning(message, n, n_texts, limit, longest, part)

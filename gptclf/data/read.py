@@ -1,59 +1,46 @@
 """Columns of texts, labels and weights from files, read in one pass and before any tokenizing."""
 
-import codecs
 import json
-import sys
 from collections.abc import Iterator, Mapping
 from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from gptclf.checks import boolean, integer
+from gptclf.checks import boolean, instance
 from gptclf.data.columns import Columns
 from gptclf.data.separated import separated_rows
-from gptclf.data.tables import SURPLUS, check_names, columns_named, columns_of_rows
-
-# A column of a file: its name in the header, or its position.
-Place = str | int
+from gptclf.data.tables import SURPLUS, check_names, columns_of_rows
+from gptclf.files.access import readable_size
 
 _DELIMITERS = {".csv": ",", ".tsv": "\t"}
 
 
 def read_file(
-    path: Path,
-    text: Place,
-    label: Place | None,
-    weights: Place | None,
-    *,
-    encoding: str,
-    quoted: bool | None,
-    delimiter: str | None,
+    path: Path, wanted: Mapping[str, Any], encoding: str, quoted: bool | None, delimiter: str | None
 ) -> Columns:
     """Read the columns of a .csv, .tsv, .jsonl or .parquet file; see `TextDataset.from_file`."""
-    suffix, wanted = path.suffix.lower(), columns_named(text, label, weights)
+    suffix = path.suffix.lower()
     if suffix not in (*_DELIMITERS, ".jsonl", ".parquet"):
         raise ValueError(f"{path}: the suffix names the format; it must be .csv, .tsv, .jsonl or .parquet")
     positions = [not isinstance(column, str) for column in wanted.values()]
     if any(positions) and (suffix not in _DELIMITERS or not all(positions)):
         rule = "they must all be names" + " or all be positions" * (suffix in _DELIMITERS)
-        given = {"text": text, "label": label, "weights": weights}
-        shown = ", ".join(f"{name}={column!r}" for name, column in given.items() if column is not None)
+        arguments = {"texts": "text", "labels": "label", "weights": "weights"}
+        shown = ", ".join(f"{arguments[part]}={column!r}" for part, column in wanted.items())
         raise TypeError(f"the columns of {path} are {shown}; {rule}")
     if suffix not in _DELIMITERS and (delimiter is not None or quoted is not None):
         raise ValueError(f"delimiter= and quoted= are for .csv and .tsv files, not for {path}")
     if suffix == ".parquet":
         return _read_parquet(path, wanted)
-    try:
-        codecs.lookup(encoding)
-    except (LookupError, TypeError) as error:
-        raise ValueError(f"encoding is {encoding!r}; it must be one that Python knows, such as 'utf-8'") from error
+    readable_size(path)
+    instance("encoding", encoding, str, "the name of an encoding that Python knows, such as 'utf-8'")
     try:
         if suffix == ".jsonl":
             return _read_json_lines(path, wanted, encoding)
         quoted = suffix == ".csv" if quoted is None else boolean("quoted", quoted)
         delimiter = _DELIMITERS[suffix] if delimiter is None else delimiter
         return _read_separated(path, wanted, encoding, delimiter, quoted=quoted)
-    except UnicodeDecodeError as error:
+    except (UnicodeDecodeError, LookupError) as error:  # the latter for an encoding that Python does not know
         raise ValueError(f"{path} is not {encoding} text ({error}); give its encoding=") from error
 
 
@@ -107,21 +94,18 @@ def _read_separated(path: Path, wanted: Mapping[str, Any], encoding: str, delimi
     named, source = isinstance(wanted["texts"], str), str(path)
     with path.open(encoding=encoding, newline="") as file:
         rows = separated_rows(file, delimiter, quoted=quoted, source=source)
-        first = next(rows, (1, []))
-        width = len(first[1])
-        advice = _advice(first[1], delimiter)
-        if named:
-            check_names(wanted.values(), first[1], source, advice)
-            places = {part: first[1].index(column) for part, column in wanted.items()}
-        else:
-            places = {part: _position(column, width, source, advice) for part, column in wanted.items()}
-            rows = chain([first] * bool(width), rows)
-        least = max(places.values()) + 1 if named else width
+        begin, first = next(rows, (1, []))
+        names: list[Any] = first if named else list(range(len(first)))
+        if first or named:
+            check_names(wanted.values(), names, source, _advice(first, delimiter))
+        places = {part: names.index(column) for part, column in wanted.items() if names}
+        least = max(places.values()) + 1 if named else len(names)
         columns: dict[str, list[Any]] = {part: [] for part in wanted}
         lines = []
+        rows = rows if named or not first else chain([(begin, first)], rows)
         for number, row in rows:
-            if not least <= len(row) <= width:
-                problem = f"{len(row)} fields, but the {'header' if named else 'first row'} has {width}"
+            if not least <= len(row) <= len(names):
+                problem = f"{len(row)} fields, but the {'header' if named else 'first row'} has {len(names)}"
                 advice = SURPLUS if quoted else f"give quoted=True and {SURPLUS}"
                 raise ValueError(f"{source}, line {number}: {problem}; {advice}. The delimiter is {delimiter!r}")
             lines.append(number)
@@ -135,11 +119,3 @@ def _advice(first: list[str], delimiter: str) -> str:
     other = next((mark for mark in ";\t,|" if mark != delimiter and any(mark in name for name in first)), None)
     hint = f". The first row holds {other!r}; if that is the delimiter, give delimiter={other!r}" if other else ""
     return f", or give positions such as text=1 if the first row is not a header{hint}"
-
-
-def _position(column: Any, width: int, source: str, advice: str) -> int:
-    """Return the place of a column given by its position, negative ones counted from the end."""
-    position = integer("a column's position", column, -sys.maxsize)
-    if width and not -width <= position < width:
-        raise ValueError(f"{source} has no column {position}; its first row has {width} fields: name others{advice}")
-    return position % max(width, 1)

@@ -1,5 +1,6 @@
 """Checks of the columns that callers give for a data set: texts, labels, weights and row numbers."""
 
+import logging
 import reprlib
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -8,7 +9,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gptclf.checks import is_iterable, number
-from gptclf.tasks import column_values
+from gptclf.tasks.labels import column_values
+
+logger = logging.getLogger(__name__)
 
 # Weights are kept in float32.
 _LARGEST = float(np.finfo(np.float32).max)
@@ -74,3 +77,9 @@ def check_source(texts: object) -> None:
 def check_weight(weight: Any, name: str) -> float:
     """Return the weight of a row; raise an error that gives its `name` if it is not a non-negative, finite number."""
     return number(name, weight, most=_LARGEST)
+
+
+def log_cut(n: int, n_texts: int, limit: int, longest: int, part: str) -> None:
+    """Log that `n` texts of `n_texts` were longer than `limit` tokens and lost their "tail", "head" or "middle"."""
+    message = "%d of %d texts are longer than %d tokens (longest: %d) and lost their %s"
+    logger.warning(message, n, n_texts, limit, longest, part)

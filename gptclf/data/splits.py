@@ -17,12 +17,7 @@ logger = logging.getLogger(__name__)
 
 @overload
 def split(
-    dataset: TextDataset,
-    fractions: Sequence[float] = ...,
-    *,
-    seed: int,
-    stratify: bool = ...,
-    return_indices: Literal[False] = ...,
+    dataset: TextDataset, fractions: Sequence[float] = ..., *, seed: int, stratify: bool = ...
 ) -> tuple[TextDataset, ...]: ...
 @overload
 def split(

@@ -42,52 +42,47 @@ def check_names(wanted: Iterable[Any], names: Sequence[Any], source: str, advice
             raise ValueError(f"{source} has {count} columns {column!r}; {found}: rename all but one")
 
 
-def read_table(table: Any, text: Any, label: Any, weights: Any) -> Columns:
+def read_table(table: Any, wanted: Mapping[str, Any]) -> Columns:
     """Take columns of a table or a stream of rows; see `TextDataset.from_table`."""
-    wanted, source = columns_named(text, label, weights), f"the {type(table).__name__}"
+    source, kind = f"the {type(table).__name__}", type(table)  # attributes of a DataFrame may be its columns
     if isinstance(table, str | bytes | Path):
         raise TypeError(f"table is {table!r}; to read a file call TextDataset.from_file(path, ...)")
-    names, features = getattr(table, "column_names", None), getattr(table, "features", None)
+    if hasattr(kind, "collect"):  # a LazyFrame of polars
+        table = table.collect()
+    names, features = _column_names(table), table.features if hasattr(kind, "features") else None
     if isinstance(names, dict):  # a datasets.DatasetDict
         raise ValueError(f"{source} holds several splits; pick one: table[{next(iter(names), 'train')!r}]")
-    if not hasattr(table, "features"):
-        if hasattr(table, "collect"):  # a LazyFrame of polars
-            table = table.collect()
-        names = _column_names(table)
-        if names is not None:
-            check_names(wanted.values(), names, source)
-            return Columns(**{part: table[column] for part, column in wanted.items()}, source=source)
+    if names is not None and not hasattr(kind, "features"):
+        check_names(wanted.values(), names, source)
+        return Columns(**{part: table[column] for part, column in wanted.items()}, source=source)
     if not isinstance(table, Iterable):
         rule = "a DataFrame, an Arrow table, a datasets.Dataset, a mapping of columns, or mappings one by one"
         raise TypeError(f"table is a {type(table).__name__}; it must be {rule}")
     found = columns_of_rows(table, wanted, source)
     # Hugging Face `datasets` is not a dependency, so its ClassLabel, alone or in a list, is known by its attributes.
-    feature = (features or {}).get(label)
+    feature = (features or {}).get(wanted.get("labels"))
     classes = getattr(getattr(feature, "feature", feature), "names", None)
     if classes is not None and "labels" in found:
-        found |= {"labels": [_class_name(value, classes) for value in found["labels"]], "classes": list(classes)}
+        names = {-1: None, **dict(enumerate(classes))}  # the hub marks a missing label by -1
+        found |= {"labels": [_class_name(value, names) for value in found["labels"]], "classes": list(classes)}
     return Columns(**found, source=source, cells=isinstance(table, csv.DictReader))
 
 
-def _class_name(value: Any, classes: Sequence[str]) -> Any:
-    """Return the name of a class given by its number, or a list of those of several; -1 marks a missing label."""
+def _class_name(value: Any, names: Mapping[Any, str | None]) -> Any:
+    """Return the name of a class given by its number, or a list of those of several; other values are unchanged."""
     value = python_value(value)
     if isinstance(value, list | tuple | np.ndarray):
-        return [_class_name(one, classes) for one in value]
-    if not isinstance(value, int):
-        return value
-    return None if value == -1 else classes[value]
+        return [_class_name(one, names) for one in value]
+    return names.get(value, value)
 
 
-def _column_names(table: Any) -> list[Any] | None:
+def _column_names(table: Any) -> Any:
     """Return the names of a table's columns, or None if it is a series of rows."""
-    if isinstance(table, Mapping):
-        return list(table)
-    for name in ("column_names", "columns"):  # in this order: the columns of an Arrow table are not names
-        if (names := getattr(table, name, None)) is not None:
-            return list(names)
-    names = getattr(getattr(table, "dtype", None), "names", None)  # of a structured array
-    return None if names is None else list(names)
+    for name in ("column_names", "columns", "keys"):  # in this order: the columns of an Arrow table are not names
+        if hasattr(type(table), name):
+            names = getattr(table, name)
+            return names() if callable(names) else names
+    return table.dtype.names if isinstance(table, np.ndarray) else None  # of a structured array
 
 
 def columns_of_rows(rows: Iterable[Any], wanted: Mapping[str, Any], source: str) -> dict[str, Any]:

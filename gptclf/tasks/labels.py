@@ -90,18 +90,21 @@ def declared_classes(column: Any) -> list[Any] | None:
     return column_values(whole.dictionary)
 
 
-def infer_classes(labels: list[Any], *, cells: bool = False) -> list[Any]:
+def infer_classes(labels: list[Any], column: Any = None, *, cells: bool = False) -> list[Any]:
     """Return the distinct labels, sorted if they have an order; members of an Enum give all its members.
 
     Args:
         labels: The labels, one for each text.
+        column: The column that they were read from; if it has ordered categories, those are the classes.
         cells: Whether they are the text of cells, as in a .csv file.
 
     Raises:
         TypeError: Labels are collections, which may be one label each or several.
         ValueError: Labels are measurements, such as 0.25.
     """
-    found = list(dict.fromkeys(labels))
+    if (declared := declared_classes(column)) is not None:
+        return declared
+    found = list(dict.fromkeys(check_labels(labels)))
     for label in found:
         if isinstance(label, tuple | frozenset):
             problem = f"label {labels.index(label)} is {label!r}, which may be one label or several"
@@ -109,7 +112,7 @@ def infer_classes(labels: list[Any], *, cells: bool = False) -> list[Any]:
     numbers = [as_number(label) if cells else label for label in found]
     if all(isinstance(number, Number) and not isinstance(number, complex) for number in numbers):
         for label, number in zip(found, numbers, strict=True):
-            if number % 1 != 0:
+            if number % 1:
                 problem = f"label {labels.index(label)} is {label!r}, a measurement rather than a class"
                 raise ValueError(f"{problem}; give task=Regression(), or name the classes with classes=[...]")
     kinds = {type(label) for label in found}
