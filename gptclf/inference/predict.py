@@ -13,7 +13,7 @@ from torch import Tensor
 
 from gptclf.checks import integer
 from gptclf.data.dataset import TextDataset
-from gptclf.data.rows import check_source, check_text
+from gptclf.data.rows import check_source, check_text, check_texts
 from gptclf.gpt2.arithmetic import resolve_precision
 from gptclf.gpt2.model import GPT2, check_classifier
 from gptclf.inference.outputs import compute_all
@@ -133,8 +133,7 @@ def text_outputs(
     progress: bool = False,
 ) -> list[Tensor]:
     """Return the outputs of each model on texts, prepared as in its training, float32."""
-    check_source(texts)
-    texts = list(texts)
+    texts = check_texts(texts)
     prepared: dict[Any, tuple[TextDataset, list[int]]] = {}
     rows, answers = [], []
     for model in models:
