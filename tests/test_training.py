@@ -928,7 +928,7 @@ def test_targets_that_are_not_finite_are_named_before_the_computation_is_blamed(
             return ((outputs[:, 0] - targets) ** 2).sum(), float(len(targets))
 
     clf = add_classifier_head(byte_gpt2(), task=Number(), seed=3)
-    data = TextDataset(["a"] * 4, [0.0, float("nan"), 1.0, float("inf")], tokenizer=clf.tokenizer, task=clf.task)
+    data = TextDataset(["a"] * 4, [0.0, -float("inf"), 1.0, float("inf")], tokenizer=clf.tokenizer, task=clf.task)
     with pytest.raises(
         FloatingPointError, match=r"step 1: .* The targets of rows (1, 3|3, 1) are not finite\. The step"
     ):

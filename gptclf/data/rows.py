@@ -57,7 +57,7 @@ def check_text(text: object, name: str) -> str:
     """Return a text; raise a TypeError that gives its `name`, such as "text 3", if it is not a string."""
     if not isinstance(text, str):
         problem = f"{name} is {text!r} ({type(text).__name__}); every text must be a str"
-        raise TypeError(f"{problem}. Drop missing rows or replace them by ''")
+        raise TypeError(f"{problem}. Leave missing texts out, or replace them by ''")
     return text
 
 

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from gptclf.checks import boolean, integer, number
-from gptclf.data.rows import check_source, check_text
+from gptclf.data.rows import check_source, check_text, check_texts
 from gptclf.gpt2.arithmetic import resolve_precision
 from gptclf.gpt2.model import GPT2, check_classifier, warn_of_no_preparation
 from gptclf.inference.outputs import compute_all, compute_outputs
@@ -241,8 +241,7 @@ def text_outputs(
     progress: bool = False,
 ) -> list[Tensor]:
     """Return the outputs of each model on texts, prepared as in its training, float32."""
-    check_source(texts)
-    texts = list(texts)
+    texts = check_texts(texts)
     prepared: dict[Any, Prepared] = {}
     found = []
     for model in models:
