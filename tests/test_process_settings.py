@@ -310,14 +310,14 @@ FLOATS = {"zeros", "ones", "empty", "full", "linspace", "rand", "randn"}
 def test_every_tensor_that_the_package_makes_names_its_device_and_type() -> None:
     found, wrong = 0, []
     for path in sorted(Path(gptclf.__file__).parent.rglob("*.py")):
-        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-            called = node.func if isinstance(node, ast.Call) else None
-            if isinstance(called, ast.Attribute) and ast.unparse(called.value) == "torch":
-                given = {keyword.arg for keyword in node.keywords} if isinstance(node, ast.Call) else set()
-                if called.attr in FACTORIES | FLOATS and None not in given:
-                    found += 1
-                    needs = {"device", "dtype"} if called.attr in FLOATS - {"full"} else {"device"}
-                    wrong += [f"{path.name}:{node.lineno} {called.attr}"] * bool(needs - given)
+        calls = [node for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))) if isinstance(node, ast.Call)]
+        for call in calls:
+            module, _, name = ast.unparse(call.func).rpartition(".")
+            given = {keyword.arg for keyword in call.keywords}
+            if module == "torch" and name in FACTORIES | FLOATS and None not in given:
+                found += 1
+                needs = {"device", "dtype"} if name in FLOATS - {"full"} else {"device"}
+                wrong += [f"{path.name}:{call.lineno} {name}"] * bool(needs - given)
     assert found > 30
     assert wrong == []
 
