@@ -250,7 +250,7 @@ def device(value: str | torch.device | None) -> torch.device:
         raise _wrong("device", value, "a name such as 'cuda:0', a torch.device or None", right_type=False)
     try:
         chosen = torch.device("cpu" if value is None else value)
-        torch.empty(0, device=chosen)
+        torch.empty(0, dtype=torch.uint8, device=chosen)
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         have = "cpu" + ", cuda" * torch.cuda.is_available() + ", mps" * torch.backends.mps.is_available()
         reason = str(error).split("\n")[0]

@@ -265,7 +265,9 @@ def _opened(value: Any) -> tuple[list[Any], Callable[..., Any] | None]:
     if kind is types.FunctionType:
         held = [value.__closure__, value.__defaults__, value.__kwdefaults__, vars(value)]
         return held, functools.partial(_rebound, value)
-    return [*gc.get_referents(value), *([value.untyped_storage()] if isinstance(value, Tensor) else [])], None
+    # A matrix that a kernel laid out in its own way is opaque.
+    memory = [value.untyped_storage()] if isinstance(value, Tensor) and value.layout == torch.strided else []
+    return [*gc.get_referents(value), *memory], None
 
 
 def _refilled(table: dict[Any, Any], *parts: Any) -> dict[Any, Any]:
