@@ -5,11 +5,12 @@ type is a TypeError and a value out of range a ValueError. Both errors give the 
 """
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from math import inf, isfinite, nan
 from numbers import Integral, Real
 from pathlib import Path
-from typing import Any, overload
+from typing import Any, TypeGuard, overload
 
 import numpy as np
 import torch
@@ -31,10 +32,57 @@ def python_value(value: Any) -> Any:
         >>> python_value(np.float32(0.5)), python_value(torch.tensor(3)), python_value("ham")
         (0.5, 3, 'ham')
     """
+    if value is np.ma.masked:
+        return None
     if isinstance(value, torch.Tensor):
         return value.item() if value.numel() == 1 else value.tolist()
     scalar = isinstance(value, np.generic) or (isinstance(value, np.ndarray) and value.ndim == 0)
     return value.item() if scalar else value
+
+
+def is_iterable(value: Any) -> TypeGuard[Iterable[Any]]:
+    """Return True if one can iterate over `value`; arrays and tensors without dimensions only say that one can.
+
+    Example:
+        >>> is_iterable([]), is_iterable(np.array(3)), is_iterable(3)
+        (True, False, False)
+    """
+    return isinstance(value, Iterable) and not (isinstance(value, np.ndarray | torch.Tensor) and value.ndim == 0)
+
+
+def is_missing(value: Any) -> bool:
+    """Return whether a value is missing: None, or one that is not equal to itself, such as NaN, NaT and pandas.NA.
+
+    Example:
+        >>> [is_missing(value) for value in (None, float("nan"), "", 0)]
+        [True, True, False, False]
+    """
+    try:
+        return value is None or bool(value != value)
+    except TypeError:  # pandas.NA has no truth value
+        return True
+    except ValueError:  # nor has an array, which is not missing
+        return False
+
+
+@contextmanager
+def naming(source: str) -> Iterator[None]:
+    """Put the name of a source of data before the message of a TypeError or ValueError; "" puts nothing there.
+
+    Example:
+        >>> with naming("train.csv"):
+        ...     integer("label 3", -1)
+        Traceback (most recent call last):
+            ...
+        ValueError: train.csv: label 3 is -1; it must be an integer of at least 0
+    """
+    try:
+        yield
+    except (TypeError, ValueError) as error:
+        if not source:
+            raise
+        kind = TypeError if isinstance(error, TypeError) else ValueError
+        raise kind(f"{source}: {error}") from error
 
 
 @overload
@@ -151,16 +199,38 @@ def boolean(name: str, value: Any) -> bool:
     return value
 
 
+def instance(name: str, value: Any, kind: type | tuple[type, ...], rule: str) -> None:
+    """Raise a TypeError if `value` is not an object of these classes; `rule` says in words what is.
+
+    Example:
+        >>> instance("config", {}, Path, "a Path")
+        Traceback (most recent call last):
+            ...
+        TypeError: config is {} (dict); it must be a Path
+    """
+    if not isinstance(value, kind):
+        shown = (
+            repr(value) if isinstance(value, str | bytes | int | float | list | tuple | dict | None) else "an object"
+        )
+        shown = shown if len(shown) <= _LONGEST else f"{shown[: _LONGEST - 3]}..."
+        raise TypeError(f"{name} is {shown} ({type(value).__name__}); it must be {rule}")
+
+
 def path(name: str, value: Any) -> Path:
     """Return `value` as a Path, with a leading `~` replaced by the home directory.
 
     Raises:
         TypeError: If `value` is neither a str nor a path object.
-        ValueError: If it is empty, or names the home of an unknown user.
+        ValueError: If it is empty, holds a null character, or names the home of an unknown user.
     """
     text = os.fspath(value) if isinstance(value, os.PathLike) else value
-    if not isinstance(text, str) or not text:
+    if not isinstance(text, str) or not text or "\0" in text:
         raise _wrong(name, value, "a path that is not empty, as a str or a Path", right_type=isinstance(text, str))
+    try:
+        if b"\0" in os.fsencode(text):
+            raise ValueError("it holds a null character")
+    except ValueError as error:  # also a lone surrogate
+        raise ValueError(f"{name} is {text!r}, which no file can be called ({error}); give another path") from error
     try:
         return Path(text).expanduser()
     except RuntimeError as error:

@@ -1,13 +1,16 @@
 """Plots and tables, made with matplotlib and pandas if they are installed."""
 
-import os
+import uuid
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 
 def plot_training(
-    path: str | Path,
+    path: Path,
     epochs: Sequence[float],
     curves: Mapping[str, Mapping[str, Sequence[float | None]]],
     *,
@@ -27,12 +30,7 @@ def plot_training(
     Raises:
         ImportError: If matplotlib is not installed.
     """
-    try:
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise ImportError("plots need matplotlib: pip install 'gptclf[examples]'") from error
-    # A Figure outside pyplot opens no window and changes no global state.
-    figure = Figure(figsize=(5 * len(curves), 4), layout="constrained")
+    figure = _figure(5 * len(curves), 4)
     panels = figure.subplots(1, len(curves), squeeze=False)[0]
     styles = {"training": ("C0", "o-"), "validation": ("C1", "s--")}
     for panel, (quantity, series) in zip(panels, curves.items(), strict=True):
@@ -46,10 +44,72 @@ def plot_training(
         panel.set(xlabel="epochs", ylabel=quantity, title=quantity)
         panel.grid(alpha=0.3)
         panel.legend()
-    target = Path(path).expanduser()
-    target = target if target.suffix else target.with_suffix(".png")
+    return _save(figure, path)
+
+
+# Beyond this many classes a confusion matrix shows colors alone, and beyond the second number not every label.
+_MOST_NUMBERS = 25
+_MOST_LABELS = 60
+
+# Characters of a label beside a confusion matrix.
+_LABEL = 24
+
+
+def plot_confusion(
+    path: Path, confusion: NDArray[Any], labels: Sequence[Any] | None, *, normalize: bool = False
+) -> Path:
+    """Plot a confusion matrix (C, C) of counts, whose rows are true classes, and save the figure.
+
+    Args:
+        path: The file to write. Its suffix sets the format; without a suffix, .png is added.
+        confusion: The counts.
+        labels: The classes' labels, in order; None numbers them.
+        normalize: Show each row's shares instead of counts; a row without counts stays empty.
+
+    Returns:
+        The path of the file.
+
+    Raises:
+        ImportError: If matplotlib is not installed.
+    """
+    n, totals = len(confusion), confusion.sum(axis=1, keepdims=True)
+    shares = np.divide(confusion, totals, out=np.full(confusion.shape, np.nan), where=totals > 0)
+    shown = shares if normalize else confusion
+    side = min(4 + 0.4 * n, 16)
+    figure = _figure(side + 1, side)
+    panel = figure.subplots()
+    image = panel.imshow(shown, cmap="Blues", vmin=0, vmax=1 if normalize else None)
+    figure.colorbar(image, ax=panel, shrink=0.8)
+    every = -(-n // _MOST_LABELS)
+    words = [" ".join(str(label).split()) for label in (range(n) if labels is None else labels)][::every]
+    words = [word if len(word) <= _LABEL else f"{word[: _LABEL - 3]}..." for word in words]
+    given = {"fontsize": min(10, 400 / n) if every == 1 else 6.5, "parse_math": False}  # a $ is a $
+    panel.set_xticks(range(0, n, every), words, rotation=90, **given)
+    panel.set_yticks(range(0, n, every), words, **given)
+    panel.set(xlabel="predicted class", ylabel="true class")
+    if n <= _MOST_NUMBERS:
+        half = image.norm.vmax / 2
+        for (row, column), value in np.ndenumerate(shown):
+            if value > 0:  # zeros only hide the others
+                number, color = (f"{value:.2f}" if normalize else f"{value:,}"), "white" if value > half else "black"
+                panel.text(column, row, number, ha="center", va="center", color=color, fontsize=min(10, 130 / n))
+    return _save(figure, path)
+
+
+def _figure(width: float, height: float) -> Any:
+    try:
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise ImportError("plots need matplotlib: pip install 'gptclf[examples]'") from error
+    # A Figure outside pyplot opens no window and changes no global state.
+    return Figure(figsize=(width, height), layout="constrained")
+
+
+def _save(figure: Any, path: Path) -> Path:
+    """Write a figure under a temporary name, then rename it, and return its path."""
+    target = path if path.suffix else path.with_suffix(".png")
     target.parent.mkdir(parents=True, exist_ok=True)
-    beside = target.with_name(f".{target.stem}.{os.getpid()}{target.suffix}")
+    beside = target.with_name(f".{target.stem}.{uuid.uuid4().hex}{target.suffix}")
     try:
         figure.savefig(beside, dpi=120)
         beside.replace(target)

@@ -4,6 +4,7 @@ from dataclasses import dataclass, fields
 
 from gptclf.checks import choice, integer
 
+_LONGEST = 1_000_000  # far above every context: more would only fill the memory with padding
 TRUNCATIONS = ("tail", "head", "middle")
 
 
@@ -31,8 +32,8 @@ class Preparation:
     pad_to: int | None = None
 
     def __post_init__(self) -> None:
-        max_length = integer("max_length", self.max_length, 1, optional=True)
-        pad_to = integer("pad_to", self.pad_to, 1, optional=True)
+        max_length = integer("max_length", self.max_length, 1, most=_LONGEST, optional=True)
+        pad_to = integer("pad_to", self.pad_to, 1, most=_LONGEST, optional=True)
         if pad_to is not None and max_length is not None and max_length > pad_to:
             raise ValueError(f"max_length {max_length} is more than pad_to {pad_to}; padded rows cannot be longer")
         # A frozen dataclass sets its own fields this way.

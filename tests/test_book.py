@@ -1,5 +1,6 @@
 """The book's `GPTModel`: its published figure, its names both ways, its classifiers, its variants."""
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -106,6 +107,28 @@ class Reference(nn.Module):
     def forward(self, ids: Tensor) -> Tensor:
         x = self.tok_emb(ids) + self.pos_emb(torch.arange(ids.shape[1]))
         return self.out_head(self.final_norm(self.trf_blocks(x)))  # type: ignore[no-any-return]
+
+
+class Product(nn.Module):
+    """The book's low-rank product: its scale is alpha in early editions of the class, alpha / rank in later ones."""
+
+    def __init__(self, layer: nn.Linear, rank: int, alpha: float, by_rank: bool) -> None:
+        super().__init__()
+        self.A = nn.Parameter(torch.zeros(layer.in_features, rank))
+        self.B = nn.Parameter(torch.zeros(rank, layer.out_features))
+        self.alpha, self.divisor = alpha, rank if by_rank else 1
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x @ self.A @ self.B * self.alpha / self.divisor
+
+
+class WithFactors(nn.Module):
+    def __init__(self, layer: nn.Linear, **options: Any) -> None:
+        super().__init__()
+        self.linear, self.lora = layer, Product(layer, **options)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.linear(x) + self.lora(x)  # type: ignore[no-any-return]
 
 
 def the_books_own(settings: Settings) -> nn.Module:
@@ -307,7 +330,7 @@ class TestWhatIsRefused:
     @pytest.mark.parametrize(
         ("config", "message"),
         [
-            (None, r"a\.pth: the tensors do not tell the number of attention heads.*24 wide; pass it in config="),
+            (None, r"a\.pth: the tensors do not tell the number of attention heads.*24 wide; pass it in settings="),
             ({}, "the tensors do not tell the number of attention heads"),
             ({**SMALL, "n_layers": 4}, "does not match the given configuration: n_layers = 4, but the tensors have 3"),
             ({**SMALL, "emb_dim": 768, "qkv_bias": True}, "emb_dim = 768, but the tensors have 24; qkv_bias = True"),
@@ -371,22 +394,37 @@ class TestWhatIsRefused:
         tensors = {n: t.bool() if n.endswith("mask") else t for n, t in small().state_dict().items()}
         assert read_book(tensors, SMALL, source="a.pth")[0].context_length == 40
 
-    def test_lora_layers_say_how_to_merge_them(self) -> None:
-        """Following the advice in the message gives a file that loads."""
-        appendix = pytest.importorskip("llms_from_scratch.appendix_e", reason="pip install --no-deps llms-from-scratch")
-        model = small(the_books_own)
-        appendix.replace_linear_with_lora(model, rank=4, alpha=8)
+    @pytest.mark.parametrize("by_rank", [False, True], ids=["alpha", "alpha/rank"])
+    def test_lora_layers_say_how_to_merge_them(self, by_rank: bool) -> None:
+        """Following the advice gives a file that loads, whichever scale the edition of the book's class has."""
+        model = small()
+        for parent in list(model.modules()):
+            for name, layer in list(parent.named_children()):
+                if isinstance(layer, nn.Linear):
+                    setattr(parent, name, WithFactors(layer, rank=4, alpha=8, by_rank=by_rank))
         randomised(model)  # type: ignore[arg-type]
-        with pytest.raises(ValueError, match=r"appendix E .*layer\.lora\.alpha \* \(layer\.lora\.A @ layer\.lora\.B\)"):
+        with pytest.raises(ValueError, match=r"appendix E .*but not their scale") as error:
             read_book(model.state_dict(), SMALL, source="a.pth")
+        (advice,) = re.findall(r"layer\.linear\.weight \+= \S+", str(error.value))
         want = logits(model)
         for parent in list(model.modules()):
             for name, layer in list(parent.named_children()):
-                if isinstance(layer, appendix.LinearWithLoRA):
+                if isinstance(layer, WithFactors):
                     with torch.no_grad():
-                        layer.linear.weight += layer.lora.alpha * (layer.lora.A @ layer.lora.B).T
+                        exec(advice.rstrip(","), {"torch": torch, "layer": layer})
                     setattr(parent, name, layer.linear)
         torch.testing.assert_close(logits(as_ours(model.state_dict(), SMALL)), want, atol=1e-4, rtol=1e-4)
+
+    def test_the_advice_fits_the_books_own_layers(self) -> None:
+        appendix = pytest.importorskip("llms_from_scratch.appendix_e", reason="pip install --no-deps llms-from-scratch")
+        layer = appendix.LinearWithLoRA(nn.Linear(5, 3), rank=2, alpha=8)
+        with torch.no_grad():
+            layer.lora.B.normal_()
+            x, weight = torch.randn(4, 5), layer.linear.weight.clone()
+            want = layer(x)
+            layer.linear.weight += layer.lora(torch.eye(layer.linear.in_features)).T
+            torch.testing.assert_close(layer.linear(x), want)
+            assert not torch.equal(layer.linear.weight, weight)
 
     @pytest.mark.parametrize(
         ("changes", "message"),

@@ -1,9 +1,11 @@
 """The code blocks of the README and the guides run, in order, as a reader would run them."""
 
+import builtins
 import re
 import sys
 import warnings
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -11,11 +13,17 @@ ROOT = Path(__file__).resolve().parents[1]
 PAGES = [
     "README.md",
     "docs/getting-started.md",
+    "docs/answers.md",
     "docs/extending.md",
     "docs/adapters.md",
     "docs/chapter-5.md",
     "docs/chapter-6.md",
+    "docs/from-the-book.md",
+    "docs/when-something-goes-wrong.md",
 ]
+# The first line of a block that ends in an error, "# ValueError: its beginning", or that says something,
+# "# warning: its beginning". Three dots stand for any text.
+ENDS_IN = re.compile(r"# (\w+Error|warning): (.+)\n")
 
 
 def code_blocks(page: str) -> list[tuple[int, str]]:
@@ -25,8 +33,30 @@ def code_blocks(page: str) -> list[tuple[int, str]]:
     return [(text[: match.start(1)].count("\n"), match.group(1)) for match in found]
 
 
+def run(code: Any, namespace: dict[str, object], ending: re.Match[str] | None, log: pytest.LogCaptureFixture) -> None:
+    """Run a block, and check that it ends in the error that it names, or that something said so."""
+    if ending is None:
+        exec(code, namespace)
+        return
+    kind, message = ending.groups()
+    pattern = ".*".join(map(re.escape, message.split("...")))
+    if kind != "warning":
+        with pytest.raises(getattr(builtins, kind)) as error:
+            exec(code, namespace)
+        message_of = re.sub(r"^\[Errno \d+\] ", "", str(error.value))
+        assert re.match(pattern, message_of, re.DOTALL), f"{kind}: {error.value} does not begin with {message}"
+        return
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        exec(code, namespace)
+    heard = [*log.messages, *(str(warning.message) for warning in caught)]
+    assert any(re.match(pattern, line, re.DOTALL) for line in heard), f"nothing said {message}: {heard}"
+
+
 @pytest.mark.parametrize("page", PAGES)
-def test_every_python_block_of_the_page_runs(page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_python_block_of_the_page_runs(
+    page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", [str(ROOT / "examples"), *sys.path])
     blocks = code_blocks(page)
@@ -38,7 +68,22 @@ def test_every_python_block_of_the_page_runs(page: str, tmp_path: Path, monkeypa
             # Pages show the 124M model; nano replaces it here, so nothing is downloaded.
             offline = code.replace('load_gpt2("gpt2")', 'load_gpt2("nano")')
             # Blank lines in front make tracebacks name the page's own lines.
-            exec(compile("\n" * line + offline, str(ROOT / page), "exec"), namespace)
+            caplog.clear()
+            compiled = compile("\n" * line + offline, str(ROOT / page), "exec")
+            run(compiled, namespace, ENDS_IN.match(code), caplog)
+
+
+@pytest.mark.parametrize("block", ["# ValueError: no ... x", "# warning: no"])
+@pytest.mark.parametrize(
+    "code", ["1", "raise ValueError('yes')", "raise TypeError('no y x')", "raise ValueError('a no b x')"]
+)
+def test_a_block_that_ends_otherwise_than_it_says_is_noticed(
+    block: str, code: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    whole = f"{block}\n{code}\n"
+    run("raise ValueError('no y x')", {}, ENDS_IN.match("# ValueError: no ... x\n"), caplog)
+    with pytest.raises(BaseException):  # noqa: B017
+        run(whole, {}, ENDS_IN.match(whole), caplog)
 
 
 def slug(heading: str) -> str:

@@ -361,7 +361,7 @@ class TestContradictions:
     @pytest.mark.parametrize(
         ("arguments", "message"),
         [
-            ({"name": GPT2Config(n_heads=2), "weights": "random", "settings": BOOK}, "GPT2Config is complete"),
+            ({"name": GPT2Config(n_heads=2), "weights": "random", "settings": BOOK}, "a configuration is complete"),
             ({"name": "nano", "revision": "main"}, "revision='main' belongs to a hub repository"),
         ],
     )
@@ -408,7 +408,7 @@ class TestContradictions:
     def test_a_file_that_is_not_there_is_not_asked_of_a_hub(self, name: str) -> None:
         with pytest.raises(FileNotFoundError, match="is not a folder, a file or a known model"):
             load_gpt2(name)
-        with pytest.raises(FileNotFoundError, match="is not a folder, a file or a hub repository"):
+        with pytest.raises(FileNotFoundError, match="is not a folder, a file or a known model"):
             load_model(name)
 
     @pytest.mark.parametrize("folder", ["", None, 3])

@@ -9,7 +9,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from gptclf.checks import boolean, integer
+from gptclf.checks import boolean, instance, integer
 from gptclf.data.rows import row_numbers
 from gptclf.tasks import Task
 
@@ -82,6 +82,10 @@ class Batch:
     def __len__(self) -> int:
         return len(self.lengths)
 
+    def __repr__(self) -> str:
+        parts = {name: value for name, value in vars(self).items() if isinstance(value, Tensor)}
+        return f"Batch({', '.join(f'{name} {tuple(value.shape)}' for name, value in parts.items())})"
+
     def to(self, device: torch.device | str) -> "Batch":
         """Return the same batch on another device."""
         parts = {name: getattr(self, name) for name in ("inputs", "lengths", "targets", "weights")}
@@ -123,6 +127,10 @@ class Batches:
         drop_last: bool = False,
         task: Task | None = None,
     ) -> None:
+        if not hasattr(dataset, "padded"):
+            raise TypeError(f"dataset is a {type(dataset).__name__}; it must be a TextDataset or TextWindows")
+        if task is not None:
+            instance("task", task, Task, "a gptclf.Task, such as model.task")
         self.dataset = dataset
         self.batch_size = integer("batch_size", batch_size, 1)
         self.seed = integer("seed", seed, optional=True)
@@ -156,7 +164,7 @@ class Batches:
         Raises:
             ValueError: If `start` is beyond the end of the epoch.
         """
-        start = integer("start", start)
+        epoch, start = integer("epoch", epoch), integer("start", start)
         if start > len(self):
             raise ValueError(f"start is {start}; it must be at most {len(self)}, the number of batches in an epoch")
         order, size = self.order(epoch), self.batch_size

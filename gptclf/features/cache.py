@@ -11,6 +11,7 @@ from pathlib import Path
 
 from gptclf import checks
 from gptclf.features.store import SUFFIX, FeatureStore, file_size, modified, unlink
+from gptclf.files.access import make_folder
 
 logger = logging.getLogger(__name__)
 
@@ -79,7 +80,7 @@ def on_disk(identity: str, folder: Path, missing: Callable[[FeatureStore], int],
     needed = missing(store)
     if not needed:
         return store
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder, "cache_dir")
     if store.folder is not None and store.nbytes + needed > limit >= missing(FeatureStore(identity)):
         _delete(store.folder)
         store = FeatureStore(identity, folder)

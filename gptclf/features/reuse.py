@@ -25,7 +25,7 @@ from gptclf.features.rows import FeatureSet
 from gptclf.features.store import FeatureStore, text_key
 from gptclf.gpt2.arithmetic import arithmetic_for
 from gptclf.gpt2.model import GPT2
-from gptclf.progress import Meter, format_bytes, format_seconds
+from gptclf.progress import Meter, format_bytes, format_seconds, write_line
 
 logger = logging.getLogger(__name__)
 
@@ -83,7 +83,7 @@ def features_of(
         if missing:
             tokens = sum(len(rows[i]) for i in missing)
             if progress:
-                print(_announcement(prefix, rows, missing, store), file=sys.stderr)
+                write_line(_announcement(prefix, rows, missing, store))
             with Meter(tokens * prefix.n_blocks, "frozen part", unit="tok", enabled=progress) as meter:
                 compute_missing(prefix, rows, missing, store, meter.update)
         stored = iter([store[text_key(ids)] for ids in rows])

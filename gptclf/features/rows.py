@@ -41,13 +41,16 @@ class FeatureSet:
         chosen = row_numbers(indices, len(self))
         return FeatureSet(self.source.subset(chosen), [self.stored[i] for i in chosen], self.width)
 
-    def padded(self, indices: NDArray[np.int64]) -> Tensor:
+    def padded(self, indices: Sequence[int] | NDArray[np.int64]) -> Tensor:
         """Return the rows at `indices` as one tensor (B, T, D), zeros to the right of each row's length."""
-        batch = torch.zeros(len(indices), int(self.lengths[indices].max(initial=0)), self.width, dtype=torch.float32)
-        for row, i in zip(batch, indices, strict=True):
+        rows = row_numbers(indices, len(self))
+        shape = len(rows), int(self.lengths[rows].max(initial=0)), self.width
+        batch = torch.zeros(shape, dtype=torch.float32, device="cpu")
+        for row, i in zip(batch, rows, strict=True):
             torch.narrow(row, 0, 0, self.stored[i].length).copy_(self.stored[i].values)
         return batch
 
-    def packed(self, indices: NDArray[np.int64]) -> Tensor:
+    def packed(self, indices: Sequence[int] | NDArray[np.int64]) -> Tensor:
         """Return the rows at `indices` one after the other (N, D), a copy."""
-        return torch.cat([self.stored[i].values for i in indices])
+        rows = [self.stored[i].values for i in row_numbers(indices, len(self))]
+        return torch.cat(rows) if rows else torch.zeros(0, self.width)

@@ -22,7 +22,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from gptclf.files.atomic import write_all
+from gptclf.files.atomic import write_file
 from gptclf.files.safetensors_file import read_safetensors, tensor_writer
 
 logger = logging.getLogger(__name__)
@@ -95,12 +95,13 @@ class FeatureStore:
             self._register(keys, lengths, values)
             return
         addresses = torch.from_numpy(np.frombuffer(b"".join(keys), dtype=np.uint8).reshape(-1, _KEY_BYTES).copy())
-        tensors = {"keys": addresses, "lengths": torch.tensor(list(lengths)), "values": values}
+        counts = torch.tensor(list(lengths), dtype=torch.int64, device="cpu")
+        tensors = {"keys": addresses, "lengths": counts, "values": values}
         metadata = {"identity": self.identity, "sha256": _digest(tensors)}
         path = self.folder / f"{uuid.uuid4().hex}{SUFFIX}"
         try:
             self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)  # features of private texts
-            write_all(self.folder, {path.name: tensor_writer(tensors, metadata)})
+            write_file(path, tensor_writer(tensors, metadata), durable=False)
         except OSError as error:
             problem = f"could not keep {values.nbytes / 1e6:.0f} MB of features in {self.folder} ({error})"
             kept = "Features kept before are intact, and the next run continues from them"

@@ -10,7 +10,7 @@ from gptclf.checks import integer
 from gptclf.gpt2.arithmetic import check_float32
 from gptclf.gpt2.config import GPT2Config
 from gptclf.gpt2.freezing import first_policy, freeze
-from gptclf.gpt2.heads import ClassifierHead, Head, check_head
+from gptclf.gpt2.heads import MOST_OUTPUTS, ClassifierHead, Head, check_head
 from gptclf.gpt2.initialise import initialise
 from gptclf.gpt2.model import GPT2, check_gpt2
 from gptclf.gpt2.sharing import borrow
@@ -85,11 +85,17 @@ def build_head(head: HeadSource, config: GPT2Config, n_outputs: int) -> Head:
 
     Parts without data, such as those of a `ClassifierHead`, get fresh weights as GPT-2's parts do.
     """
-    built = head if isinstance(head, nn.Module) or not callable(head) else head(config.emb_dim, n_outputs)
+    built = head
+    if callable(head) and not isinstance(head, nn.Module):
+        try:
+            built = head(config.emb_dim, n_outputs)
+        except TypeError as error:
+            problem = f"head is {head!r}, which cannot be called with the trunk's width and the number of outputs"
+            raise TypeError(f"{problem}: {error}") from error
     if not isinstance(built, Head):
         raise TypeError(f"head is a {type(built).__name__}; give a gptclf.Head (subclass it), or a class of heads")
-    if built is head:  # another model may have it, or get it
-        built = borrow(built)
+    # A given head is copied, as another model may have it; one made here is float32 whatever torch's default type is.
+    built = borrow(built) if built is head else built.float()
     for part in built.modules():
         if any(parameter.is_meta for parameter in part.parameters(recurse=False)):
             initialise(part.to_empty(device="cpu", recurse=False), config, None, stream=1)
@@ -104,7 +110,9 @@ def _task_of(num_classes: int | None, classes: Iterable[Any] | None, task: Task 
     if isinstance(num_classes, str):
         raise TypeError(f"num_classes is {num_classes!r}; it must be an integer. For labels give classes=")
     if task is None:
-        task = SingleLabel(range(integer("num_classes", num_classes)) if classes is None else classes)
+        task = SingleLabel(
+            range(integer("num_classes", num_classes, most=MOST_OUTPUTS)) if classes is None else classes
+        )
     if not isinstance(task, Task):
         raise TypeError(f"task is a {type(task).__name__}; it must be a gptclf.Task, such as SingleLabel(classes)")
     task.check_outputs()

@@ -92,18 +92,28 @@ class GPT2Config:
             base: For example the book's `BASE_CONFIG` or `GPT_CONFIG_124M`; it is not changed.
             size: For example `model_configs["gpt2-medium (355M)"]`; its values take precedence.
 
+        Raises:
+            TypeError: `base` or `size` is not a dictionary.
+            ValueError: A value that the book's class reads is missing, as in `BASE_CONFIG` without a size; or a key is
+                unknown.
+
         Example:
             >>> base = {"vocab_size": 50257, "context_length": 256, "drop_rate": 0.1, "qkv_bias": False}
             >>> GPT2Config.from_book(base, {"emb_dim": 768, "n_layers": 12, "n_heads": 12}).tied
             False
         """
-        return cls.from_dict({"tied": False, **base, **(size or {})})
+        given = {"tied": False, **_mapping("base", base), **_mapping("size", {} if size is None else size)}
+        missing = [field.name for field in dataclasses.fields(cls)[:7] if field.name not in given]
+        if missing:
+            remedy = 'add the size\'s values, as model_configs["gpt2-small (124M)"] has them'
+            raise ValueError(f"the book's dictionary lacks {', '.join(missing)}; {remedy}")
+        return cls.from_dict(given)
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "GPT2Config":
         """Return the configuration with these fields. An unknown key is an error that names it."""
         fields = [field.name for field in dataclasses.fields(cls)]
-        unknown = sorted(set(values) - set(fields))
+        unknown = sorted(set(_mapping("values", values)) - set(fields), key=str)
         if unknown:
             named = f"key{'s' * (len(unknown) > 1)} {', '.join(map(repr, unknown))}"
             raise ValueError(f"unknown configuration {named}; GPT2Config has {', '.join(fields)}")
@@ -118,6 +128,12 @@ class GPT2Config:
         return GPT2Config.from_dict({**self.to_dict(), **changes})
 
 
+def _mapping(name: str, value: Any) -> Mapping[str, Any]:
+    if not isinstance(value, Mapping):
+        raise TypeError(f"{name} is a {type(value).__name__}; it must be a dictionary with the keys of GPT2Config")
+    return value
+
+
 # Widths, layers and heads as OpenAI published them with each checkpoint (hparams.json).
 PRESETS: dict[str, GPT2Config] = {
     "gpt2": GPT2Config(),
@@ -129,3 +145,16 @@ PRESETS: dict[str, GPT2Config] = {
 }
 
 ALIASES: dict[str, str] = {"124M": "gpt2", "355M": "gpt2-medium", "774M": "gpt2-large", "1558M": "gpt2-xl"}
+
+# The keys of the book's `model_configs`, such as "gpt2-small (124M)".
+BOOK_NAMES = {f"{'gpt2-small' if name == 'gpt2' else name} ({size})": name for size, name in ALIASES.items()}
+
+
+def published_name(name: str) -> str:
+    """Return the preset that a name means: the name itself, unless it is a size or a key of the book's `model_configs`.
+
+    Example:
+        >>> [published_name(name) for name in ("355M", "gpt2-small (124M)", "nano", "owner/name")]
+        ['gpt2-medium', 'gpt2', 'nano', 'owner/name']
+    """
+    return (ALIASES | BOOK_NAMES).get(name, name)

@@ -25,10 +25,10 @@ def freeze(model: GPT2, *, trainable: Trainable = "last_block") -> None:
     Args:
         model: Changed in place. `requires_grad` of every parameter is set, and a parameter that may train but is
             shared with another model gets its own copy of the values.
-        trainable: "head" (the output layer only), "last_block" (last block, final norm and head: the book's
-            section 6.6), "last_two_blocks", an int n >= 1 (last n blocks, final norm and head), "all", "lora" (the
-            factors of `apply_lora`, and a head without factors), or a name, a pattern or a list of them: "blocks.3",
-            "trunk.blocks.*.mlp.*", "norm". A name covers all below it.
+        trainable: "head" or "last_layer" (the output layer only), "last_block" (last block, final norm and head: the
+            book's section 6.6), "last_two_blocks", an int n >= 1 (last n blocks, final norm and head), "all", "lora"
+            (the factors of `apply_lora`, and a head without factors), or a name, a pattern or a list of them:
+            "blocks.3", "trunk.blocks.*.mlp.*", "norm". A name covers all below it.
 
     Raises:
         ValueError: For an unknown policy, a pattern that matches nothing, one that leaves nothing to train, or one that
@@ -74,14 +74,15 @@ def policy_of(model: GPT2) -> str | None:
 
 def _chosen(model: GPT2, trainable: Trainable) -> set[str]:
     names = [name for name, _ in model.named_parameters()]
-    if isinstance(trainable, bool) or not isinstance(trainable, str | int | list | tuple):
+    named = isinstance(trainable, list | tuple) and all(isinstance(pattern, str) for pattern in trainable)
+    if isinstance(trainable, bool) or not (named or isinstance(trainable, str | int)):
         allowed = "a policy's name, a number of blocks, or names and patterns"
         raise TypeError(f"trainable is {trainable!r}; it must be {allowed}")
     if trainable == "all":
         return set(names)
     if trainable == "lora":
         return _factors_and_head(model)
-    if trainable == "head":
+    if trainable in ("head", "last_layer"):
         return {name for name in names if name.startswith("head.")}
     if isinstance(trainable, str):
         trainable = _POLICY_BLOCKS.get(trainable, trainable)

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from gptclf.checks import choice, integer, number, python_value
+from gptclf.checks import choice, integer, is_iterable, number, python_value
 from gptclf.gpt2.arithmetic import check_float32
 from gptclf.gpt2.freezing import freeze
 from gptclf.gpt2.initialise import seeded
@@ -148,7 +148,7 @@ def check_no_factors(model: GPT2) -> None:
 
 def _chosen(model: GPT2, targets: str | Iterable[str], blocks: Blocks) -> list[str]:
     """Return the names of the layers that targets and blocks select, in the model's order."""
-    wanted = list(targets) if isinstance(targets, Iterable) and not isinstance(targets, str) else [targets]
+    wanted: list[Any] = [targets] if isinstance(targets, str) or not is_iterable(targets) else list(targets)
     if not wanted or not all(isinstance(target, str) and target for target in wanted):
         kind = ValueError if all(isinstance(target, str) for target in wanted) else TypeError
         raise kind(f"targets is {targets!r}; give names or patterns of matrices, such as {', '.join(MATRICES)}")

@@ -5,17 +5,21 @@ Which parameters train is decided in `freezing.py`; where weights come from, in 
 
 import inspect
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
+from os import PathLike
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from gptclf import checks
 from gptclf.gpt2.config import GPT2Config
 from gptclf.gpt2.heads import ClassifierHead, Head, LMHead
 from gptclf.gpt2.initialise import initialise
 from gptclf.gpt2.line import Line
+from gptclf.gpt2.recording import is_recording
+from gptclf.gpt2.renamed import Renamed
 from gptclf.gpt2.sharing import own_before_loading, refuse_borrowed_gradients
 from gptclf.gpt2.standard import is_standard, is_standard_alone
 from gptclf.gpt2.trunk import Trunk
@@ -23,8 +27,11 @@ from gptclf.preparation import Preparation
 from gptclf.tasks import NextToken, Task
 from gptclf.tokenizer.tokens import check_same_tokenizer, check_tokenizer
 
+# Where modules around a model keep it: DataParallel and its kin, torch.compile, Lightning.
+_WRAPPED = ("module", "_orig_mod", "model")
 
-class GPT2(Line):
+
+class GPT2(Renamed, Line):
     """A GPT-2 trunk under a head: a language model, or a classifier after `add_classifier_head`.
 
     Args:
@@ -33,7 +40,8 @@ class GPT2(Line):
         head: The head. None means a language-model head for next-token prediction, and for any other task a
             `ClassifierHead` over the last token.
         seed: Seed of the fresh weights. None draws one from torch's global generator, which `torch.manual_seed` seeds.
-        device: Where the weights live; "meta" leaves them without data, to be filled by a loader.
+        device: Where the weights live; None is torch's default device. "meta" leaves them without data, to be filled by
+            a loader.
 
     Attributes:
         config: The `GPT2Config`.
@@ -66,8 +74,16 @@ class GPT2(Line):
         device: str | torch.device | None = None,
     ) -> None:
         super().__init__()
+        if not isinstance(config, GPT2Config):
+            remedy = "for the book's dictionary call load_gpt2(config, weights='random')"
+            raise TypeError(f"config is a {type(config).__name__}; it must be a GPT2Config: {remedy}")
         self.config = config
         self.trunk: Trunk = Trunk(config)
+        if task is not None:
+            checks.instance("task", task, Task, "a gptclf.Task, such as SingleLabel(classes)")
+        if head is not None:
+            checks.instance("head", head, Head, "a gptclf.Head: subclass it")
+        place = torch.get_default_device() if device is None else checks.device(device)
         self.task = NextToken(config.vocab_size) if task is None else task
         if head is None and isinstance(self.task, NextToken):
             head = LMHead(config, self.trunk.embed.token)
@@ -80,11 +96,11 @@ class GPT2(Line):
         self._tokenizer: Any = None
         self.eval()
         self.float()  # whatever torch's default type is: master weights are float32
-        if torch.device(device or "cpu").type != "meta":
+        if place.type != "meta":
             # Drawn on the CPU whatever the device, so that a seed means the same weights everywhere.
             self.to_empty(device="cpu")
             initialise(self, config, seed)
-            self.to(device)
+            self.to(place)
         own_before_loading(self)
 
     @property
@@ -137,13 +153,13 @@ class GPT2(Line):
         Returns:
             A classifier's outputs (B, n_outputs), or a language model's logits of the next token (B, T, V).
         """
-        if is_standard_alone(self.trunk):
+        if is_recording() or is_standard_alone(self.trunk):
             return super().forward(input_ids, lengths)
         return self.head(self.hidden_states(input_ids), lengths)  # type: ignore[no-any-return]
 
     def hidden_states(self, input_ids: Tensor) -> Tensor:
         """Compute the final hidden states (B, T, D) of ids (B, T), after the final norm: the head's input."""
-        if is_standard_alone(self.trunk):
+        if not is_recording() and is_standard_alone(self.trunk):
             return super().hidden_states(input_ids)
         refuse_borrowed_gradients(self)
         return self.trunk(input_ids)  # type: ignore[no-any-return]
@@ -157,8 +173,28 @@ class GPT2(Line):
 def check_gpt2(model: object) -> GPT2:
     """Return `model` if it is a GPT2, else raise."""
     if not isinstance(model, GPT2):
-        raise TypeError(f"model is a {type(model).__name__}; it must be a gptclf GPT2, as load_gpt2 returns")
+        raise TypeError(f"model is a {type(model).__name__}; it must be a gptclf GPT2, {_way_to_gpt2(model)}")
     return model
+
+
+def _way_to_gpt2(model: object) -> str:
+    """Say where a user finds the GPT2 in what was given in its place."""
+    path, inner = "model", model
+    while name := next((name for name in _WRAPPED if isinstance(getattr(inner, name, None), nn.Module)), ""):
+        path, inner = f"{path}.{name}", getattr(inner, name)
+    if isinstance(inner, GPT2):
+        return f"and this one wraps it: give {path}, which has the same parameters"
+    if isinstance(model, Mapping):
+        return "not its parameters: make the model, call its load_state_dict, and give the model"
+    if isinstance(model, str | PathLike):
+        return f"not its name: give load_model({str(model)!r}) or load_gpt2({str(model)!r})"
+    if hasattr(model, "save_pretrained"):
+        return (
+            "as load_model(folder) or load_gpt2(folder) makes of the folder that model.save_pretrained(folder) writes"
+        )
+    if type(model).__module__.startswith(("torch.export", "torch.fx", "torch.jit")):
+        return "not a recording of one: give the model that it was recorded from"
+    return "as load_gpt2 returns"
 
 
 def is_language_model(model: GPT2) -> bool:

@@ -29,7 +29,7 @@ def bitsandbytes_kernel(device: torch.device) -> Any:
             kernel = torch.ops.bitsandbytes.dequantize_4bit
             kernel(
                 torch.zeros(32, dtype=torch.uint8, device=device),
-                torch.ones(1, device=device),
+                torch.ones(1, dtype=torch.float32, device=device),
                 64,
                 "nf4",
                 [64],

@@ -5,7 +5,7 @@
 
 from torch import nn
 
-from gptclf.gpt2.model import GPT2
+from gptclf.gpt2.model import GPT2, check_gpt2
 
 
 def stages(model: GPT2) -> list[tuple[str, nn.Module]]:
@@ -26,5 +26,6 @@ def frozen_depth(model: GPT2) -> int:
 
     If nothing trains, that is the number of all stages. A language model's tied matrix counts as the embedding's.
     """
+    check_gpt2(model)
     trains = [any(parameter.requires_grad for parameter in stage.parameters()) for _, stage in stages(model)]
     return [*trains, True].index(True)

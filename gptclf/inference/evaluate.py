@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from gptclf.checks import integer
+from gptclf import checks
 from gptclf.data.batches import Batches, Rows
 from gptclf.data.dataset import TextDataset
 from gptclf.features.cache import check_cache
@@ -22,11 +22,14 @@ from gptclf.gpt2.model import GPT2, check_classifier, check_encoding
 from gptclf.inference.outputs import compute_all, compute_outputs
 from gptclf.inference.predict import warn_of_fresh_head
 from gptclf.inference.predict_many import check_classifiers
-from gptclf.plotting import data_frame
+from gptclf.plotting import data_frame, plot_confusion
 from gptclf.preparation import Preparation
 from gptclf.tasks import Task
 
 logger = logging.getLogger(__name__)
+
+# Seed of the rows that a measurement on a few batches takes.
+_SAMPLE_SEED = 0
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -75,6 +78,16 @@ class Evaluation:
         """Return a DataFrame (pandas) of texts, targets, predictions, and a column per class or output."""
         columns: dict[Any, Any] = {"text": self.texts, "target": self.targets, "prediction": self.predictions}
         return data_frame(columns | self.task.columns(torch.from_numpy(self.outputs)))
+
+    def plot_confusion(self, path: str | Path, *, normalize: bool = False) -> Path:
+        """Plot the confusion matrix and save the figure to `path` (requires matplotlib).
+
+        Args:
+            path: The file to write. Its suffix sets the format; without a suffix, .png is added.
+            normalize: Show the shares of each true class, which sum to 1 in a row, instead of counts.
+        """
+        normalize = checks.boolean("normalize", normalize)
+        return plot_confusion(checks.path("path", path), self.confusion, self.classes, normalize=normalize)
 
     def __repr__(self) -> str:
         measures = "".join(f", {name}={value:.4g}" for name, value in self.measures.items())
@@ -170,7 +183,7 @@ def _evaluations(
             model.task.scores(outputs, true),
             model.task.details(outputs, true),
             outputs.numpy(),
-            list(dataset.given),
+            list(dataset.labels_for(model.task)),
             model.task.answers(outputs),
             dataset.texts,
         )
@@ -181,14 +194,18 @@ def _evaluations(
 def dataset_loss(
     model: GPT2, dataset: TextDataset, *, num_batches: int | None = None, batch_size: int = 8, precision: str = "auto"
 ) -> float:
-    """Return the mean loss over a data set, or over its first `num_batches` batches, in its own order."""
+    """Return the mean loss over a data set, or over a sample of `num_batches * batch_size` of its rows.
+
+    The sample is random and the same at every call, so two models, or two moments of a run, are measured on the same
+    rows. A larger sample contains the smaller ones. (The book takes the first batches of a shuffled loader.)
+    """
     return _measure("loss", model, dataset, num_batches=num_batches, batch_size=batch_size, precision=precision)
 
 
 def dataset_accuracy(
     model: GPT2, dataset: TextDataset, *, num_batches: int | None = None, batch_size: int = 8, precision: str = "auto"
 ) -> float:
-    """Return the share of correct answers on a data set, or on its first `num_batches` batches, in its own order."""
+    """Return the share of correct answers on a data set, or on a sample of its rows as `dataset_loss` takes it."""
     return _measure("accuracy", model, dataset, num_batches=num_batches, batch_size=batch_size, precision=precision)
 
 
@@ -203,10 +220,12 @@ def measured(
     model: GPT2 | Learner, rows: Rows, *, num_batches: int | None = None, batch_size: int = 8, precision: str = "auto"
 ) -> dict[str, float]:
     """Return the measures of the model's task, by name, on some rows of ids or features."""
-    batch_size = integer("batch_size", batch_size, 1)
-    num_batches = integer("num_batches", num_batches, 1, optional=True)
+    batch_size = checks.integer("batch_size", batch_size, 1)
+    num_batches = checks.integer("num_batches", num_batches, 1, optional=True)
     if num_batches is not None:
-        rows = rows.subset(np.arange(min(len(rows), num_batches * batch_size)))
+        # Not the first rows: files are often sorted by class or by date.
+        order = np.random.default_rng(_SAMPLE_SEED).permutation(len(rows))
+        rows = rows.subset(np.sort(order[: num_batches * batch_size]))
     with evaluating(model) as still, casting(precision, model):
         return model.task.measure(_Scored(still, rows, batch_size, precision))
 
@@ -238,7 +257,8 @@ def labelled_rows(model: GPT2, dataset: TextDataset, name: str = "the data set")
         raise TypeError(f"{name} is a {type(dataset).__name__}; it must be a TextDataset with labels")
     if not len(dataset):
         raise ValueError(f"{name} is empty; it needs at least one labelled text")
-    dataset.targets(model.task)
+    with checks.naming(name):
+        dataset.targets(model.task)
     check_encoding(model, dataset.tokenizer)
     check_ids(model, dataset.ids, name)
     return dataset.within(model.config.context_length)

@@ -5,7 +5,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from gptclf.checks import integer
+from gptclf.checks import boolean, integer
 from gptclf.gpt2.arithmetic import evaluating
 from gptclf.gpt2.model import GPT2, check_language_model
 from gptclf.language.decoding import Decoder
@@ -44,7 +44,8 @@ def generate(
             drawn.
         top_k: Draw from the k most probable tokens; None draws from all.
         top_p: Then draw from the fewest most probable tokens whose probabilities add up to p (nucleus sampling).
-        seed: The draws depend on it alone. None takes a seed from torch's global generator.
+        seed: The draws depend on it alone. None draws from torch's global generator, which `torch.manual_seed` seeds:
+            the tokens are then those of the book's `generate` (section 5.3).
         stop_at_end_of_text: Stop if the model ends the text. Otherwise `<|endoftext|>` is written out and the model
             begins another text.
         special_tokens: Encode `<|endoftext|>` in the prompt as that token rather than as ordinary characters.
@@ -68,11 +69,12 @@ def generate(
         raise TypeError(f"prompt is a {type(prompt).__name__}; it must be a str (generate_ids takes token ids)")
     tokenizer = gpt2.tokenizer
     end: int = tokenizer.eot_token
+    ends = boolean("stop_at_end_of_text", stop_at_end_of_text)
     ids = encode(prompt, tokenizer, special_tokens=special_tokens) or [end]
-    sampler, end_id = Sampler(temperature, top_k, top_p, seed), end if stop_at_end_of_text else None
+    sampler, end_id = Sampler(temperature, top_k, top_p, seed), end if ends else None
     longer = _continued(gpt2, ids, max_new_tokens, sampler, end_id, tokenizer.n_vocab, use_cache)
     added: list[int] = longer[0, len(ids) :].tolist()
-    if stop_at_end_of_text and added and added[-1] == end:
+    if ends and added and added[-1] == end:
         added.pop()
     return prompt + token_ids_to_text(added, tokenizer)
 
@@ -122,7 +124,7 @@ def _continued(
     gpt2: GPT2, ids: Ids, n: int, sampler: Sampler, end_id: int | None, n_vocab: int | None, use_cache: bool
 ) -> Tensor:
     """Check all but the sampler, and return rows and their continuations of up to `n` tokens."""
-    n = integer("max_new_tokens", n)
+    n, use_cache = integer("max_new_tokens", n), boolean("use_cache", use_cache)
     size = gpt2.config.vocab_size
     allowed = size if n_vocab is None else min(size, integer("n_vocab", n_vocab, 1))
     end_id = integer("end_id", end_id, optional=True)

@@ -18,7 +18,8 @@ class Sampler:
             draws from all.
         top_p: Then draw from the smallest set of most probable tokens whose probabilities add up to at least p
             (Holtzman et al., 2020, "The Curious Case of Neural Text Degeneration"); None, like 1, keeps all.
-        seed: The draws depend on it alone, on any device. None takes a seed from torch's global generator.
+        seed: The draws depend on it alone, on any device. None draws from torch's global generator on the CPU, as the
+            book's `generate` does: after the same `torch.manual_seed`, the tokens are the book's.
     """
 
     def __init__(
@@ -28,16 +29,16 @@ class Sampler:
         self.top_k = integer("top_k", top_k, 1, optional=True)
         self.top_p = number("top_p", top_p, above=0, most=1, optional=True)
         seed = integer("seed", seed, optional=True)
-        self._generator: torch.Generator | None = None
-        if self.temperature > 0:
-            state = np.random.SeedSequence(int(torch.randint(2**31, ())) if seed is None else seed)
-            # Always on the CPU: generators of other devices draw other numbers.
-            self._generator = torch.Generator().manual_seed(int(state.generate_state(1, np.uint64)[0]))
+        self._generator: torch.Generator | None = None  # torch's global one
+        if seed is not None:
+            state = np.random.SeedSequence(seed).generate_state(1, np.uint64)
+            self._generator = torch.Generator().manual_seed(int(state[0]))
 
     def choose(self, logits: Tensor) -> Tensor:
         """Return one token (B,) for each row of logits (B, V)."""
-        if self._generator is None:
+        if self.temperature == 0:
             return logits.argmax(dim=-1)
+        # Always drawn on the CPU: generators of other devices draw other numbers.
         shares = self.probabilities(logits).cpu()
         return torch.multinomial(shares, 1, generator=self._generator)[:, 0].to(logits.device)
 

@@ -13,7 +13,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from gptclf.checks import integer
+from gptclf.checks import boolean, integer
 from gptclf.data.rows import check_source, check_text
 from gptclf.gpt2.arithmetic import arithmetic_for, casting, evaluating
 from gptclf.gpt2.model import GPT2
@@ -67,7 +67,7 @@ def token_log_probs(
         >>> log_probs.shape, bool((log_probs < 0).all())
         ((6,), True)
     """
-    stride = _check_reading(gpt2, stride, precision)
+    start, stride = boolean("start", start), _check_reading(gpt2, stride, precision)
     ids = rows_of_ids(gpt2, encode(text, gpt2.tokenizer) if isinstance(text, str) else text)
     rows = [_started(gpt2, row, start) for row in ids.cpu().numpy()]
     windows = [window for row in rows for window in windows_of(row, gpt2.config.context_length, stride)]
@@ -100,10 +100,10 @@ def perplexity(
         >>> perplexity(gpt2, ["Every effort", "moves you"]) > 1
         True
     """
-    stride = _check_reading(gpt2, stride, precision)
+    start, stride = boolean("start", start), _check_reading(gpt2, stride, precision)
     texts = [text] if isinstance(text, str) else text
     check_source(texts)
-    rows = (_started(gpt2, encode(check_text(one, i), gpt2.tokenizer), start) for i, one in enumerate(texts))
+    rows = (_started(gpt2, encode(check_text(one, f"text {i}"), gpt2.tokenizer), start) for i, one in enumerate(texts))
     windows = (window for row in rows for window in windows_of(row, gpt2.config.context_length, stride))
     total, count = 0.0, 0
     for group in _grouped(windows):
@@ -112,7 +112,7 @@ def perplexity(
             count += len(log_probs)
     if not count:
         hint = "" if start else "; with start=False the first token of a text is not scored"
-        raise ValueError(f"there is no token to score{hint}")
+        raise ValueError(f"text has no token to score{hint}")
     loss = -total / count
     return math.exp(loss) if loss < 709 else math.inf
 

@@ -10,6 +10,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from gptclf.checks import boolean
 from gptclf.data.rows import check_texts
 from gptclf.gpt2.arithmetic import casting, evaluating
 from gptclf.gpt2.attend import masked
@@ -25,7 +26,7 @@ logger = logging.getLogger(__name__)
 _TOGETHER = 4096
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, repr=False)
 class ZeroShot:
     """A language model's answers for N texts and C labels.
 
@@ -43,6 +44,9 @@ class ZeroShot:
     def labels(self) -> list[Any]:
         """The most probable label of each text."""
         return [self.classes[i] for i in self.scores.argmax(axis=1)]
+
+    def __repr__(self) -> str:
+        return f"ZeroShot({len(self.scores):,} texts, {len(self.classes):,} labels)"
 
 
 def zero_shot(
@@ -91,7 +95,7 @@ def zero_shot(
     check_scoring(gpt2, precision)
     classes, words = _words_of(labels)
     before, after, blank = _split_template(template)
-    texts = check_texts(texts)
+    texts, normalize = check_texts(texts), boolean("normalize", normalize)
     if calibrate is not None:
         if not isinstance(calibrate, str):
             raise TypeError(f"calibrate is a {type(calibrate).__name__}; it must be a str without content, or None")
@@ -102,7 +106,7 @@ def zero_shot(
     prompts = _prompts(gpt2, texts, before, after, gpt2.config.context_length - max(map(len, names)) + 1)
     scores = (_shared_scores if has_standard_parts(gpt2) else _separate_scores)(gpt2, prompts, names, precision)
     if normalize:
-        scores /= torch.tensor([len(name) for name in names])
+        scores /= torch.tensor([len(name) for name in names], dtype=torch.float32, device="cpu")
     if calibrate is not None:
         scores = scores[:-1] - scores[-1]
     return ZeroShot(classes, scores.numpy(), scores.softmax(dim=1).numpy())
@@ -165,12 +169,12 @@ def _separate_scores(gpt2: GPT2, prompts: list[list[int]], names: list[list[int]
     """Compute the scores (N, C), each from a row of its own."""
     windows = [Window(np.array(prompt + name), len(name)) for prompt in prompts for name in names]
     sums = [values.sum(dtype=np.float64) for values in window_log_probs(gpt2, windows, precision)]
-    return torch.tensor(sums, dtype=torch.float32).view(len(prompts), len(names))
+    return torch.tensor(sums, dtype=torch.float32, device="cpu").view(len(prompts), len(names))
 
 
 def _shared_scores(gpt2: GPT2, prompts: list[list[int]], names: list[list[int]], precision: str) -> Tensor:
     """Compute the scores (N, C), each prompt once: all labels follow it side by side and do not see each other."""
-    scores = torch.zeros(len(prompts), len(names))
+    scores = torch.zeros(len(prompts), len(names), dtype=torch.float32, device="cpu")
     extra = sum(len(name) - 1 for name in names)
     groups: list[list[int]] = []
     for i in sorted(range(len(prompts)), key=lambda i: len(prompts[i])):

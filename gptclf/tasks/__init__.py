@@ -7,7 +7,15 @@ ask it and never look at its type, so a subclass adds a task without any change 
 from collections.abc import Mapping
 from typing import Any
 
-from gptclf.tasks.labels import check_column, check_labels, infer_classes
+from gptclf.tasks.labels import (
+    as_number,
+    check_column,
+    check_labels,
+    column_values,
+    declared_classes,
+    infer_classes,
+    rows_of_labels,
+)
 from gptclf.tasks.multi_label import MultiLabel
 from gptclf.tasks.next_token import NextToken
 from gptclf.tasks.regression import Regression
@@ -43,9 +51,13 @@ __all__ = [
     "Regression",
     "SingleLabel",
     "Task",
+    "as_number",
     "check_column",
     "check_labels",
+    "column_values",
+    "declared_classes",
     "infer_classes",
+    "rows_of_labels",
     "task_from_record",
     "task_from_transformers",
 ]

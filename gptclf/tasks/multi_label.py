@@ -148,6 +148,16 @@ class MultiLabel(Task):
         """Return the probability of each class on its own (N, C); a row does not sum to 1."""
         return outputs.sigmoid().numpy()
 
+    def confidences(self, outputs: Tensor) -> NDArray[np.float32]:
+        """Return how sure the least certain decision of each row is (N,), from 0.5 to 1."""
+        probabilities = self.probabilities(outputs)
+        return np.maximum(probabilities, 1 - probabilities).min(axis=1)  # type: ignore[no-any-return]
+
+    def adjusted(self, *, temperature: float | None = None, thresholds: Any = None) -> "MultiLabel":
+        """Return the task with other thresholds; a class that a mapping lacks gets 0.5."""
+        super().adjusted(temperature=temperature)
+        return self if thresholds is None else type(self)(self.classes, thresholds)
+
     def columns(self, outputs: Tensor) -> dict[str, NDArray[Any]]:
         """Return a column of probabilities per class."""
         names = [f"p({name})" for name in distinct_names(self.classes)]

@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from gptclf.checks import integer, number, python_value
+from gptclf.tasks.labels import as_number
 from gptclf.tasks.task import Task, TaskCard
 
 _LARGEST = float(np.finfo(np.float32).max)
@@ -60,6 +61,10 @@ class Regression(Task):
             problem = f"label {row} is {label!r}; it must be {self.n_outputs} number{'s' * (self.n_outputs > 1)}"
             raise ValueError(f"{problem}, as Regression(n_outputs={self.n_outputs}) says")
         return [number(f"label {row}", value, least=-_LARGEST, most=_LARGEST) for value in values]
+
+    def labels_of(self, cells: Sequence[Any]) -> Sequence[Any]:
+        """Return the cells as numbers, where they are."""
+        return [as_number(cell) for cell in cells]
 
     def loss(self, outputs: Tensor, targets: Tensor, weights: Tensor | None = None) -> tuple[Tensor, float]:
         """Return the weighted sum of the rows' mean squared errors, and the sum of the weights."""

@@ -1,6 +1,7 @@
 """`SingleLabel`: each text belongs to exactly one class."""
 
 import copy
+import logging
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, Self
 
@@ -12,6 +13,7 @@ from torch.nn import functional as F
 
 from gptclf.checks import number, python_value
 from gptclf.metrics import confusion_matrix, per_class_scores
+from gptclf.tasks.calibration import SCORINGS, check_thresholds, fit_temperature, fit_thresholds, in_words, log_odds
 from gptclf.tasks.labels import (
     check_classes,
     check_labels,
@@ -21,8 +23,11 @@ from gptclf.tasks.labels import (
     index_labels,
     label_from_json,
     label_to_json,
+    labels_from_cells,
 )
 from gptclf.tasks.task import Task, TaskCard
+
+logger = logging.getLogger(__name__)
 
 
 class SingleLabel(Task):
@@ -38,6 +43,13 @@ class SingleLabel(Task):
             The latter gives a class with n_c of the n training texts the weight n / (C n_c), as scikit-learn does, when
             training starts; n and n_c count rows, whatever their weights.
         label_smoothing: The share of each target that is spread evenly over all classes, in [0, 1).
+        temperature: Outputs are divided by it before the softmax: above 1, probabilities are less extreme. It shapes
+            answers and measures, not training. `calibrate` fits it.
+        thresholds: A mapping from labels to numbers in (0, 1) that say how probable a class must be to be answered;
+            below 0.5 it is answered more often, above less. With two classes, the one named is answered exactly if
+            its probability is at least its threshold, and a number alone is the threshold of the second class, as in
+            scikit-learn. With more, the answer is the class with the largest p (1 - t) / t, where t is 0.5 for a label
+            not named. None answers the most probable class. `calibrate` fits them.
 
     Example:
         >>> SingleLabel(["ham", "spam"], class_weight={"spam": 3.0}).classes
@@ -46,18 +58,23 @@ class SingleLabel(Task):
 
     kind = "single_label"
     title = "GPT-2 text classifier"
+    scorings = tuple(SCORINGS)
 
     def __init__(
         self,
         classes: Iterable[Any],
         class_weight: "str | Mapping[Any, float] | None" = None,
         label_smoothing: float = 0.0,
+        temperature: float = 1.0,
+        thresholds: Mapping[Any, float] | float | None = None,
     ) -> None:
         self.classes: list[Any] = check_classes(classes)
         self.n_outputs = len(self.classes)
         self.label_smoothing = number("label_smoothing", label_smoothing)
         if self.label_smoothing >= 1:
             raise ValueError(f"label_smoothing is {label_smoothing!r}; it must be at least 0 and less than 1")
+        self.temperature = number("temperature", temperature, above=0)
+        self.thresholds = check_thresholds(thresholds, self.classes)
         self.class_weight = class_weight
         # A weight per class, in the order of the classes; None if all are 1, or not known before training.
         self.weights: list[float] | None = None
@@ -76,6 +93,10 @@ class SingleLabel(Task):
         """Return each label's position among the classes (N,); an unknown label is an error that names its row."""
         return index_labels(check_labels(labels), self.classes)
 
+    def labels_of(self, cells: Sequence[Any]) -> Sequence[Any]:
+        """Return the cells, with each class that is a number instead of its text."""
+        return labels_from_cells(cells, self.classes)
+
     def loss(self, outputs: Tensor, targets: Tensor, weights: Tensor | None = None) -> tuple[Tensor, float]:
         """Return the weighted sum of cross-entropies in nats, and the sum of the weights."""
         rows = self._weights_of(targets, weights)
@@ -92,23 +113,54 @@ class SingleLabel(Task):
             if self.class_weight == "balanced":
                 raise ValueError('class_weight="balanced" depends on the training set: use task.fitted(targets)')
             return weights
-        rows = torch.tensor(self.weights, device=targets.device)[targets]
+        rows = torch.tensor(self.weights, dtype=torch.float32, device=targets.device)[targets]
         return rows if weights is None else rows * weights
 
     def scores(self, outputs: Tensor, targets: Tensor) -> dict[str, float]:
-        """Return the mean cross-entropy in nats and the share of rows answered correctly."""
+        """Return the mean cross-entropy in nats, at the temperature, and the share of rows answered correctly."""
         return {
-            "loss": float(F.cross_entropy(outputs.double(), targets)),
-            "accuracy": float((outputs.argmax(dim=1) == targets).double().mean()),
+            "loss": float(F.cross_entropy(outputs.double() / self.temperature, targets)),
+            "accuracy": float((self._chosen(outputs) == targets).double().mean()),
         }
 
     def answers(self, outputs: Tensor) -> list[Any]:
-        """Return the most probable label of each row."""
-        return [self.classes[i] for i in outputs.argmax(dim=1).tolist()]
+        """Return the label of each row: the most probable one, or the one that the thresholds say."""
+        return [self.classes[i] for i in self._chosen(outputs).tolist()]
+
+    def _chosen(self, outputs: Tensor) -> Tensor:
+        """Return the column of each row's answer."""
+        if self.thresholds is None:
+            return outputs.argmax(dim=1)
+        if self.n_outputs == 2:
+            [(label, threshold)] = self.thresholds.items()
+            column = self.classes.index(label)
+            reached = torch.from_numpy(self.probabilities(outputs)[:, column] >= threshold)
+            return torch.where(reached, column, 1 - column)
+        shifts = [log_odds(self.thresholds.get(label, 0.5)) for label in self.classes]
+        return (outputs.double() / self.temperature - torch.tensor(shifts, dtype=torch.float64)).argmax(dim=1)
 
     def probabilities(self, outputs: Tensor) -> NDArray[np.float32]:
-        """Return the softmax over the classes (N, C)."""
-        return outputs.softmax(dim=1).numpy()
+        """Return the softmax over the classes (N, C), at the temperature."""
+        return (outputs / self.temperature).softmax(dim=1).numpy()
+
+    def adjusted(self, *, temperature: float | None = None, thresholds: Any = None) -> Self:
+        """Return the task with another temperature or other thresholds; {} are none."""
+        task = copy.copy(self)
+        task.temperature = number("temperature", self.temperature if temperature is None else temperature, above=0)
+        task.thresholds = self.thresholds if thresholds is None else check_thresholds(thresholds, self.classes)
+        return task
+
+    def calibrated(self, outputs: Tensor, targets: Tensor, scoring: str | None) -> Self:
+        """Return the task with the temperature, and with `scoring` the thresholds, that fit a validation set best."""
+        temperature = fit_temperature(outputs, targets)
+        if temperature is None:
+            why = "all of these rows are answered correctly, or no better than by chance; give other rows, and more"
+            logger.warning("no temperature was fitted, it is %g: %s", self.temperature, why)
+        task = self.adjusted(temperature=temperature)
+        if scoring is None:
+            return task
+        probabilities, scores = task.probabilities(outputs), outputs.double().numpy() / task.temperature
+        return task.adjusted(thresholds=fit_thresholds(probabilities, scores, targets.numpy(), scoring, self.classes))
 
     def columns(self, outputs: Tensor) -> dict[str, NDArray[Any]]:
         """Return a column of probabilities per class. Column names are distinct, even for the labels 1 and "1"."""
@@ -117,7 +169,7 @@ class SingleLabel(Task):
 
     def details(self, outputs: Tensor, targets: Tensor) -> dict[str, Any]:
         """Return the confusion matrix, the scores of each class, and the mean F1 of the classes that occur."""
-        confusion = confusion_matrix(targets.numpy(), outputs.argmax(dim=1).numpy(), self.n_outputs)
+        confusion = confusion_matrix(targets.numpy(), self._chosen(outputs).numpy(), self.n_outputs)
         per_class = per_class_scores(confusion)
         # A class occurs if it is a target or a prediction, which is scikit-learn's convention.
         occurs = (confusion.sum(axis=0) + confusion.sum(axis=1)) > 0
@@ -131,12 +183,20 @@ class SingleLabel(Task):
             lines += class_lines(self.classes, details["per_class"])
         return lines
 
-    def fitted(self, targets: NDArray[Any]) -> "SingleLabel":
-        """Return the task with the class weights that "balanced" gives for these targets."""
+    def fitted(self, targets: NDArray[Any]) -> Self:
+        """Return the task with the class weights that "balanced" gives for these targets, and temperature 1.
+
+        A temperature fits the weights that it was measured with. Thresholds may be a choice, and stay.
+        """
+        task = self
+        if self.temperature != 1.0:
+            message = "training changes the outputs that temperature %g was fitted to: it is 1 again%s; calibrate anew"
+            logger.warning(message, self.temperature, ", thresholds stay" if self.thresholds else "")
+            task = self.adjusted(temperature=1.0)
         if self.class_weight != "balanced":
-            return self
+            return task
         counts = np.bincount(targets, minlength=self.n_outputs)
-        task = copy.copy(self)
+        task = copy.copy(task)
         # A class without rows has no loss to weight.
         task.weights = (len(targets) / (self.n_outputs * np.maximum(counts, 1))).tolist()
         return task
@@ -160,8 +220,11 @@ class SingleLabel(Task):
             raise ValueError(f"{problem}; pass task=model.task to Batches, or classes=model.classes to TextDataset")
 
     def check_saved(self) -> None:
-        """Raise if two labels would become the same in a saved folder; log labels that will be saved as text."""
+        """Raise if two labels would become the same in a saved folder; log what is saved otherwise, or for us alone."""
         check_writable(self.classes)
+        if said := in_words(self.temperature, self.thresholds):
+            problem = "transformers knows neither temperature nor thresholds, so its probabilities or labels differ"
+            logger.warning("%s from gptclf's for a model with %s", problem, said)
 
     def card(self) -> TaskCard:
         """Describe a classifier and its labels."""
@@ -171,6 +234,8 @@ class SingleLabel(Task):
         theirs = 'classify = pipeline("text-classification", model=FOLDER, truncation=True)\nclassify(["a text"])'
         always = "It always answers with one of its classes, even for a text that belongs to none of them."
         sure = "Its probabilities are not calibrated unless you have checked that they are."
+        if said := in_words(self.temperature, self.thresholds):
+            sure = f"Answers and probabilities of gptclf use {said}, fitted or chosen; those of transformers do not."
         limits = (f"{always} {sure}",)
         return TaskCard(summary, "text-classification", ours, theirs, labels=self.classes, limits=limits)
 
@@ -185,7 +250,11 @@ class SingleLabel(Task):
         }
 
     def record(self) -> dict[str, Any]:
-        """Return the classes with their types, their weights, and the smoothing."""
+        """Return the classes with their types, their weights, the smoothing, temperature and thresholds."""
+        # Only if they are set: records of runs and folders without them stay as they were.
+        settings: dict[str, Any] = {} if self.temperature == 1.0 else {"temperature": self.temperature}
+        if self.thresholds:
+            settings["thresholds"] = [self.thresholds.get(label) for label in self.classes]
         return {
             "kind": self.kind,
             "classes": [label_to_json(label) for label in self.classes],
@@ -193,6 +262,7 @@ class SingleLabel(Task):
             "class_weight": self.class_weight if self.class_weight in (None, "balanced") else "given",
             "weights": self.weights,
             "label_smoothing": self.label_smoothing,
+            **settings,
         }
 
     def __eq__(self, other: object) -> bool:
@@ -212,7 +282,12 @@ class SingleLabel(Task):
         if weights is not None and (not isinstance(weights, list) or len(weights) != len(classes)):
             raise ValueError(f"the task's weights are {weights!r}, not one per class")
         given = dict(zip(classes, weights or [], strict=False))
-        task = cls(classes, given if kind == "given" else kind, values.get("label_smoothing", 0.0))
+        limits = values.get("thresholds")
+        if limits is not None and (not isinstance(limits, list) or len(limits) != len(classes)):
+            raise ValueError(f"the task's thresholds are {limits!r}, not one or null per class")
+        named = {label: limit for label, limit in zip(classes, limits or [], strict=False) if limit is not None}
+        smoothing, temperature = values.get("label_smoothing", 0.0), values.get("temperature", 1.0)
+        task = cls(classes, given if kind == "given" else kind, smoothing, temperature, named)
         if kind == "balanced" and weights is not None:
             task.weights = list(given.values())
         return task

@@ -2,11 +2,17 @@
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from reprlib import Repr
 from typing import Any, ClassVar, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
+
+# A task may have thousands of classes, and its repr is part of error messages.
+_short = Repr()
+_short.maxlist = _short.maxdict = 10
+_short.maxstring = _short.maxother = 80
 
 
 @dataclass(frozen=True)
@@ -71,6 +77,7 @@ class Task:
         kind: The task's name in a saved folder; the class's name by default.
         title: What a model card calls a model with this task.
         higher: Names of the measures for which more is better; for all others, such as "loss", less is better.
+        scorings: Names of the measures that `calibrated` can choose thresholds by; empty if there are none to choose.
         n_outputs: Number of outputs per row.
         classes: The labels in the order of the outputs, or None if the task has no classes.
 
@@ -84,6 +91,7 @@ class Task:
     kind: ClassVar[str] = ""
     title: ClassVar[str] = "GPT-2 with a task of its own"
     higher: ClassVar[Collection[str]] = ("accuracy",)
+    scorings: ClassVar[Collection[str]] = ()
     n_outputs: int
     classes: list[Any] | None = None
 
@@ -95,6 +103,10 @@ class Task:
     def targets(self, labels: Sequence[Any]) -> NDArray[Any]:
         """Return one target per label, (N,) or (N, k). An error names the row."""
         raise NotImplementedError(f"{type(self).__name__} defines no targets(labels)")
+
+    def labels_of(self, cells: Sequence[Any]) -> Sequence[Any]:
+        """Return the labels that the text of cells stands for, as a .csv file has them; by default that text."""
+        return cells
 
     def loss(self, outputs: Tensor, targets: Tensor, weights: Tensor | None = None) -> tuple[Tensor, float]:
         """Return the sum of the rows' losses and the weight by which a step divides it.
@@ -126,6 +138,35 @@ class Task:
         """
         raise TypeError(f"{type(self).__name__} gives no probabilities; predict returns its answers")
 
+    def confidences(self, outputs: Tensor) -> NDArray[np.float32]:
+        """Return how sure each answer is (N,), from 0 to 1, for `reject_below`: by default the highest probability.
+
+        Raises:
+            TypeError: The task has no probabilities.
+        """
+        return self.probabilities(outputs).max(axis=1)  # type: ignore[no-any-return]
+
+    def adjusted(self, *, temperature: float | None = None, thresholds: Any = None) -> "Task":
+        """Return the task with another temperature or other thresholds; None keeps what it has.
+
+        Raises:
+            TypeError: The task has no such setting, or a value has a wrong type.
+        """
+        for name, value in (("temperature", temperature), ("thresholds", thresholds)):
+            if value is not None:
+                raise TypeError(f"{name} is {value!r}, but a {type(self).__name__} has no {name}; leave it out")
+        return self
+
+    def calibrated(self, outputs: Tensor, targets: Tensor, scoring: str | None) -> "Task":
+        """Return the task with the settings that fit a validation set best: its temperature and its thresholds.
+
+        Args:
+            outputs: The model's outputs (N, n_outputs).
+            targets: The rows' targets.
+            scoring: The one of `scorings` that the thresholds maximise; None keeps the thresholds.
+        """
+        raise TypeError(f"{type(self).__name__} has nothing to calibrate")
+
     def columns(self, outputs: Tensor) -> dict[str, NDArray[Any]]:
         """Return the columns of a table of answers, by name; by default one column per output."""
         return {f"output {i}": column.numpy() for i, column in enumerate(outputs.T)}
@@ -139,7 +180,7 @@ class Task:
         return [", ".join(f"{name} {value:.4f}" for name, value in measures.items())]
 
     def fitted(self, targets: NDArray[Any]) -> "Task":
-        """Return this task with every setting filled in that depends on the training set."""
+        """Return this task with every setting filled in that depends on the training set, as training starts."""
         return self
 
     def check_outputs(self) -> None:
@@ -185,5 +226,5 @@ class Task:
         return hash(repr(self.record()))
 
     def __repr__(self) -> str:
-        values = ", ".join(f"{key}={value!r}" for key, value in self.record().items() if key != "kind")
+        values = ", ".join(f"{key}={_short.repr(value)}" for key, value in self.record().items() if key != "kind")
         return f"{type(self).__name__}({values})"

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
+from gptclf import checks
 from gptclf.plotting import data_frame, plot_training
 from gptclf.training.loop import Step
 
@@ -19,8 +20,8 @@ class Scores:
         step: Optimizer steps taken.
         epoch: Number of the epoch, counted from 1.
         examples: Rows seen since the start.
-        train: On the training set, or its first `eval_batches` batches.
-        val: On the validation set, or its first `eval_batches` batches; None without one.
+        train: On the training set, or on a fixed sample of `eval_batches` batches of it.
+        val: On the validation set, or on such a sample of it; None without one.
         seconds: Since the start of training.
 
     Example:
@@ -104,7 +105,7 @@ class History:
             for name in self._measures()
         }
         single = ([step.examples / per_epoch for step in self.steps], [step.loss for step in self.steps])
-        return plot_training(path, epochs, curves, step_losses=single)
+        return plot_training(checks.path("path", path), epochs, curves, step_losses=single)
 
     def _measures(self) -> list[str]:
         """Return the names of the task's measures, in its order."""

@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor, nn
 
+from gptclf import checks
 from gptclf.data.batches import Batch
 from gptclf.gpt2.arithmetic import casting
 from gptclf.gpt2.learner import Learner
@@ -100,6 +101,8 @@ def batch_loss(model: GPT2 | Learner, batch: Batch) -> Tensor:
         >>> batch_loss(clf, next(iter(Batches(data)))).shape
         torch.Size([])
     """
+    checks.instance("model", model, (GPT2, Learner), "a gptclf GPT2")
+    checks.instance("batch", batch, Batch, "a Batch, as iterating over Batches gives")
     targets = targets_of(batch)
     model.task.check_same(batch.task)
     total, weight = model.task.batch_loss(model, batch.inputs, batch.lengths, targets, batch.weights)

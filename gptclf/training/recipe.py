@@ -10,7 +10,28 @@ from gptclf.checks import LARGEST_SEED, boolean, choice, integer, number
 from gptclf.gpt2.arithmetic import PRECISIONS
 
 DECAYS = ("all", "matrices")
+_MOST = 10**12  # of steps and rows: more never end, and do not fit into the integers of the loop
+_STEEPEST = 1e4  # no weights stay finite with such a learning rate
 SCHEDULES = ("constant", "linear", "cosine")
+
+# Arguments of the book's training functions, and what takes their place.
+_BOOKS = {
+    "num_epochs": "give epochs=",
+    "eval_freq": "give eval_every=",
+    "eval_iter": "give eval_batches=",
+    "accumulation_steps": "give accumulate=",
+    "initial_lr": "give warmup_steps= alone; the learning rate rises from 0",
+    "peak_lr": "give lr=",
+    "min_lr": "give schedule='cosine'; the learning rate falls to 0",
+    "optimizer": "the run makes its own AdamW from lr= and weight_decay=",
+    "device": "the run uses the model's: model.to(device)",
+    "shuffle": "rows are always shuffled, by seed=",
+    "tokenizer": "the data set has it",
+    "start_context": "call generate in a callback",
+    "max_steps": "call run.stop() in a callback",
+    "trainable_token_pos": "give add_classifier_head pooling=, and the data sets pad_to= for the last pad",
+    "average_embeddings": "give add_classifier_head pooling='mean'",
+}
 
 _Function = TypeVar("_Function", bound=Callable[..., Any])
 
@@ -43,7 +64,8 @@ class Recipe:
             False computes everything at every step.
         precision: "auto", "float32" or "bfloat16" (autocast of matrix products; the weights stay float32).
         eval_every: Also measure every this many steps, in addition to once per epoch.
-        eval_batches: Measure on the first this many batches of each set; None measures on all.
+        eval_batches: Measure on this many batches of each set, always the same rows, drawn at random; None measures on
+            all rows.
 
     Example:
         >>> from dataclasses import replace
@@ -71,17 +93,18 @@ class Recipe:
 
     def __post_init__(self) -> None:
         least = {"epochs": 1, "batch_size": 1, "accumulate": 1, "warmup_steps": 0}
+        rates = ("lr", "weight_decay")
         choices = {"decay": DECAYS, "schedule": SCHEDULES, "precision": PRECISIONS}
         checked = {
-            **{name: integer(name, getattr(self, name), bound) for name, bound in least.items()},
+            **{name: integer(name, getattr(self, name), bound, most=_MOST) for name, bound in least.items()},
             **{name: integer(name, getattr(self, name), 1, optional=True) for name in ("eval_every", "eval_batches")},
-            **{name: number(name, getattr(self, name)) for name in ("lr", "weight_decay")},
+            **{name: number(name, getattr(self, name), most=_STEEPEST) for name in rates},
             **{name: boolean(name, getattr(self, name)) for name in ("drop_last", "reuse_frozen")},
             **{name: choice(name, getattr(self, name), allowed) for name, allowed in choices.items()},
             "seed": integer("seed", self.seed, most=LARGEST_SEED),
             "clip": number("clip", self.clip, above=0.0, optional=True),
             "layer_decay": number("layer_decay", self.layer_decay, above=0.0, most=1.0),
-            "head_lr": number("head_lr", self.head_lr, optional=True),
+            "head_lr": number("head_lr", self.head_lr, most=_STEEPEST, optional=True),
         }
         for name, value in checked.items():
             object.__setattr__(self, name, value)
@@ -135,6 +158,7 @@ def recipe_of(recipe: Recipe, options: Mapping[str, Any], others: Collection[str
     for name in [name for name in options if name not in allowed]:
         near = difflib.get_close_matches(name, allowed, 1)
         hint = f"did you mean {near[0]!r}?" if near else f"the options are {', '.join(allowed)}"
+        hint = _BOOKS.get(name, hint)
         raise TypeError(f"there is no option {name!r}; {hint}")
     changes = {name: value for name, value in options.items() if name in names}
     return replace(recipe, **changes), {name: value for name, value in options.items() if name not in names}

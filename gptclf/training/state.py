@@ -17,7 +17,7 @@ from torch import Tensor
 
 from gptclf.data.batches import TokenRows
 from gptclf.data.windows import TextWindows
-from gptclf.files.atomic import write_all
+from gptclf.files.atomic import write_file
 from gptclf.files.safetensors_file import read_safetensors, tensor_writer
 from gptclf.gpt2.standard import described, is_standard
 from gptclf.tasks import task_from_record
@@ -91,8 +91,11 @@ def write_state(path: Path, identity: Mapping[str, Any], run: Run) -> None:
     tensors |= {} if generator is None else {"random.learner": generator.get_state()}
     for i, callback in enumerate(with_state(run)):
         for key, value in callback.state().items():
+            dtype = torch.float32 if isinstance(value, float) else None
             fits = isinstance(value, Tensor | int | float)
-            tensors[f"callback.{i}.{key}"] = torch.as_tensor(value) if fits else _refuse(value, callback)
+            tensors[f"callback.{i}.{key}"] = (
+                torch.as_tensor(value, dtype=dtype, device="cpu") if fits else _refuse(value, callback)
+            )
     kept: dict[str, Any] = {name: optimizer.state.get(parameter, {}) for name, parameter in trained.items()}
     for name, state in kept.items():
         tensors |= {f"optimizer.{key}.{name}": value for key, value in state.items() if isinstance(value, Tensor)}
@@ -107,7 +110,7 @@ def write_state(path: Path, identity: Mapping[str, Any], run: Run) -> None:
     metadata["numbers"] = json.dumps(numbers, default=_refuse)
     whole = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     metadata["digest"] = _digest(whole, metadata)
-    write_all(path.parent, {path.name: tensor_writer(whole, metadata)})
+    write_file(path, tensor_writer(whole, metadata))
 
 
 def _refuse(value: object, owner: object = "the optimizer") -> NoReturn:
@@ -146,21 +149,24 @@ class State:
     """A complete state of the current run, as read from a file.
 
     Attributes:
+        path: The file.
         tensors: The tensors by name, as views on the file.
         history: The history up to the state's step.
         numbers: The scale of the learning rate, and the optimizer's values that are not tensors.
     """
 
+    path: Path
     tensors: dict[str, Tensor]
     history: History
     numbers: dict[str, Any]
 
     def restore(self, run: Run) -> None:
         """Put the state into a run that was just built in the same way."""
-        optimizer, generator = run.optimizer, run.objective.learner.generator
+        optimizer = run.optimizer
         moments = [(*name.partition("."), value) for name, value in self._under("optimizer.").items()]
         # Most optimizers count their steps on the CPU.
         steps_move = any(optimizer.defaults.get(name) for name in ("fused", "capturable"))
+        self._restore_others(run)  # first: if a part of them is damaged, the model is unchanged
         with torch.no_grad():
             for name, parameter in run.trained().items():
                 parameter.copy_(self.tensors[f"model.{name}"])
@@ -177,12 +183,20 @@ class State:
                 buffer.data = self.tensors.get(f"buffer.{name}", buffer).to(buffer.device, copy=True)
         for group, saved in zip(optimizer.param_groups, self.numbers.get("groups", []), strict=False):
             group.update(saved)
+
+    def _restore_others(self, run: Run) -> None:
+        """Restore the history, the generator and the callbacks."""
+        generator = run.objective.learner.generator
         random = self.tensors.get("random.learner", self.tensors.get(f"random.{run.model.device.type}"))
-        if random is not None and generator is not None:
-            generator.set_state(random.clone())
-        run.take_up(self.history, self.numbers.get("lr_scale", 1.0))
-        for i, callback in enumerate(with_state(run)):
-            callback.restore({key: value.clone() for key, value in self._under(f"callback.{i}.").items()}, run)
+        try:
+            if random is not None and generator is not None:
+                generator.set_state(random.clone())
+            run.take_up(self.history, self.numbers.get("lr_scale", 1.0))
+            for i, callback in enumerate(with_state(run)):
+                callback.restore({key: value.clone() for key, value in self._under(f"callback.{i}.").items()}, run)
+        except (LookupError, ValueError, TypeError, RuntimeError, StopIteration) as error:
+            reason = f"the generator or a callback cannot be restored from it ({error!r})"
+            raise DamagedState(f"{self.path} is damaged: {reason}. The model is unchanged") from error
 
     def _under(self, prefix: str) -> dict[str, Tensor]:
         return {name.removeprefix(prefix): v for name, v in self.tensors.items() if name.startswith(prefix)}
@@ -228,7 +242,7 @@ def read_state(path: Path, identity: Mapping[str, Any], run: Run) -> State:
     wrong = [name for name, shape in wanted.items() if name not in tensors or tensors[name].shape != shape]
     if wrong:
         raise DamagedState(f"{path} is damaged: {', '.join(wrong[:3])} is missing or of another shape")
-    return State(tensors, history, numbers)
+    return State(path, tensors, history, numbers)
 
 
 def _differences(was: dict[str, Any], now: Mapping[str, Any]) -> list[str]:

@@ -117,7 +117,8 @@ def train(
             kept in memory for other runs (see `Recipe`). False computes everything at every step.
         precision: "auto", "float32" or "bfloat16" (autocast of matrix products; the weights stay float32).
         eval_every: Also measure every this many steps, in addition to once per epoch.
-        eval_batches: Measure on the first this many batches of each set; None measures on all.
+        eval_batches: Measure on this many batches of each set, always the same rows, drawn at random; None measures on
+            all rows.
         callbacks: Called after steps and measurements.
         checkpoint_dir: Folder for the states of the run; it is made if it does not exist.
         checkpoint_every: Steps between two states; None writes one after each epoch.
@@ -168,8 +169,8 @@ def train_lm(
         model: A language model; changed in place.
         train_set: Windows of text, at most as long as the model's context.
         val_set: Windows to measure on, never trained on.
-        recipe: The options that determine the steps, by default one epoch at a learning rate of 4e-4, measured on the
-            first 5 batches of each set.
+        recipe: The options that determine the steps, by default one epoch at a learning rate of 4e-4, measured on 5
+            batches of each set.
         **options: As in `train`.
 
     Returns:

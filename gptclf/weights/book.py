@@ -134,17 +134,17 @@ def to_book(tensors: Mapping[str, Tensor], config: GPT2Config) -> dict[str, Tens
     if other:
         raise ValueError(f"the book's GPTModel cannot compute this model: it has no {', '.join(other)}")
     ours = {name: tensor.detach().cpu() for name, tensor in tensors.items()}
+    head = ours.get("head.output.weight", ours["trunk.embed.token.weight"])
     result = {theirs: ours[name] for name, theirs in _plain_table(config.n_layers).items()}
-    mask = torch.ones(config.context_length, config.context_length).triu(diagonal=1)
+    mask = head.new_ones(config.context_length, config.context_length).triu(diagonal=1)
     for i in range(config.n_layers):
         for kind in ("weight", "bias") if config.qkv_bias else ("weight",):
             parts = ours[f"trunk.blocks.{i}.attention.qkv.{kind}"].chunk(3)
             result |= {f"trf_blocks.{i}.{name}.{kind}": part for name, part in zip(_QKV, parts, strict=True)}
         result[f"trf_blocks.{i}.att.mask"] = mask
-    head = ours.get("head.output.weight", ours["trunk.embed.token.weight"])
     result["out_head.weight"] = head
     if len(head) != config.vocab_size:
-        result["out_head.bias"] = ours.get("head.output.bias", torch.zeros(len(head)))
+        result["out_head.bias"] = ours.get("head.output.bias", head.new_zeros(len(head)))
     return result
 
 
@@ -168,8 +168,9 @@ def _plain_names(tensors: Mapping[str, Tensor], source: str) -> dict[str, Tensor
     adapters = [name for name in tensors if re.search(r"\.lora\.[AB]$", name)]
     if adapters:
         raise ValueError(
-            f"{source} holds LoRA layers of the book's appendix E ({adapters[0]}, ...). Merge each into its linear "
-            "layer before saving: layer.linear.weight += layer.lora.alpha * (layer.lora.A @ layer.lora.B).T. Then "
+            f"{source} holds LoRA layers of the book's appendix E ({adapters[0]}, ...), but not their scale. Merge "
+            "each into its linear layer before saving, with the class and the alpha that it was trained with: "
+            "layer.linear.weight += layer.lora(torch.eye(layer.linear.in_features)).T, under torch.no_grad(). Then "
             "replace the layer by layer.linear and save model.state_dict()"
         )
     found: dict[str, Tensor] = {}
@@ -218,7 +219,7 @@ def _configure(seen: Mapping[str, Any], config: GPT2Config | Mapping[str, Any] |
     if "n_heads" not in given and width not in _HEADS:
         raise ValueError(
             f"{source}: the tensors do not tell the number of attention heads, and no published GPT-2 is {width} wide; "
-            'pass it in config=, as in {"n_heads": 12}, or pass the dictionary that the model was built from'
+            'pass it in settings=, as in {"n_heads": 12}, or pass the dictionary that the model was built from'
         )
     try:
         return GPT2Config.from_dict({"tied": False, "n_heads": _HEADS.get(width), **given, **seen})
@@ -240,7 +241,7 @@ def _shapes(config: GPT2Config, classes: int | None, *, with_bias: bool) -> dict
 
 
 def _check_mask(mask: Tensor, context_length: int, source: str) -> None:
-    later = torch.ones(context_length, context_length, dtype=torch.bool).triu(diagonal=1)
+    later = torch.ones(context_length, context_length, dtype=torch.bool, device=mask.device).triu(diagonal=1)
     if mask.shape != later.shape or not torch.equal(mask != 0, later):
         wanted = f"the causal mask of {context_length} positions, the only one that gptclf's attention has"
         raise ValueError(f"{source} {tuple(mask.shape)} is not {wanted}")

@@ -1,5 +1,6 @@
 """`load_gpt2`: loads a language model by name, from files or from a configuration."""
 
+import functools
 import logging
 from collections.abc import Mapping
 from pathlib import Path
@@ -8,6 +9,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from gptclf import checks
+from gptclf.files.atomic import read_of_one_save
+from gptclf.files.digest import check_digests
+from gptclf.files.json_file import read_json
 from gptclf.gpt2.config import PRESETS, GPT2Config
 from gptclf.gpt2.initialise import initialise
 from gptclf.gpt2.model import GPT2
@@ -28,7 +32,7 @@ logger = logging.getLogger(__name__)
 
 
 def load_gpt2(
-    name: str | Path | GPT2Config = "gpt2",
+    name: str | Path | GPT2Config | Mapping[str, Any] = "gpt2",
     *,
     weights: str = "pretrained",
     seed: int | None = None,
@@ -44,9 +48,10 @@ def load_gpt2(
     """Load GPT-2 with its language-model head, in eval mode, float32.
 
     Args:
-        name: "gpt2", "gpt2-medium", "gpt2-large" or "gpt2-xl" (or "124M", "355M", "774M" or "1558M"); "nano", which
-            ships with the package; a hub repository "owner/name"; a local folder in Hugging Face's layout or with
-            OpenAI's TensorFlow checkpoint; a file of the book's `GPTModel` (.pth); or a `GPT2Config`. A folder takes
+        name: "gpt2", "gpt2-medium", "gpt2-large" or "gpt2-xl" (or "124M", "355M", "774M" or "1558M", or the book's
+            "gpt2-small (124M)" and so on); "nano", which ships with the package; a hub repository "owner/name"; a local
+            folder in Hugging Face's layout or with OpenAI's TensorFlow checkpoint; a file of the book's `GPTModel`
+            (.pth); or, for random weights, a `GPT2Config` or the book's configuration dictionary. A folder takes
             precedence over a published name, with a warning.
         weights: "pretrained", or "random" for GPT-2's initialisation from `seed`. With "random", a name or folder
             gives only the shape.
@@ -62,7 +67,8 @@ def load_gpt2(
             `name`.
         settings: The settings that belong to `params`, or that a file does not store (the number of heads): OpenAI's
             hparams, the book's configuration dictionary, or a `GPT2Config`.
-        verify: Whether to compare every tensor of a TensorFlow checkpoint with its checksum.
+        verify: Whether to compare every tensor of a TensorFlow checkpoint with its checksum, and every file of a folder
+            that `save_model` wrote with its digest.
 
     Returns:
         The model, with all parameters frozen. Weights are memory-mapped if possible, so loading reads little.
@@ -81,6 +87,8 @@ def load_gpt2(
     if seed is not None and pretrained:
         raise ValueError(f"seed={seed!r} draws random weights; give weights='random' with it")
     target = checks.device(device)
+    if isinstance(name, Mapping):
+        name = GPT2Config.from_book(name)
     place: Path | None = None
     repo: str | None = None
     if params is not None:
@@ -89,9 +97,10 @@ def load_gpt2(
         found = Opened(*tensors_from_params(params, opened.config_from(settings)))
     elif isinstance(name, GPT2Config):
         if settings is not None:
-            raise ValueError("settings= goes with params= or a file; a GPT2Config is complete without it")
+            raise ValueError("settings= goes with params= or a file; a configuration is complete without it")
         if pretrained:
-            raise ValueError("a GPT2Config has no pretrained weights; give weights='random', or a name or a folder")
+            remedy = "give weights='random', or a name such as 'gpt2' or 'gpt2-medium (355M)', or a folder"
+            raise ValueError(f"a configuration has no pretrained weights; {remedy}")
         found = Opened(name, {})
     else:
         place, repo = _place_of(name, revision, settings)
@@ -100,7 +109,8 @@ def load_gpt2(
             found = Opened(PRESETS[preset], {})
         else:
             place = place or fetch(str(repo), revision, cache_dir, with_weights=pretrained)
-            found = _open(place, settings, verify, with_weights=pretrained)
+            opening = functools.partial(_open, place, settings, verify, with_weights=pretrained)
+            found = read_of_one_save(place, [OURS], opening)
     config = found.config if dropout is None else found.config.replace(drop_rate=dropout)
     if pretrained:
         model = opened.build(Opened(config, found.tensors))
@@ -153,8 +163,11 @@ def _open(place: Path, settings: Settings | None, verify: bool, *, with_weights:
         raise FileNotFoundError(f"{problem}. download_openai_checkpoint fetches the missing files")
     if not theirs and (place / OURS).is_file():
         raise ValueError(f"{place} holds a model in gptclf's own layout only; load it with load_model")
+    if verify and (place / OURS).is_file():
+        digests = read_json(place / OURS).get("files")  # earlier versions wrote none
+        check_digests(place, digests if isinstance(digests, dict) else {})
     config, _ = opened.read_hugging_face_config(place)
-    return opened.open_hugging_face(place, opened.shapes_of(config), config) if with_weights else Opened(config, {})
+    return opened.open_hugging_face(place, config) if with_weights else Opened(config, {})
 
 
 def _open_file(path: Path, settings: Settings | None) -> Opened:
@@ -172,4 +185,5 @@ def _open_file(path: Path, settings: Settings | None) -> Opened:
         config, _ = opened.read_hugging_face_config(path.parent)
         if given is not None and given.replace(drop_rate=config.drop_rate) != config:
             raise ValueError(f"settings= and {beside} disagree; leave settings out, or move the file")
-    return Opened(config, from_hugging_face(tensors, opened.shapes_of(config), config.n_layers, source=str(path)))
+    shapes = opened.shapes_of(config, tensors, source=path)
+    return Opened(config, from_hugging_face(tensors, shapes, config.n_layers, source=str(path)))

@@ -7,7 +7,7 @@ import math
 import re
 from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, overload
 
 import numpy as np
 import torch
@@ -34,20 +34,32 @@ class _Parameter(NamedTuple):
     flip: bool  # whether ours is the transpose
 
 
-def load_gpt2_params_from_tf_ckpt(folder: str | Path, *, verify: bool = True) -> tuple[dict[str, Any], dict[str, Any]]:
+_Tree = dict[str, Any]
+
+
+@overload
+def load_gpt2_params_from_tf_ckpt(folder: str | Path, *, verify: bool = True) -> tuple[_Tree, _Tree]: ...
+@overload
+def load_gpt2_params_from_tf_ckpt(folder: str | Path, settings: Mapping[str, Any], *, verify: bool = True) -> _Tree: ...
+def load_gpt2_params_from_tf_ckpt(
+    folder: str | Path, settings: Mapping[str, Any] | None = None, *, verify: bool = True
+) -> tuple[_Tree, _Tree] | _Tree:
     """Read OpenAI's GPT-2 from its TensorFlow checkpoint, without TensorFlow (book section 5.5).
 
     Args:
         folder: The folder with `hparams.json` and `model.ckpt.*`, or one with a subfolder `124M/` (or another size) or
-            `124M/124M/` that has them.
+            `124M/124M/` that has them. The checkpoint's prefix, such as "gpt2/124M/model.ckpt", is also understood.
+        settings: The values of `hparams.json`, in a call written as in the book, which returns `params` alone. Without
+            them they are read.
         verify: Whether to compare every tensor with its checksum, which reads the data once.
 
     Returns:
-        `(settings, params)`. Settings are `n_vocab`, `n_ctx`, `n_embd`, `n_head`, `n_layer`. Params are float32 numpy
-        arrays: `["wte"]` (V, D), `["wpe"]` (T, D), the final norm's `["g"]` and `["b"]` (D,), and `["blocks"]`, a
-        list with `["attn"]["c_attn" | "c_proj"]["w" | "b"]`, `["mlp"]["c_fc" | "c_proj"]["w" | "b"]` and
-        `["ln_1" | "ln_2"]["g" | "b"]`; `w` is (in, out). Arrays are copy-on-write views of the files: they take
-        memory only once they are read, and writing to one does not change the file.
+        `(settings, params)`, or `params` if settings were given. Settings are `n_vocab`, `n_ctx`, `n_embd`, `n_head`,
+        `n_layer`. Params are float32 numpy arrays: `["wte"]` (V, D), `["wpe"]` (T, D), the final norm's `["g"]` and
+        `["b"]` (D,), and `["blocks"]`, a list with `["attn"]["c_attn" | "c_proj"]["w" | "b"]`,
+        `["mlp"]["c_fc" | "c_proj"]["w" | "b"]` and `["ln_1" | "ln_2"]["g" | "b"]`; `w` is (in, out). Arrays are
+        copy-on-write views of the files: they take memory only once they are read, and writing to one does not change
+        the file.
 
     Raises:
         FileNotFoundError: There is no checkpoint, or one of its files is missing.
@@ -58,12 +70,13 @@ def load_gpt2_params_from_tf_ckpt(folder: str | Path, *, verify: bool = True) ->
         >>> settings["n_layer"], params["blocks"][0]["attn"]["c_attn"]["w"].shape  # doctest: +SKIP
         (12, (768, 2304))
     """
-    verify, prefix = checks.boolean("verify", verify), find_checkpoint(checks.path("folder", folder))
+    verify, place = checks.boolean("verify", verify), checks.path("folder", folder)
+    prefix = place if Path(f"{place}.index").is_file() else find_checkpoint(place)
     if prefix is None:
         below = f"neither does {next(iter(ALIASES))}/ or another size below it"
         raise FileNotFoundError(f"{folder} holds no {PREFIX}.index, and {below}; give a folder in OpenAI's layout")
-    settings = read_settings(prefix)
-    config = config_from_settings(settings, source=str(prefix.parent / HPARAMS))
+    found = read_settings(prefix) if settings is None else settings
+    config = config_from_settings(found, source=str(prefix.parent / HPARAMS) if settings is None else "settings")
     # Verifying reads at least half a gigabyte, so names and shapes are checked first.
     bundle = open_bundle(prefix, verify=False)
     names = [name for name in bundle if not _TRAINING.fullmatch(name)]
@@ -76,7 +89,7 @@ def load_gpt2_params_from_tf_ckpt(folder: str | Path, *, verify: bool = True) ->
         for key in path:
             target = target.setdefault(key, {}) if isinstance(target, dict) else target[key]
         target[leaf] = array
-    return settings, params
+    return params if settings is not None else (dict(found), params)
 
 
 def tensors_from_params(

@@ -13,7 +13,7 @@ from pathlib import Path
 from gptclf import checks
 from gptclf.files.leveldb_table import MAGIC
 from gptclf.files.tensorbundle import open_bundle
-from gptclf.gpt2.config import ALIASES, PRESETS, GPT2Config
+from gptclf.gpt2.config import ALIASES, BOOK_NAMES, PRESETS, GPT2Config, published_name
 from gptclf.hub.cache import cache_home, is_on, timeout_seconds
 from gptclf.hub.http import CutError, Source, announced_size, raise_for_status, retry, send
 from gptclf.hub.transfer import DamagedError, fetch, is_intact
@@ -43,7 +43,8 @@ def download_openai_checkpoint(
     resume on the next call. If an address fails or gives wrong content, a warning is logged and the next one is tried.
 
     Args:
-        size: "124M", "355M", "774M" or "1558M", or "gpt2", "gpt2-medium", "gpt2-large" or "gpt2-xl" for the same.
+        size: "124M", "355M", "774M" or "1558M"; or "gpt2", "gpt2-medium", "gpt2-large" or "gpt2-xl", or the book's
+            "gpt2-small (124M)" and so on, for the same.
         folder: The files go into `<folder>/<size>`; None means gptclf/openai in the user's cache folder.
         addresses: The addresses to try, in this order; the files are at `<address>/<size>/<file>`.
 
@@ -61,10 +62,10 @@ def download_openai_checkpoint(
     Example:
         >>> download_openai_checkpoint("125M")
         Traceback (most recent call last):
-        ValueError: size is '125M'; it must be one of 124M, 355M, 774M, 1558M, gpt2, gpt2-medium, gpt2-large, gpt2-xl
+        ValueError: size is '125M'; it must be one of 124M, 355M, 774M, 1558M, gpt2, gpt2-medium, ...
     """
-    size = checks.choice("size", size, [*ALIASES, *ALIASES.values()])
-    size = next(alias for alias, name in ALIASES.items() if size in (alias, name))
+    preset = published_name(checks.choice("size", size, [*ALIASES, *ALIASES.values(), *BOOK_NAMES]))
+    size = next(alias for alias, name in ALIASES.items() if name == preset)
     if not isinstance(addresses, Iterable):
         raise TypeError(f"addresses is {addresses!r}; it must be a list of addresses")
     asked = [addresses] if isinstance(addresses, str) else list(addresses)
