@@ -26,6 +26,7 @@ from transformers import (
     PreTrainedTokenizerFast,
 )
 
+from gptclf import GPT2Config as GPT2Sizes
 from gptclf import TextDataset, add_classifier_head, load_gpt2, load_model, predict_proba, save_model
 from gptclf.tokenizer.bpe import END_OF_TEXT
 from gptclf.tokenizer.read import read_tokenizer
@@ -398,6 +399,19 @@ class TestPinned:
             (tmp_path / "elsewhere").mkdir()
             monkeypatch.chdir(tmp_path / "elsewhere")
         assert encode(TEXTS[0], model.tokenizer) == expected
+
+    def test_a_loaded_model_can_be_pickled(self, saved: Callable[..., Path], tmp_path: Path) -> None:
+        folder = saved(GPT2LMHeadModel)
+        expected = encode(TEXTS[0], load_gpt2(folder).tokenizer)
+        nameless = load_gpt2(
+            GPT2Sizes(vocab_size=9, context_length=4, emb_dim=4, n_heads=1, n_layers=1), weights="random"
+        )
+        content = pickle.dumps((load_gpt2(folder), nameless))
+        shutil.rmtree(folder)
+        again, nameless = pickle.loads(content)
+        assert encode(TEXTS[0], again.tokenizer) == expected
+        with pytest.raises(FileNotFoundError, match="no tokenizer for a vocabulary of 9 tokens"):
+            _ = nameless.tokenizer
 
     def test_an_error_is_the_same_later_and_never_another_tokenizer(self, saved: Callable[..., Path]) -> None:
         folder = saved(GPT2LMHeadModel)

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any
 
 from gptclf.checks import path
 from gptclf.hub.download import EntryNotFoundError, cached_file, hub_file
@@ -59,15 +59,19 @@ def pin_tokenizer(
     if repo is not None:
         commit = revision if folder is None else folder.name
         return partial(find_tokenizer, repo, commit, cache_dir, vocab_size, **rules)
+    found: tiktoken.Encoding | Exception | None
     try:
-        own = None if folder is None else read_tokenizer(folder, vocab_size, **rules)
+        found = None if folder is None else read_tokenizer(folder, vocab_size, **rules)
     except (OSError, ValueError) as error:
-        return partial(_raise, error)
-    return partial(find_tokenizer, None, None, cache_dir, vocab_size) if own is None else lambda: own
+        found = error
+    # Not a function made here, as models are pickled.
+    return partial(find_tokenizer, None, None, cache_dir, vocab_size) if found is None else partial(_settled, found)
 
 
-def _raise(error: Exception) -> NoReturn:
-    raise error
+def _settled(found: "tiktoken.Encoding | Exception") -> "tiktoken.Encoding":
+    if isinstance(found, Exception):
+        raise found
+    return found
 
 
 def find_tokenizer(
