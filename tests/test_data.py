@@ -431,7 +431,9 @@ class TestTruncation:
         ("value", "error"), [(0, ValueError), (-1, ValueError), (2.5, TypeError), (True, TypeError), ("3", TypeError)]
     )
     def test_a_wrong_length_is_refused_by_name(self, setting: str, value: Any, error: type[Exception]) -> None:
-        with pytest.raises(error, match=rf"{setting} is {value!r}; it must be an integer of at least 1 or None"):
+        with pytest.raises(
+            error, match=rf"{setting} is {value!r}; it must be an integer of at least 1 and at most 1000000 or None"
+        ):
             data_set(["a"], **{setting: value})
 
     def test_an_unknown_truncation_is_refused_with_the_choices(self) -> None:
@@ -697,6 +699,7 @@ class TestFiles:
             self.read(tmp_path / name, **settings)
 
     def test_a_name_and_a_position_do_not_go_together(self, tmp_path: Path) -> None:
+        (tmp_path / "a.csv").write_text("text,label\na,b\n")
         with pytest.raises(TypeError, match="must all be names or all be positions"):
             self.read(tmp_path / "a.csv", text="text", label=0)
 

@@ -165,7 +165,7 @@ class TestEverySource:
             return
         line = rf" \(line {source.line(5)}\)" if source.line else ""
         rule = {"text": "every text must be a str", "label": "every text needs a label"}[column]
-        form = rf"^{source.named}{column} 5{line} is missing \(\S+\); {rule}\. Give drop_missing=True to leave"
+        form = rf"^{source.named}{column} 5{line} is missing \(\S+\); {rule}\. Leave such rows out"
         with pytest.raises((TypeError, ValueError), match=form):
             source.build(with_value(column, 5, None), tmp_path)
 
@@ -336,7 +336,7 @@ class TestOtherFiles:
             read(tmp_path / "a.jsonl", "", **setting)
 
     def test_their_columns_have_names(self, tmp_path: Path) -> None:
-        with pytest.raises(TypeError, match=r"a\.jsonl are \[1, 0\]; they must all be names$"):
+        with pytest.raises(TypeError, match=r"a\.jsonl are text=1, label=0; they must all be names$"):
             read(tmp_path / "a.jsonl", "", text=1, label=0)
 
     @pytest.mark.parametrize(

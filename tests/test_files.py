@@ -420,7 +420,7 @@ class TestClaims:
         assert grown(lambda: read_torch_file(tmp_path / "a.pth")) < 50
 
 
-@pytest.mark.parametrize("name", ["gptclf.json", "config.json", "merges.txt", "model.safetensors"])
+@pytest.mark.parametrize("name", ["gptclf.json", "config.json", "tokenizer.json", "model.safetensors"])
 @pytest.mark.parametrize("kind", ["pipe", "socket", "folder", "device"])
 def test_what_is_not_a_file_is_refused_at_once(kind: str, name: str, tmp_path: Path) -> None:
     folder = save_model(load_gpt2(CONFIG, weights="random", seed=1, tokenizer=byte_tokenizer()), tmp_path / "m")

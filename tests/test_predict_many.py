@@ -380,7 +380,7 @@ def test_texts_must_be_a_list() -> None:
     models = CLASSIFIERS["last"]
     with pytest.raises(TypeError, match=r"give a list of strings: \['hello'\]"):
         predict_many(models, "hello")
-    with pytest.raises(TypeError, match="text 1 is None"):
+    with pytest.raises(TypeError, match="text 1 is missing"):
         predict_many(models, ["a", None])  # type: ignore[list-item]
     with pytest.raises(ValueError, match="batch_size is 0"):
         predict_many(models, ["a"], batch_size=0)

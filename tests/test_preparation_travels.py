@@ -1,20 +1,27 @@
 """What a model learned on goes where it goes: into the files that `transformers` reads, and into every answer."""
 
+import json
+import logging
 import random
 import re
+import warnings
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from gptclf import (
     GPT2,
+    MultiLabel,
     Preparation,
+    Regression,
     Task,
     TextDataset,
     add_classifier_head,
     load_gpt2,
+    load_model,
     predict,
     predict_proba,
     save_model,

@@ -360,7 +360,7 @@ class TestContradictions:
     @pytest.mark.parametrize(
         ("arguments", "message"),
         [
-            ({"name": GPT2Config(n_heads=2), "weights": "random", "settings": BOOK}, "GPT2Config is complete"),
+            ({"name": GPT2Config(n_heads=2), "weights": "random", "settings": BOOK}, "a configuration is complete"),
             ({"name": "nano", "revision": "main"}, "revision='main' belongs to a hub repository"),
         ],
     )

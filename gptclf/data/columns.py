@@ -72,7 +72,7 @@ class Columns:
     def _problem(self, name: str, rows: Sequence[int], values: Any) -> str:
         others = f", as are rows {', '.join(map(str, rows[1:6]))}" + ", ..." * (len(rows) > 6)
         problem = f"{self._name(name, rows[0])} is missing ({values[rows[0]]!r}){others * (len(rows) > 1)}"
-        return f"{problem}; {_RULES[name]}. Give drop_missing=True to leave such rows out, or fill them in"
+        return f"{problem}; {_RULES[name]}. Leave such rows out (a TextDataset does with drop_missing=True), or fill them in"
 
     def _name(self, column: str, row: int) -> str:
         """Return how an error names a value, such as "label 3 (line 5)"."""

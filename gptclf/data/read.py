@@ -36,7 +36,8 @@ def read_file(
     positions = [not isinstance(column, str) for column in wanted.values()]
     if any(positions) and (suffix not in _DELIMITERS or not all(positions)):
         rule = "they must all be names" + " or all be positions" * (suffix in _DELIMITERS)
-        shown = ", ".join(f"{name}={column!r}" for name, column in wanted.items())
+        given = {"text": text, "label": label, "weights": weights}
+        shown = ", ".join(f"{name}={column!r}" for name, column in given.items() if column is not None)
         raise TypeError(f"the columns of {path} are {shown}; {rule}")
     if suffix not in _DELIMITERS and (delimiter is not None or quoted is not None):
         raise ValueError(f"delimiter= and quoted= are for .csv and .tsv files, not for {path}")

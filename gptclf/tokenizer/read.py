@@ -49,7 +49,7 @@ def read_tokenizer(
         ValueError: The files are damaged, or a setting makes other tokens than GPT-2's; the message names both.
     """
     merges, ids = (
-        next(filter(Path.is_file, (folder / name for name in names)), None) for names in (_MERGES_FILES, _IDS_FILES)
+        next(filter(Path.exists, (folder / name for name in names)), None) for names in (_MERGES_FILES, _IDS_FILES)
     )
     whole = _optional(folder / WHOLE)
     if not whole and merges is None:
@@ -85,7 +85,7 @@ def read_tokenizer(
 
 
 def _optional(path: Path) -> dict[str, Any]:
-    return read_json(path) if path.is_file() else {}
+    return read_json(path) if path.exists() else {}
 
 
 def _check_settings(folder: Path, settings: Mapping[str, Any], whole: Mapping[str, Any]) -> bool:

@@ -1,5 +1,6 @@
 """`load_gpt2`: loads a language model by name, from files or from a configuration."""
 
+import functools
 import logging
 from collections.abc import Mapping
 from pathlib import Path
