@@ -785,8 +785,8 @@ def test_a_data_set_of_another_tokenizer_is_refused() -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"epochs": 0}, "epochs is 0; it must be an integer of at least 1$"),
-        ({"batch_size": 2.0}, "batch_size is 2.0; it must be an integer of at least 1$"),
+        ({"epochs": 0}, "epochs is 0; it must be an integer of at least 1 "),
+        ({"batch_size": 2.0}, "batch_size is 2.0; it must be an integer of at least 1 "),
         ({"accumulate": True}, "accumulate is True"),
         ({"lr": "fast"}, "lr is 'fast'"),
         ({"recipe": {"epochs": 3}}, "recipe is a dict; it must be a gptclf.Recipe"),

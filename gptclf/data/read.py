@@ -1,5 +1,6 @@
 """Columns of texts, labels and weights from files, read in one pass and before any tokenizing."""
 
+import codecs
 import json
 from collections.abc import Iterator, Mapping
 from itertools import chain
@@ -35,12 +36,16 @@ def read_file(
     readable_size(path)
     instance("encoding", encoding, str, "the name of an encoding that Python knows, such as 'utf-8'")
     try:
+        codecs.lookup(encoding)
+    except (LookupError, ValueError) as error:
+        raise ValueError(f"encoding is {encoding!r}, which Python does not know ({error}); such as 'utf-8'") from error
+    try:
         if suffix == ".jsonl":
             return _read_json_lines(path, wanted, encoding)
         quoted = suffix == ".csv" if quoted is None else boolean("quoted", quoted)
         delimiter = _DELIMITERS[suffix] if delimiter is None else delimiter
         return _read_separated(path, wanted, encoding, delimiter, quoted=quoted)
-    except (UnicodeDecodeError, LookupError) as error:  # the latter for an encoding that Python does not know
+    except UnicodeDecodeError as error:
         raise ValueError(f"{path} is not {encoding} text ({error}); give its encoding=") from error
 
 

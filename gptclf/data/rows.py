@@ -29,7 +29,7 @@ def row_numbers(indices: Sequence[int] | NDArray[Any], n: int) -> NDArray[np.int
         IndexError: If there is no such row, or the mask has another length.
     """
     chosen = np.asarray(indices)
-    if chosen.dtype == bool:
+    if chosen.dtype == bool and chosen.ndim:
         if chosen.shape != (n,):
             raise IndexError(f"the mask has shape {chosen.shape}; the data set has {n} rows")
         return np.flatnonzero(chosen)

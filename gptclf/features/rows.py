@@ -56,4 +56,4 @@ class FeatureSet:
     def packed(self, indices: Sequence[int] | NDArray[np.int64]) -> Tensor:
         """Return the rows at `indices` one after the other (N, D), a copy."""
         rows = [self.stored[i].values for i in row_numbers(indices, len(self))]
-        return torch.cat(rows) if rows else torch.zeros(0, self.width)
+        return torch.cat(rows) if rows else torch.zeros(0, self.width, dtype=torch.float32, device="cpu")

@@ -74,7 +74,7 @@ def embed(
     cuts.log()
     rows = prepared.rows
     order = np.argsort(rows.lengths, kind="stable")
-    vectors = torch.empty(len(rows), model.config.emb_dim, dtype=torch.float32)
+    vectors = torch.empty(len(rows), model.config.emb_dim, dtype=torch.float32, device="cpu")
     with (
         Meter(len(rows.ids), "embedding", unit="tok", enabled=progress) as meter,
         evaluating(model) as still,

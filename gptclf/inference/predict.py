@@ -113,7 +113,7 @@ def predict_proba(
         TypeError: The model's task has no probabilities.
     """
     task, _ = _asked(model, temperature, None)
-    task.probabilities(torch.zeros(0, task.n_outputs))  # a task without them is refused before any work
+    task.probabilities(_no_outputs(task))  # a task without them is refused before any work
     (outputs,) = text_outputs([model], texts, batch_size=batch_size, precision=precision, progress=progress)
     return task.probabilities(outputs)
 
@@ -228,8 +228,12 @@ def _asked(
     least = number("reject_below", reject_below, most=1.0, optional=True)
     task = model.task.adjusted(temperature=temperature, thresholds=thresholds)
     if least is not None:  # a task without probabilities is refused
-        task.confidences(torch.zeros(0, task.n_outputs))
+        task.confidences(_no_outputs(task))
     return task, least
+
+
+def _no_outputs(task: Task) -> Tensor:
+    return torch.zeros(0, task.n_outputs, dtype=torch.float32, device="cpu")
 
 
 def text_outputs(

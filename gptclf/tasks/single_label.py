@@ -137,7 +137,7 @@ class SingleLabel(Task):
             reached = torch.from_numpy(self.probabilities(outputs)[:, column] >= threshold)
             return torch.where(reached, column, 1 - column)
         shifts = [log_odds(self.thresholds.get(label, 0.5)) for label in self.classes]
-        return (outputs.double() / self.temperature - torch.tensor(shifts, dtype=torch.float64)).argmax(dim=1)
+        return (outputs.double() / self.temperature - outputs.new_tensor(shifts, dtype=torch.float64)).argmax(dim=1)
 
     def probabilities(self, outputs: Tensor) -> NDArray[np.float32]:
         """Return the softmax over the classes (N, C), at the temperature."""
