@@ -12,6 +12,7 @@ PAGES = [
     "README.md",
     "docs/getting-started.md",
     "docs/extending.md",
+    "docs/serving.md",
     "docs/adapters.md",
     "docs/chapter-5.md",
     "docs/chapter-6.md",

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from gptclf.gpt2.arithmetic import survive_forks
 from gptclf.gpt2.config import GPT2Config
 from gptclf.gpt2.heads import ClassifierHead, Head, LMHead
 from gptclf.gpt2.initialise import initialise
@@ -65,6 +66,7 @@ class GPT2(Line):
         device: str | torch.device | None = None,
     ) -> None:
         super().__init__()
+        survive_forks()
         self.config = config
         self.trunk: Trunk = Trunk(config)
         self.task = NextToken(config.vocab_size) if task is None else task
