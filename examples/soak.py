@@ -43,7 +43,7 @@ def measured() -> tuple[float, int, int]:
 
 def repeated(work: Callable[[int], object], times: int, *, collects: bool = True) -> dict[str, tuple[float, ...]]:
     """Do some work many times; return what is measured after a fifth of them, and at the end."""
-    found = {}
+    found: dict[str, tuple[float, ...]] = {}
     if not collects:
         gc.disable()
     for i in range(times):
