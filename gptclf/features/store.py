@@ -72,9 +72,10 @@ class FeatureStore:
         self.nbytes = self.expected = 0
         self._rows: dict[bytes, StoredRow] = {}
         if self.folder is not None and self.folder.is_dir():
-            for path in sorted(self.folder.glob(f"*{SUFFIX}")):
+            names = files_of(self.folder)
+            for path in sorted(path for path in names if path.match(f"*{SUFFIX}")):
                 self._open(path)
-            for path in self.folder.glob(f".*{SUFFIX}.*.tmp"):
+            for path in [path for path in names if path.match(f".*{SUFFIX}.*.tmp")]:
                 if time.time() - modified(path) > _ABANDONED_SECONDS:  # left by a run that was killed
                     unlink(path)
             with suppress(OSError):  # the cache may be read-only
@@ -156,10 +157,10 @@ def _digest(tensors: Mapping[str, Tensor]) -> str:
 
 
 def files_of(folder: Path) -> list[Path]:
-    """Return what a folder holds, nothing if it is missing."""
+    """Return what a folder holds, nothing if it is missing or cannot be read."""
     try:
         return list(folder.iterdir())
-    except FileNotFoundError:
+    except OSError:
         return []
 
 
