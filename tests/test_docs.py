@@ -15,6 +15,7 @@ PAGES = [
     "docs/getting-started.md",
     "docs/answers.md",
     "docs/extending.md",
+    "docs/serving.md",
     "docs/adapters.md",
     "docs/chapter-5.md",
     "docs/chapter-6.md",

@@ -153,7 +153,7 @@ def test_a_model_is_freed_when_its_last_name_goes(
     monkeypatch.chdir(tmp_path)
     make, use = CASES[case]
     model = make()
-    alive = [weakref.ref(model), weakref.ref(model.head), *map(weakref.ref, model.head.parameters())]
+    alive: list[Any] = [weakref.ref(model), weakref.ref(model.head), *map(weakref.ref, model.head.parameters())]
     use(model)
     del model
     caplog.clear()

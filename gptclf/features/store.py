@@ -157,10 +157,10 @@ def _digest(tensors: Mapping[str, Tensor]) -> str:
 
 
 def files_of(folder: Path) -> list[Path]:
-    """Return what a folder holds, nothing if it is missing."""
+    """Return what a folder holds, nothing if it is missing or cannot be read."""
     try:
         return list(folder.iterdir())
-    except FileNotFoundError:
+    except OSError:
         return []
 
 

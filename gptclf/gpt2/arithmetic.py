@@ -1,6 +1,9 @@
 """The arithmetic of matrix products. Weights, residual stream and losses are float32 whatever is chosen here."""
 
 import functools
+import logging
+import os
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -13,6 +16,8 @@ from torch.nn import functional as F
 from gptclf.checks import choice
 from gptclf.gpt2.config import GPT2Config
 from gptclf.gpt2.sharing import twin
+
+logger = logging.getLogger(__name__)
 
 PRECISIONS = ("auto", "float32", "bfloat16")
 
@@ -142,6 +147,23 @@ def check_float32(module: nn.Module, what: str, name: str = "model") -> None:
     other = {p.dtype for p in module.parameters() if p.is_floating_point()} - {torch.float32}
     if other:
         raise ValueError(f"the {name}'s weights are {other.pop()}; {what} float32 ones: call {name}.float()")
+
+
+@functools.cache
+def survive_forks() -> None:
+    """From now on, let forked processes compute with one thread, where torch would wait for its own for ever.
+
+    torch's threads on Linux are GNU OpenMP's. They do not survive a fork, and the child does not notice: its first
+    product of some size never returns. With one thread there is nobody to wait for.
+    """
+    if sys.platform == "linux":
+        os.register_at_fork(after_in_child=_compute_alone)
+
+
+def _compute_alone() -> None:
+    if torch.get_num_threads() > 1:
+        torch.set_num_threads(1)
+        logger.info("this process was forked, so torch computes with one thread; spawned processes can use several")
 
 
 def _multiplies_bfloat16(device: torch.device) -> bool:

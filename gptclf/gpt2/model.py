@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from gptclf import checks
+from gptclf.gpt2.arithmetic import survive_forks
 from gptclf.gpt2.config import GPT2Config
 from gptclf.gpt2.heads import ClassifierHead, Head, LMHead
 from gptclf.gpt2.initialise import initialise
@@ -77,6 +78,7 @@ class GPT2(Renamed, Line):
         if not isinstance(config, GPT2Config):
             remedy = "for the book's dictionary call load_gpt2(config, weights='random')"
             raise TypeError(f"config is a {type(config).__name__}; it must be a GPT2Config: {remedy}")
+        survive_forks()
         self.config = config
         self.trunk: Trunk = Trunk(config)
         if task is not None:
