@@ -5,6 +5,7 @@ import json
 import logging
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -59,7 +60,7 @@ def adapted(model: GPT2) -> GPT2:
 
 # The kinds of models, by name.
 KINDS: dict[str, Callable[[GPT2], GPT2]] = {
-    **{pooling: lambda gpt2, pooling=pooling: classifier(gpt2, pooling) for pooling in POOLINGS},
+    **{pooling: partial(classifier, pooling=pooling) for pooling in POOLINGS},
     "language model": lambda gpt2: gpt2,
     "LoRA": lambda gpt2: adapted(classifier(gpt2)),
     "nf4": lambda gpt2: quantize(classifier(gpt2), "nf4"),
@@ -136,7 +137,7 @@ def test_a_compiled_model_has_the_gradients_of_the_model(gpt2: GPT2) -> None:
     plain, compiled = classifier(gpt2), classifier(gpt2)
     call: Any = torch.compile(compiled, fullgraph=True, backend="aot_eager")
     for model in (plain, call):
-        F.cross_entropy(model(IDS, LENGTHS), torch.tensor([0, 1, 2])).backward()
+        torch.autograd.backward(F.cross_entropy(model(IDS, LENGTHS), torch.tensor([0, 1, 2])))
     ours, theirs = (dict(model.named_parameters()) for model in (plain, compiled))
     trained = [name for name, parameter in ours.items() if parameter.requires_grad]
     assert len(trained) > 10
@@ -204,7 +205,7 @@ def test_functional_calls_have_the_values_and_gradients_of_the_model(gpt2: GPT2,
         return loss(values, ids[None], length[None], label[None])
 
     expected = F.cross_entropy(model(IDS, LENGTHS), labels)
-    expected.backward()
+    torch.autograd.backward(expected)
     torch.testing.assert_close(loss(trained, IDS, LENGTHS, labels), expected.detach())
     whole = grad(loss)(trained, IDS, LENGTHS, labels)
     each = vmap(grad(loss_of_one), in_dims=(None, 0, 0, 0))(trained, IDS, LENGTHS, labels)
