@@ -19,12 +19,15 @@ PAGES = [
     "docs/adapters.md",
     "docs/chapter-5.md",
     "docs/chapter-6.md",
+    "docs/export.md",
     "docs/from-the-book.md",
     "docs/when-something-goes-wrong.md",
 ]
 # The first line of a block that ends in an error, "# ValueError: its beginning", or that says something,
 # "# warning: its beginning". Three dots stand for any text.
 ENDS_IN = re.compile(r"# (\w+Error|warning): (.+)\n")
+# What the code of a page needs beside the package.
+EXTRAS = {"docs/export.md": ["onnxscript", "onnxruntime"]}
 
 
 def code_blocks(page: str) -> list[tuple[int, str]]:
@@ -58,6 +61,8 @@ def run(code: Any, namespace: dict[str, object], ending: re.Match[str] | None, l
 def test_every_python_block_of_the_page_runs(
     page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
+    for name in EXTRAS.get(page, []):
+        pytest.importorskip(name)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", [str(ROOT / "examples"), *sys.path])
     blocks = code_blocks(page)

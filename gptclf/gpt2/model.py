@@ -191,9 +191,7 @@ def _way_to_gpt2(model: object) -> str:
     if isinstance(model, str | PathLike):
         return f"not its name: give load_model({str(model)!r}) or load_gpt2({str(model)!r})"
     if hasattr(model, "save_pretrained"):
-        return (
-            "as load_model(folder) or load_gpt2(folder) makes of the folder that model.save_pretrained(folder) writes"
-        )
+        return "which load_model or load_gpt2 makes of a folder that model.save_pretrained(folder) wrote"
     if type(model).__module__.startswith(("torch.export", "torch.fx", "torch.jit")):
         return "not a recording of one: give the model that it was recorded from"
     return "as load_gpt2 returns"

@@ -35,16 +35,20 @@ def dynamic_code_book() -> Tensor:
     return torch.cat([means, -means, _float32([0.0, 1.0])]).sort().values
 
 
-# As numbers: of tensors that are made while torch records, only constants should be recorded.
-_CODES, _SCALES = code_book().tolist(), dynamic_code_book().tolist()
-_PAIRS = [(high, low) for high in _CODES for low in _CODES]
+# The numbers of 4-bit codes, of 8-bit codes, and of bytes (256, 2), which are pairs of 4-bit codes. Made here: what is
+# made while torch records a graph would be recorded.
+with torch.inference_mode(False):
+    _BOOKS = code_book(), dynamic_code_book(), torch.cartesian_prod(code_book(), code_book())
+
+
+def _books(device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
+    return _BOOKS if device.type == "cpu" else _moved_books(device)
 
 
 @cached
-def _books(device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
-    """Return the numbers of 4-bit codes, of 8-bit codes, and of bytes (256, 2), which are pairs of 4-bit codes."""
+def _moved_books(device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
     with torch.inference_mode(False):  # kept, and used in training as well
-        return _float32(_CODES).to(device), _float32(_SCALES).to(device), _float32(_PAIRS).to(device)
+        return _BOOKS[0].to(device), _BOOKS[1].to(device), _BOOKS[2].to(device)
 
 
 def quantize(x: Tensor) -> dict[str, Tensor]:

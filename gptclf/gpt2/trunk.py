@@ -62,7 +62,7 @@ class Attention(nn.Module):
         if qkv.device.type == "cpu" and qkv.requires_grad:
             # On a CPU the backward pass of the fused kernel is ten times slower in bfloat16 than in float32.
             qkv = qkv.to(torch.promote_types(qkv.dtype, torch.float32))
-        q, k, v = qkv.view(B, T, 3, self.n_heads, D // self.n_heads).permute(2, 0, 3, 1, 4)
+        q, k, v = qkv.view(B, T, 3, self.n_heads, D // self.n_heads).permute(2, 0, 3, 1, 4).unbind()
         with torch.autocast(qkv.device.type, enabled=False):
             mixed = attend(q, k, v, scale=self.scale, dropout=self.weights_dropout)
         return mixed.transpose(1, 2).reshape(B, T, D)

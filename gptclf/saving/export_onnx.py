@@ -41,7 +41,7 @@ def export_onnx(model: GPT2, path: str | Path, *, external_data: bool = False) -
     Example:
         >>> from gptclf import add_classifier_head, load_gpt2
         >>> clf = add_classifier_head(load_gpt2("nano"), classes=["ham", "spam"], seed=1)
-        >>> export_onnx(clf, "spam.onnx").name  # doctest: +SKIP
+        >>> export_onnx(clf, "spam.onnx").name
         'spam.onnx'
     """
     check_gpt2(model)
@@ -81,9 +81,11 @@ def _recorded(model: GPT2) -> Any:
                 verbose=False,
             )
     except torch.onnx.OnnxExporterError as error:
+        reason = str(error.__cause__ or error).partition("\n")[0]
         remedy = "what a head or block of your own does must not depend on the values of tensors"
-        raise ValueError(f"the model cannot be recorded as a graph: {remedy}. torch says: {error}") from error
+        raise ValueError(f"the model cannot be recorded as a graph ({reason}); {remedy}") from error
     graph = program.model.graph
+    graph.inputs[1].shape[0] = graph.inputs[0].shape[0]  # torch does not name an axis that no operator uses
     for part in (graph, *graph, *graph.inputs, *(value for node in graph for value in node.outputs)):
         part.metadata_props.clear()  # torch notes the lines of code, with the paths of this machine
     task = model.task.record()
