@@ -27,7 +27,7 @@ LONGEST_FILE = 300
 LONGEST_FUNCTION = 50  # lines after the docstring
 # Lines without docstrings, comments and blank ones. Some 2,000 of them are LoRA, quantised matrices and PEFT's files, and
 # some 2,000 more are what people hold: every source of rows, foreign tokenizers, damaged files, saves at once, answers.
-MOST_CODE = 11_600
+MOST_CODE = 11_800
 LARGEST_ROOM = 0.25  # of the package's code
 
 # A module imports from its own room and from lower floors: never upward, never across a floor.
