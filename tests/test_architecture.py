@@ -25,8 +25,8 @@ PACKAGE = Path(gptclf.__file__).parent
 ROOT = PACKAGE.parent
 LONGEST_FILE = 300
 LONGEST_FUNCTION = 50  # lines after the docstring
-# Lines without docstrings, comments and blank ones. Some 2,000 of them are LoRA, quantised matrices and PEFT's files, and
-# some 2,000 more are what people hold: every source of rows, foreign tokenizers, damaged files, saves at once, answers.
+# Lines without docstrings, comments and blank ones. Some 2,000 of them are LoRA, quantised matrices and PEFT's files;
+# some 2,000 more are what people hold: sources of rows, foreign tokenizers, damaged files, saves at once, answers.
 MOST_CODE = 11_800
 LARGEST_ROOM = 0.25  # of the package's code
 

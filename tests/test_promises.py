@@ -84,7 +84,7 @@ def test_the_last_block_takes_a_limited_number_of_rows_and_tokens_at_once(
 ) -> None:
     shapes = []
     clf = add_classifier_head(byte_gpt2(), num_classes=2, seed=0)
-    kind = type(clf.trunk.blocks[-1])
+    kind: Any = type(clf.trunk.blocks[-1])
     real = kind.at_position
 
     def at_position(block: Any, x: torch.Tensor, position: torch.Tensor) -> torch.Tensor:
@@ -101,7 +101,7 @@ def test_the_last_block_takes_a_limited_number_of_rows_and_tokens_at_once(
 def test_many_rows_of_one_length_are_computed_some_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
     clf = add_classifier_head(byte_gpt2(), num_classes=2, seed=0)
     sizes = []
-    kind = type(clf.trunk.blocks[0].attention)
+    kind: Any = type(clf.trunk.blocks[0].attention)
     real = kind.mix
 
     def mix(attention: Any, qkv: torch.Tensor, *more: Any) -> torch.Tensor:
@@ -174,9 +174,9 @@ def test_loading_saving_and_predicting_leave_every_global_generator_alone(tmp_pa
         "train": lambda: train(clf, labelled(), epochs=1, progress=False),
     }
     for name, action in actions.items():
-        before = random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state().tolist()  # type: ignore[index, union-attr]
+        before = random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state().tolist()  # type: ignore[index]  # noqa: NPY002
         action()
-        after = random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state().tolist()  # type: ignore[index, union-attr]
+        after = random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state().tolist()  # type: ignore[index]  # noqa: NPY002
         assert after == before, name
 
 
