@@ -85,7 +85,7 @@ def test_the_last_block_takes_a_limited_number_of_rows_and_tokens_at_once(
     shapes = []
     clf = add_classifier_head(byte_gpt2(), num_classes=2, seed=0)
     kind: Any = type(clf.trunk.blocks[-1])
-    real = kind.at_position
+    real: Callable[..., torch.Tensor] = kind.at_position
 
     def at_position(block: Any, x: torch.Tensor, position: torch.Tensor) -> torch.Tensor:
         shapes.append(tuple(x.shape[:2]))
@@ -102,7 +102,7 @@ def test_many_rows_of_one_length_are_computed_some_at_a_time(monkeypatch: pytest
     clf = add_classifier_head(byte_gpt2(), num_classes=2, seed=0)
     sizes = []
     kind: Any = type(clf.trunk.blocks[0].attention)
-    real = kind.mix
+    real: Callable[..., torch.Tensor] = kind.mix
 
     def mix(attention: Any, qkv: torch.Tensor, *more: Any) -> torch.Tensor:
         sizes.append(qkv.shape[0] * qkv.shape[1])
