@@ -12,19 +12,6 @@ from gptclf.training.recipe import Recipe
 from gptclf.training.run import Run
 
 
-def check_trainable(model: GPT2) -> None:
-    """Raise if the model has no trainable parameter, one that is not float32, or one that cannot train."""
-    if torch.is_inference_mode_enabled() or any(parameter.is_inference() for parameter in model.parameters()):
-        raise ValueError("nothing trains in torch.inference_mode(), or if made in it; load and train outside of it")
-    trained = [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
-    if not trained:
-        raise ValueError("nothing in the model trains; choose what to train with freeze(model, trainable='last_block')")
-    other = [f"{name} is {parameter.dtype}" for name, parameter in trained if parameter.dtype != torch.float32]
-    if other:
-        advice = "call model.float(), and give precision='bfloat16' for speed"
-        raise ValueError(f"weights train in float32, but {other[0]}; {advice}")
-
-
 def check_windows(model: GPT2, windows: TextWindows, name: str) -> TextWindows:
     """Return the windows, or raise if the model cannot be trained or measured on them."""
     check_language_model(model)

@@ -32,6 +32,8 @@ def fit(run: Run, saved: State | None = None) -> History:
         for callback in run.callbacks:
             callback.on_start(run)
             ending.callback(callback.on_end, run)
+        if saved is not None:
+            saved.restore_weights(run)
         ending.enter_context(run.learning())
         if saved is not None:
             saved.restore(run)

@@ -102,7 +102,8 @@ def write_state(path: Path, identity: Mapping[str, Any], run: Run) -> None:
         {key: v for key, v in group.items() if isinstance(v, bool | int | float) and key not in ("lr", "initial_lr")}
         for group in optimizer.param_groups
     ]
-    numbers = {"lr_scale": run.lr_scale, "groups": groups, "optimizer": kept}
+    trains = [name for name, parameter in trained.items() if parameter.requires_grad]
+    numbers = {"lr_scale": run.lr_scale, "groups": groups, "optimizer": kept, "trains": trains}
     metadata = {"format": _FORMAT, "identity": json.dumps(identity), "history": json.dumps(asdict(run.history))}
     metadata["numbers"] = json.dumps(numbers, default=_refuse)
     whole = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
@@ -155,15 +156,27 @@ class State:
     history: History
     numbers: dict[str, Any]
 
+    def restore_weights(self, run: Run) -> None:
+        """Put the weights, and the choice of what trains, into the model of a run that was just built in the same way.
+
+        This comes before the features of the frozen part, which a callback may have trained and then frozen.
+        """
+        weights, named = self._under("model."), dict(run.model.named_parameters())
+        for chosen in (weights, self.numbers.get("trains", weights)):  # what had been trained, then what trains
+            for name, parameter in named.items():
+                parameter.requires_grad_(name in chosen)
+            run.follow_freeze()
+        for name, weight in weights.items():
+            named[name].detach().copy_(weight)
+
     def restore(self, run: Run) -> None:
-        """Put the state into a run that was just built in the same way."""
+        """Put everything else into the run."""
         optimizer, generator = run.optimizer, run.objective.learner.generator
         moments = [(*name.partition("."), value) for name, value in self._under("optimizer.").items()]
         # Most optimizers count their steps on the CPU.
         steps_move = any(optimizer.defaults.get(name) for name in ("fused", "capturable"))
         with torch.no_grad():
             for name, parameter in run.trained().items():
-                parameter.copy_(self.tensors[f"model.{name}"])
                 kept = dict(self.numbers.get("optimizer", {}).get(name, {}))
                 for key, value in [(key, value) for key, _, of, value in moments if of == name]:
                     # A copy, because the tensor is a view on the file. It is laid out like the parameter, because a
@@ -221,7 +234,8 @@ def read_state(path: Path, identity: Mapping[str, Any], run: Run) -> State:
         advice = "Give what that run was given, or another checkpoint_dir"
         raise ValueError(f"{path} is the state of another run: {'; '.join(differences)}. {advice}")
     shapes = {name: parameter.shape for name, parameter in run.trained().items()}
-    wanted = {f"model.{name}": shape for name, shape in shapes.items()}
+    thawed = {name: run.model.get_parameter(name).shape for name in numbers.get("trains", ())}
+    wanted = {f"model.{name}": shape for name, shape in (shapes | thawed).items()}
     if version == "1":
         wanted |= {f"optimizer.{key}.{name}": shapes[name] for name in shapes for key in ("exp_avg", "exp_avg_sq")}
         wanted |= {f"optimizer.step.{name}": torch.Size([]) for name in shapes}
