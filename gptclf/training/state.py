@@ -15,14 +15,13 @@ from typing import Any, NoReturn
 import torch
 from torch import Tensor
 
-from gptclf.data.batches import TokenRows
-from gptclf.data.windows import TextWindows
 from gptclf.files.atomic import write_all
 from gptclf.files.safetensors_file import read_safetensors, tensor_writer
 from gptclf.gpt2.standard import described, is_standard
 from gptclf.tasks import task_from_record
 from gptclf.training.history import History, history_from_dict
 from gptclf.training.recipe import Recipe
+from gptclf.training.row_marks import digest_of_rows, first_difference, marks_of_rows
 from gptclf.training.run import Callback, Run
 
 # Format 1, of version 0.1.0: no digest, no numbers, torch's global generators, AdamW alone.
@@ -62,8 +61,9 @@ def identity_of(run: Run) -> dict[str, Any]:
         "head": list(described(model.head)) if is_standard(model.head) else type(model.head).__qualname__,
         "task": run.task.record(),
         "preparation": asdict(run.train_set.preparation),
-        **{f"{name}_set": None if rows is None else _digest_of_rows(run, rows) for name, rows in sets.items()},
+        **{f"{name}_set": None if rows is None else digest_of_rows(rows, run.task) for name, rows in sets.items()},
         **{f"{name}_rows": None if rows is None else len(rows) for name, rows in sets.items()},
+        **{f"{name}_marks": None if rows is None else marks_of_rows(rows, run.task) for name, rows in sets.items()},
         "train_weights": None if weights is None else _sha256([weights.tobytes()]),
         "frozen weights": _sha256(part for name, p in frozen.items() for part in (name.encode(), _bytes(p))),
         "trainable": list(trained),
@@ -75,12 +75,6 @@ def identity_of(run: Run) -> dict[str, Any]:
 def with_state(run: Run) -> list[Callback]:
     """Return the callbacks that a resumed run must have again, in the same order; others may come and go."""
     return [callback for callback in run.callbacks if type(callback).state is not Callback.state]
-
-
-def _digest_of_rows(run: Run, rows: TokenRows) -> str:
-    # The targets of windows are their own tokens, many times over.
-    targets = str(rows.length).encode() if isinstance(rows, TextWindows) else rows.targets(run.task).tobytes()
-    return _sha256([rows.ids.tobytes(), rows.offsets.tobytes(), targets])
 
 
 def write_state(path: Path, identity: Mapping[str, Any], run: Run) -> None:
@@ -266,9 +260,13 @@ def _differences(was: dict[str, Any], now: Mapping[str, Any]) -> list[str]:
     for name in differing:
         before, after = old[name], new.get(name)
         more = name == "epochs" and after > before
-        if name in caused or (more and now["schedule"] == "constant"):
+        if name in caused or name.endswith("_marks") or (more and now["schedule"] == "constant"):
             continue  # with a constant rate, no step before depends on how many follow
         text = _in_words(name, before, after)
+        which, _, what = name.partition("_")
+        marks = [values.get(f"{which}_marks") for values in (was, now)]
+        if what in ("set", "rows") and all(marks):
+            text += f": {first_difference(*marks)}"
         if more:
             text += f" (the {now['schedule']} schedule depends on the number of epochs; only a constant one goes on)"
         found.append(text)
