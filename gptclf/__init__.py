@@ -27,6 +27,7 @@ from gptclf.language.generate import generate, generate_ids
 from gptclf.language.scoring import perplexity, token_log_probs
 from gptclf.language.zero_shot import ZeroShot, zero_shot
 from gptclf.preparation import Preparation
+from gptclf.saving.export_onnx import export_onnx
 from gptclf.saving.load_adapter import load_adapter
 from gptclf.saving.load_model import load_model
 from gptclf.saving.save_adapter import save_adapter
@@ -47,7 +48,7 @@ from gptclf.weights.openai import load_gpt2_params_from_tf_ckpt
 from gptclf.weights.openai_download import download_openai_checkpoint
 
 # Grouped by purpose.
-__all__ = ["GPT2", "GPT2Config", "load_gpt2", "load_model", "save_model"]
+__all__ = ["GPT2", "GPT2Config", "export_onnx", "load_gpt2", "load_model", "save_model"]
 __all__ += ["download_openai_checkpoint", "load_gpt2_params_from_tf_ckpt"]
 __all__ += ["ClassifierHead", "Head", "Linear", "add_classifier_head", "freeze", "frozen_depth", "trainable_report"]
 __all__ += ["apply_lora", "load_adapter", "merge_lora", "quantize", "save_adapter"]

@@ -5,11 +5,12 @@ type is a TypeError and a value out of range a ValueError. Both errors give the 
 """
 
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from math import inf, isfinite, nan
 from numbers import Integral, Real
 from pathlib import Path
-from typing import Any, overload
+from typing import Any, TypeGuard, overload
 
 import numpy as np
 import torch
@@ -31,13 +32,15 @@ def python_value(value: Any) -> Any:
         >>> python_value(np.float32(0.5)), python_value(torch.tensor(3)), python_value("ham")
         (0.5, 3, 'ham')
     """
+    if value is np.ma.masked:
+        return None
     if isinstance(value, torch.Tensor):
         return value.item() if value.numel() == 1 else value.tolist()
     scalar = isinstance(value, np.generic) or (isinstance(value, np.ndarray) and value.ndim == 0)
     return value.item() if scalar else value
 
 
-def is_iterable(value: Any) -> bool:
+def is_iterable(value: Any) -> TypeGuard[Iterable[Any]]:
     """Return True if one can iterate over `value`; arrays and tensors without dimensions only say that one can.
 
     Example:
@@ -45,6 +48,41 @@ def is_iterable(value: Any) -> bool:
         (True, False, False)
     """
     return isinstance(value, Iterable) and not (isinstance(value, np.ndarray | torch.Tensor) and value.ndim == 0)
+
+
+def is_missing(value: Any) -> bool:
+    """Return whether a value is missing: None, or one that is not equal to itself, such as NaN, NaT and pandas.NA.
+
+    Example:
+        >>> [is_missing(value) for value in (None, float("nan"), "", 0)]
+        [True, True, False, False]
+    """
+    try:
+        return value is None or bool(value != value)
+    except TypeError:  # pandas.NA has no truth value
+        return True
+    except ValueError:  # nor has an array, which is not missing
+        return False
+
+
+@contextmanager
+def naming(source: str) -> Iterator[None]:
+    """Put the name of a source of data before the message of a TypeError or ValueError; "" puts nothing there.
+
+    Example:
+        >>> with naming("train.csv"):
+        ...     integer("label 3", -1)
+        Traceback (most recent call last):
+            ...
+        ValueError: train.csv: label 3 is -1; it must be an integer of at least 0
+    """
+    try:
+        yield
+    except (TypeError, ValueError) as error:
+        if not source:
+            raise
+        kind = TypeError if isinstance(error, TypeError) else ValueError
+        raise kind(f"{source}: {error}") from error
 
 
 @overload
@@ -183,18 +221,16 @@ def path(name: str, value: Any) -> Path:
 
     Raises:
         TypeError: If `value` is neither a str nor a path object.
-        ValueError: If it is empty, or names the home of an unknown user.
+        ValueError: If it is empty, holds a null character, or names the home of an unknown user.
     """
     text = os.fspath(value) if isinstance(value, os.PathLike) else value
-    if not isinstance(text, str) or not text:
+    if not isinstance(text, str) or not text or "\0" in text:
         raise _wrong(name, value, "a path that is not empty, as a str or a Path", right_type=isinstance(text, str))
     try:
-        if b"\0" in os.fsencode(text):
-            raise ValueError("it holds a null character")
-    except ValueError as error:  # also a lone surrogate
-        raise ValueError(f"{name} is {text!r}, which no file can be called ({error}); give another path") from error
-    try:
+        os.fsencode(text)
         return Path(text).expanduser()
+    except UnicodeEncodeError as error:
+        raise ValueError(f"{name} is {text!r}, which no file can be called here: {error}") from error
     except RuntimeError as error:
         raise ValueError(f"{name} is {text!r}, whose home directory is unknown; write out the whole path") from error
 
@@ -214,7 +250,7 @@ def device(value: str | torch.device | None) -> torch.device:
         raise _wrong("device", value, "a name such as 'cuda:0', a torch.device or None", right_type=False)
     try:
         chosen = torch.device("cpu" if value is None else value)
-        torch.empty(0, device=chosen)
+        torch.empty(0, dtype=torch.uint8, device=chosen)
     except (RuntimeError, AssertionError, NotImplementedError) as error:
         have = "cpu" + ", cuda" * torch.cuda.is_available() + ", mps" * torch.backends.mps.is_available()
         reason = str(error).split("\n")[0]

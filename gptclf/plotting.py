@@ -1,6 +1,6 @@
 """Plots and tables, made with matplotlib and pandas if they are installed."""
 
-import os
+import uuid
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -109,7 +109,7 @@ def _save(figure: Any, path: Path) -> Path:
     """Write a figure under a temporary name, then rename it, and return its path."""
     target = path if path.suffix else path.with_suffix(".png")
     target.parent.mkdir(parents=True, exist_ok=True)
-    beside = target.with_name(f".{target.stem}.{os.getpid()}{target.suffix}")
+    beside = target.with_name(f".{target.stem}.{uuid.uuid4().hex}{target.suffix}")
     try:
         figure.savefig(beside, dpi=120)
         beside.replace(target)

@@ -41,6 +41,17 @@ class Preparation:
         object.__setattr__(self, "truncation", choice("truncation", self.truncation, TRUNCATIONS))
         object.__setattr__(self, "pad_to", pad_to)
 
+    def export_problem(self) -> str:
+        """Say why a pipeline of `transformers` cannot prepare texts like this; "" if it can.
+
+        Example:
+            >>> Preparation(pad_to=120).export_problem()
+            'its pipeline cannot pad texts to 120 tokens that count as text'
+        """
+        if self.pad_to is not None:
+            return f"its pipeline cannot pad texts to {self.pad_to} tokens that count as text"
+        return "its pipeline cannot cut out the middle of a long text" if self.truncation == "middle" else ""
+
     def difference(self, other: "Preparation") -> str:
         """Describe how this preparation of a data set differs from the one a model was trained with; "" if equal.
 

@@ -1,11 +1,23 @@
-"""Progress on standard error, and durations and sizes in words."""
+"""Progress on standard error, and durations and sizes in words.
+
+What is written here is a comfort: a missing console, a closed one, or one that cannot be written never ends the work.
+"""
 
 import sys
 import time
+from contextlib import suppress
 from typing import Any, Self
 
 # Seconds between two lines if there is no terminal to show a bar.
 _EVERY = 10.0
+
+
+def write_line(text: str) -> None:
+    """Write a line to standard error if there is one that can be written."""
+    # None, as under pythonw; an object with nothing but a write method; a closed file; a terminal that hung up.
+    with suppress(AttributeError, OSError, ValueError):
+        sys.stderr.write(f"{text}\n")
+        sys.stderr.flush()
 
 
 class Meter:
@@ -19,40 +31,55 @@ class Meter:
         what: A few words that say what is being done.
         unit: The unit of the amount.
         enabled: Whether to show anything.
+        done: The amount that is done already.
 
     Example:
         >>> with Meter(3, "reading", enabled=False) as meter:
         ...     meter.update(3)
     """
 
-    def __init__(self, total: float, what: str, *, unit: str = "", enabled: bool = True) -> None:
-        self.total, self.what, self.done = total, what, 0.0
+    def __init__(self, total: float, what: str, *, unit: str = "", enabled: bool = True, done: float = 0.0) -> None:
+        self.total, self.what, self.before, self.done = total, what, done, done
         self.enabled = enabled and total > 0
         self.start = self._said = time.perf_counter()
         self._bar: Any = None
-        if self.enabled and sys.stderr.isatty():
-            try:
+        # A log gets lines, not a bar's carriage returns. Standard error may be missing, or closed.
+        with suppress(AttributeError, ValueError, ImportError):
+            if self.enabled and sys.stderr.isatty():
                 from tqdm import tqdm
-            except ImportError:
-                return
-            self._bar = tqdm(total=total, desc=what, unit=unit, unit_scale=True, leave=False)
 
-    def update(self, amount: float) -> None:
-        """Advance the meter by `amount`."""
+                self._bar = tqdm(total=total, desc=what, unit=unit, unit_scale=True, leave=False, initial=done)
+
+    def update(self, amount: float, note: str = "") -> None:
+        """Advance the meter by `amount`, and show a few words on the state of the work."""
         self.done += amount
         if self._bar is not None:
+            self._bar.set_postfix_str(note, refresh=False)
             self._bar.update(amount)
             return
         now = time.perf_counter()
-        if self.enabled and self.done < self.total and now - self._said >= _EVERY:
+        if self.enabled and self.before < self.done < self.total and now - self._said >= _EVERY:
             self._said = now
-            left = (now - self.start) * (self.total - self.done) / self.done
-            print(f"{self.what}: {100 * self.done / self.total:.0f} %, {format_seconds(left)} left", file=sys.stderr)
+            left = (now - self.start) * (self.total - self.done) / (self.done - self.before)
+            note = f" ({note})" * bool(note)
+            write_line(f"{self.what}: {100 * self.done / self.total:.0f} %, {format_seconds(left)} left{note}")
+
+    def write(self, text: str) -> None:
+        """Write a line, above the bar if there is one."""
+        if self._bar is None:
+            write_line(text)
+        else:
+            with suppress(OSError, ValueError):
+                self._bar.write(text, file=sys.stderr)
 
     def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *error: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Remove the bar."""
         if self._bar is not None:
             self._bar.close()
 

@@ -316,7 +316,7 @@ def test_an_interrupted_save_leaves_the_old_files(base: Path, tmp_path: Path, mo
     def full(*_: Any, **__: Any) -> None:
         raise OSError(28, "no space")
 
-    monkeypatch.setattr(Path, "replace", full)
+    monkeypatch.setattr(Path, "rename", full)
     with pytest.raises(OSError, match="could not save"):
         save_adapter(noisy(model, True, seed=9), tmp_path)
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before

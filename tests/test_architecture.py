@@ -101,6 +101,16 @@ def test_a_module_can_be_read_in_one_go(module: str) -> None:
     assert lines <= LONGEST_FILE, f"{module} has {lines} lines"
 
 
+@pytest.mark.parametrize("module", MODULES)
+def test_no_module_catches_every_exception(module: str) -> None:
+    for node in ast.walk(ast.parse(MODULES[module].read_text(encoding="utf-8"))):
+        if isinstance(node, ast.ExceptHandler):
+            named = [getattr(part, "id", "") for part in ast.walk(node.type)] if node.type else ["BaseException"]
+            # What is caught to put something back, and raised again, is not swallowed.
+            raises = any(isinstance(part, ast.Raise) and part.exc is None for part in ast.walk(node))
+            assert raises or not {"Exception", "BaseException"} & set(named), f"line {node.lineno}"
+
+
 Function = ast.FunctionDef | ast.AsyncFunctionDef
 
 

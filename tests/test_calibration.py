@@ -215,6 +215,9 @@ def test_of_equally_good_thresholds_the_nearest_to_one_half_is_taken() -> None:
     p, targets = np.array([0.1, 0.2, 0.8, 0.9], dtype=np.float32), np.array([0, 0, 1, 1])
     assert fit_threshold(p, targets, "accuracy") == 0.5
     assert fit_threshold((p / 2).astype(np.float32), targets, "accuracy") == pytest.approx(0.25)
+    high, low = np.array([0.6, 0.7, 0.8, 0.9], dtype=np.float32), np.array([0.1, 0.2, 0.3, 0.4], dtype=np.float32)
+    for p, nearest in ((high, 0.65), (low, 0.35)):
+        assert fit_threshold(p, np.array([0, 1, 0, 1]), "accuracy") == pytest.approx(nearest)
 
 
 def test_neighbouring_numbers_are_told_apart() -> None:
@@ -222,6 +225,8 @@ def test_neighbouring_numbers_are_told_apart() -> None:
     p = np.array([low, np.nextafter(low, np.float32(1))] * 3, dtype=np.float32)
     t = fit_threshold(p, np.array([0, 1] * 3), "accuracy")
     assert ((p >= t) == [False, True] * 3).all()
+    almost = np.nextafter(np.float32(1), np.float32(0))
+    assert fit_threshold(np.array([almost, 1] * 3, dtype=np.float32), np.array([0, 1] * 3), "accuracy") < 1
 
 
 @pytest.mark.parametrize("scoring", SKLEARN)

@@ -13,6 +13,7 @@ ROOT = Path(__file__).resolve().parents[1]
 PAGES = [
     "README.md",
     "docs/getting-started.md",
+    "docs/answers.md",
     "docs/extending.md",
     "docs/adapters.md",
     "docs/chapter-5.md",
@@ -42,7 +43,8 @@ def run(code: Any, namespace: dict[str, object], ending: re.Match[str] | None, l
     if kind != "warning":
         with pytest.raises(getattr(builtins, kind)) as error:
             exec(code, namespace)
-        assert re.match(pattern, str(error.value), re.DOTALL), f"{kind}: {error.value} does not begin with {message}"
+        message_of = re.sub(r"^\[Errno \d+\] ", "", str(error.value))
+        assert re.match(pattern, message_of, re.DOTALL), f"{kind}: {error.value} does not begin with {message}"
         return
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")

@@ -1,7 +1,8 @@
 import builtins
 import errno
-import logging
+import itertools
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -15,6 +16,7 @@ from typing import Any
 import huggingface_hub
 import pytest
 import requests
+from consoles import Terminal, standard_error
 from hub_server import COMMIT, Answer, Hub, serving
 
 from gptclf.hub import http, transfer
@@ -674,46 +676,40 @@ def big(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> Hub:
     return hub
 
 
-def without_tqdm(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "tqdm", None)
-
-
-def test_big_file_shows_a_bar_and_a_small_one_none(big: Hub, capsys: pytest.CaptureFixture[str]) -> None:
+def test_big_file_shows_a_bar_and_a_small_one_none(big: Hub) -> None:
     pytest.importorskip("tqdm")
-    hub_file(REPO, "config.json")
-    assert capsys.readouterr().err == ""
-    big.cuts = [5000]
-    hub_file(REPO, "model.safetensors")
-    shown = capsys.readouterr()
-    assert "model.safetensors" in shown.err
-    assert "100%" in shown.err
-    assert shown.out == ""
+    with standard_error(Terminal()) as terminal:
+        hub_file(REPO, "config.json")
+        assert terminal.getvalue() == ""
+        big.cuts = [5000]
+        hub_file(REPO, "model.safetensors")
+    assert "\rmodel.safetensors: " in terminal.getvalue()
+    assert "\rmodel.safetensors:  49%" in terminal.getvalue(), "the second part begins where the first one was cut"
 
 
-def test_without_tqdm_each_tenth_is_logged(
-    big: Hub, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+@pytest.mark.parametrize("without_tqdm", [True, False])
+def test_in_a_log_a_download_is_told_in_lines(
+    big: Hub, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], without_tqdm: bool
 ) -> None:
-    without_tqdm(monkeypatch)
-    caplog.set_level(logging.INFO, logger=transfer.__name__)
+    if without_tqdm:
+        monkeypatch.setitem(sys.modules, "tqdm", None)
+    clock = itertools.count(0, 11)
+    monkeypatch.setattr("gptclf.progress.time.perf_counter", lambda: float(next(clock)))
+    monkeypatch.setattr(transfer, "CHUNK_BYTES", len(WEIGHTS) // 4)
     hub_file(REPO, "model.safetensors")
-    assert len([line for line in caplog.messages if line.startswith("model.safetensors: ")]) == 10
+    out, err = capsys.readouterr()
+    assert out == ""
+    assert "\r" not in err
+    lines = err.splitlines()
+    assert len(lines) >= 3
+    assert all(re.fullmatch(r"model\.safetensors: \d+ %, .* left", line) for line in lines)
 
 
-@pytest.mark.parametrize("bar", [True, False])
-def test_progress_can_be_silenced(
-    big: Hub,
-    monkeypatch: pytest.MonkeyPatch,
-    caplog: pytest.LogCaptureFixture,
-    capsys: pytest.CaptureFixture[str],
-    bar: bool,
-) -> None:
-    if not bar:
-        without_tqdm(monkeypatch)
+def test_progress_can_be_silenced(big: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_HUB_DISABLE_PROGRESS_BARS", "1")
-    caplog.set_level(logging.INFO, logger=transfer.__name__)
-    hub_file(REPO, "model.safetensors")
-    assert caplog.messages == []
-    assert capsys.readouterr().err == ""
+    with standard_error(Terminal()) as terminal:
+        hub_file(REPO, "model.safetensors")
+    assert terminal.getvalue() == ""
 
 
 # Import

@@ -1,6 +1,7 @@
 """`load_gpt2` and `load_model` on every source: OpenAI's folders and params, the book's files, hub repositories."""
 
 import copy
+import json
 import logging
 import shutil
 from collections.abc import Iterator
@@ -360,7 +361,7 @@ class TestContradictions:
     @pytest.mark.parametrize(
         ("arguments", "message"),
         [
-            ({"name": GPT2Config(n_heads=2), "weights": "random", "settings": BOOK}, "GPT2Config is complete"),
+            ({"name": GPT2Config(n_heads=2), "weights": "random", "settings": BOOK}, "a configuration is complete"),
             ({"name": "nano", "revision": "main"}, "revision='main' belongs to a hub repository"),
         ],
     )
@@ -407,7 +408,7 @@ class TestContradictions:
     def test_a_file_that_is_not_there_is_not_asked_of_a_hub(self, name: str) -> None:
         with pytest.raises(FileNotFoundError, match="is not a folder, a file or a known model"):
             load_gpt2(name)
-        with pytest.raises(FileNotFoundError, match="is not a folder, a file or a hub repository"):
+        with pytest.raises(FileNotFoundError, match="is not a folder, a file or a known model"):
             load_model(name)
 
     @pytest.mark.parametrize("folder", ["", None, 3])
@@ -461,6 +462,34 @@ class TestHubTokenizersAndCaches:
         put(hub, folder)
         assert load_gpt2("somebody/new").tokenizer.n_vocab == 257
 
+    def test_added_tokens_and_settings_come_along_and_stay_those_of_the_commit(
+        self, hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        their_classifier(tmp_path / "theirs")
+        settings = {"tokenizer_class": "GPT2Tokenizer", "add_prefix_space": True}
+        (tmp_path / "theirs" / "tokenizer_config.json").write_text(json.dumps(settings))
+        put(hub, tmp_path / "theirs")
+        expected = load_model(tmp_path / "theirs").tokenizer.encode_ordinary("a<|endoftext|>b")
+        clf, later = load_model("somebody/reviews"), load_model("somebody/reviews")
+        assert clf.tokenizer.encode_ordinary("a<|endoftext|>b") == expected
+        assert 256 in expected
+        asked = len(hub.seen)
+        monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+        assert later.tokenizer.encode_ordinary("a<|endoftext|>b") == expected
+        assert len(hub.seen) == asked
+
+    def test_a_tokenizer_that_cannot_be_fetched_is_never_replaced_by_gpt2s(
+        self, hub: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        config = GPT2Config(vocab_size=50257, context_length=8, emb_dim=2, n_heads=1, n_layers=1)
+        put(hub, save_model(load_gpt2(config, weights="random", seed=1, tokenizer=byte_tokenizer()), tmp_path / "ours"))
+        model = load_gpt2("somebody/new")
+        monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+        with pytest.raises(FileNotFoundError, match=r"'somebody/new'.*HF_HUB_OFFLINE"):
+            _ = model.tokenizer
+        monkeypatch.delenv("HF_HUB_OFFLINE")
+        assert model.tokenizer.n_vocab == 257
+
     def test_a_vocabulary_that_is_not_gpt2s_never_gets_its_tokenizer(self, hub: Hub, tmp_path: Path) -> None:
         config = GPT2Config(vocab_size=50300, context_length=8, emb_dim=2, n_heads=1, n_layers=1)
         folder = save_model(load_gpt2(config, weights="random", seed=1, tokenizer=byte_tokenizer()), tmp_path / "ours")
@@ -474,7 +503,7 @@ class TestHubTokenizersAndCaches:
         text = tokenizer_files(byte_tokenizer(), 8)["tokenizer.json"]
         for old, new in (('"add_prefix_space": false', '"add_prefix_space": true'), ('"ByteLevel"', '"Whitespace"')):
             (tmp_path / "tokenizer.json").write_text(text.replace(old, new))
-            with pytest.raises(ValueError, match="pre_tokenizer.*ByteLevel splitting"):
+            with pytest.raises(ValueError, match=r"pre_tokenizer.*ByteLevel splitting"):
                 read_tokenizer(tmp_path)
 
     @pytest.mark.parametrize("offline", [True, False])

@@ -109,7 +109,7 @@ def temporary(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.fixture
 def cramped(temporary: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A machine whose memory has no room for features; where its temporary folders are made."""
-    monkeypatch.setattr(cache, "physical_memory", lambda: 4.0 * (BYTES - 1))
+    monkeypatch.setattr(cache, "process_memory", lambda: 4.0 * (BYTES - 1))
     return temporary
 
 
@@ -662,7 +662,7 @@ def test_a_folder_that_is_named_has_room_that_memory_has_not(
 @pytest.fixture
 def room_for_three(monkeypatch: pytest.MonkeyPatch) -> None:
     """Memory that takes three prefixes of 400 bytes."""
-    monkeypatch.setattr(cache, "physical_memory", lambda: 1200 / cache.MEMORY_SHARE)
+    monkeypatch.setattr(cache, "process_memory", lambda: 1200 / cache.MEMORY_SHARE)
 
 
 def remember(name: str, nbytes: int = 400) -> FeatureStore:

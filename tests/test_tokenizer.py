@@ -18,7 +18,7 @@ from transformers import AutoTokenizer
 from gptclf import GPT2, GPT2Config, TextDataset, load_gpt2
 from gptclf.tokenizer import find as vocabulary
 from gptclf.tokenizer.bpe import END_OF_TEXT, build_tokenizer, byte_characters, make_encoding, merges_of
-from gptclf.tokenizer.find import find_tokenizer
+from gptclf.tokenizer.find import find_tokenizer, pin_tokenizer
 from gptclf.tokenizer.read import read_tokenizer
 from gptclf.tokenizer.write import tokenizer_files
 
@@ -379,12 +379,12 @@ class TestWhereItIsFound:
         for name, text in tokenizer_files(make, 8).items():
             (beside / name).write_text(text, encoding="utf-8")
         _cache(hub_cache, "openai-community/gpt2", trained)
-        assert find_tokenizer(beside, None, None, None, GPT2_VOCABULARY).n_vocab == 258
+        assert pin_tokenizer(beside, None, None, None, GPT2_VOCABULARY)().n_vocab == 258
 
     def test_openais_file_names_are_known_beside_the_weights(self, trained: Path, tmp_path: Path) -> None:
         (tmp_path / "vocab.bpe").write_bytes((trained / "merges.txt").read_bytes())
         (tmp_path / "encoder.json").write_bytes((trained / "vocab.json").read_bytes())
-        assert find_tokenizer(tmp_path, None, None, None, GPT2_VOCABULARY).n_vocab == TRAINED
+        assert pin_tokenizer(tmp_path, None, None, None, GPT2_VOCABULARY)().n_vocab == TRAINED
 
     def test_the_hugging_face_cache_comes_before_tiktokens(
         self, trained: Path, hub_cache: Path, tiktoken_cache: Path
@@ -404,7 +404,7 @@ class TestWhereItIsFound:
 
     def test_a_repositorys_own_files_come_before_gpt2s(self, trained: Path, hub_cache: Path) -> None:
         _cache(hub_cache, "someone/model", trained)
-        assert find_tokenizer(None, "someone/model", None, None, GPT2_VOCABULARY).n_vocab == TRAINED
+        assert find_tokenizer("someone/model", None, None, GPT2_VOCABULARY).n_vocab == TRAINED
 
     def test_tiktokens_cache_is_read_where_hugging_faces_is_empty(self, tiktoken_cache: Path) -> None:
         assert self.model().tokenizer.n_vocab == 257
@@ -429,7 +429,7 @@ class TestWhereItIsFound:
     def test_a_vocabulary_of_another_size_never_gets_gpt2s(self, trained: Path, hub_cache: Path) -> None:
         _cache(hub_cache, "openai-community/gpt2", trained)
         with pytest.raises(FileNotFoundError, match=r"no tokenizer for a vocabulary of 999 tokens"):
-            find_tokenizer(None, None, None, None, 999)
+            find_tokenizer(None, None, None, 999)
 
     def test_a_tokenizer_given_wins(self, ours: tiktoken.Encoding) -> None:
         config = GPT2Config(vocab_size=TRAINED, context_length=8, emb_dim=2, n_heads=1, n_layers=1)
@@ -451,7 +451,7 @@ def test_a_folder_with_only_a_tokenizer_json_of_another_vocabulary_does_not_get_
     other = make_encoding({bytes([byte]): i for i, byte in enumerate(byte_characters())} | {b"zq": 256})
     (beside / "tokenizer.json").write_text(tokenizer_files(other, 8)["tokenizer.json"], encoding="utf-8")
     try:
-        found = find_tokenizer(beside, None, None, None, GPT2_VOCABULARY).token_byte_values()
+        found = pin_tokenizer(beside, None, None, None, GPT2_VOCABULARY)().token_byte_values()
     except (ValueError, FileNotFoundError) as error:
         if "tokenizer.json" not in str(error):
             raise

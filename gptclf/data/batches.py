@@ -164,7 +164,7 @@ class Batches:
         Raises:
             ValueError: If `start` is beyond the end of the epoch.
         """
-        start = integer("start", start)
+        epoch, start = integer("epoch", epoch), integer("start", start)
         if start > len(self):
             raise ValueError(f"start is {start}; it must be at most {len(self)}, the number of batches in an epoch")
         order, size = self.order(epoch), self.batch_size

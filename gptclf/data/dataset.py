@@ -3,6 +3,7 @@
 import copy
 import logging
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Required, Self, TypedDict, Unpack
 
@@ -10,11 +11,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gptclf import checks
+from gptclf.data.columns import Columns
 from gptclf.data.ragged import RaggedIds
-from gptclf.data.read import read_file, read_table
-from gptclf.data.rows import check_texts, check_weights, row_numbers
+from gptclf.data.read import read_file
+from gptclf.data.rows import log_cut, row_numbers
+from gptclf.data.tables import columns_named, read_table
 from gptclf.preparation import Preparation
-from gptclf.tasks import SingleLabel, Task, check_column, check_labels, infer_classes
+from gptclf.tasks import SingleLabel, Task, infer_classes
+from gptclf.tasks.labels import rows_of_labels
 from gptclf.tokenizer.tokens import check_tokenizer, encode
 
 if TYPE_CHECKING:
@@ -32,6 +36,7 @@ class Options(TypedDict, total=False):
     max_length: int | None
     truncation: str
     pad_to: int | None
+    drop_missing: bool
 
 
 class TextDataset(RaggedIds):
@@ -43,7 +48,7 @@ class TextDataset(RaggedIds):
         labels: One label per text, of a kind that `task` takes, or None for texts to predict.
         tokenizer: A `tiktoken.Encoding`, usually `model.tokenizer`.
         classes: The possible labels, in order, if each text has exactly one. None takes the labels that occur, sorted
-            if they can be compared.
+            if they can be compared; the categories of an ordered categorical; or the members of an `enum.Enum`.
         task: The task that the labels belong to, such as `model.task`; it replaces `classes`.
         weights: One non-negative number per text, by which its training loss is multiplied; None means 1 for all. A
             text of weight 2 counts like the same text twice. Measures such as accuracy ignore weights.
@@ -51,11 +56,13 @@ class TextDataset(RaggedIds):
         truncation: The part that a longer text loses: its "tail" (as in the book), its "head" or its "middle".
         pad_to: Fill every row with `<|endoftext|>` up to this many tokens and treat them as text, as the book does.
             This helps to compare with the book but costs accuracy. If `max_length` is None, it becomes `pad_to`.
+        drop_missing: Leave out rows whose text or label is missing, and log how many; otherwise they are an error.
+            None, NaN, NaT and `pandas.NA` are missing.
 
     Attributes:
         texts: The strings.
-        labels: Targets under the data set's own task, or None. If each text has one label, the index of its class,
-            int64 (N,).
+        source: The file or the kind of table that the rows come from, for errors; "" for lists.
+        labels: Targets under the data set's own task, or None: for one label per text, its class's index, int64 (N,).
         given: The labels as given, one per row, to be matched to another task; empty without labels.
         task: The task of the labels, or None without labels.
         classes: The task's list of classes, or None.
@@ -66,8 +73,7 @@ class TextDataset(RaggedIds):
         truncated: Which rows lost tokens, bool (N,); their number is also reported through `logging`.
 
     Raises:
-        TypeError: If an argument has the wrong type; the error names the row.
-        ValueError: If a label or a weight is not allowed (the error names the row), or a text lacks one.
+        TypeError, ValueError: If an argument, a text, a label or a weight is not allowed; the error names the row.
 
     Example:
         >>> from gptclf import load_gpt2
@@ -79,7 +85,7 @@ class TextDataset(RaggedIds):
 
     def __init__(
         self,
-        texts: Iterable[str],
+        texts: Iterable[str] | Columns,
         labels: Iterable[Any] | None = None,
         *,
         tokenizer: "Encoding",
@@ -89,28 +95,19 @@ class TextDataset(RaggedIds):
         max_length: int | None = None,
         truncation: str = "tail",
         pad_to: int | None = None,
+        drop_missing: bool = False,
     ) -> None:
         self.preparation = Preparation(max_length, truncation, pad_to)
         check_tokenizer(tokenizer)
         self.tokenizer = tokenizer
-        self.texts = check_texts(texts)
-        self.task: Task | None = None
-        self.labels: NDArray[Any] | None = None
-        self.weights = None if weights is None else check_weights(weights, len(self.texts))
-        self.given: list[Any] = []
-        if labels is not None:
-            self.given = check_column(labels, "label", len(self.texts))
-            if task is None:
-                task = SingleLabel(infer_classes(check_labels(self.given)) if classes is None else classes)
-            elif not isinstance(task, Task):
-                raise TypeError(f"task is a {type(task).__name__}; it must be a gptclf Task, such as model.task")
-            elif classes is not None:
-                raise ValueError("classes= and task= were both given; a task has its own classes: give one of the two")
-            self.task, self.labels = task, self._matched(task)
-        else:
-            for name, value in (("classes", classes), ("task", task), ("weights", weights)):
-                if value is not None:
-                    raise ValueError(f"{name}= was given without labels=; texts to predict need only a tokenizer")
+        if task is not None and not isinstance(task, Task):
+            raise TypeError(f"task is a {type(task).__name__}; it must be a gptclf Task, such as model.task")
+        if task is not None and classes is not None:
+            raise ValueError("classes= and task= were both given; a task has its own classes: give one of the two")
+        columns = texts if isinstance(texts, Columns) else Columns(texts, labels, weights)
+        self.source, self._cells, self._said = columns.source, columns.cells, set[str]()
+        with checks.naming(self.source):
+            self._read(columns, classes, task, drop_missing=checks.boolean("drop_missing", drop_missing))
         end = tokenizer.eot_token
         self.set_rows([np.asarray(encode(text, tokenizer) or [end], dtype=np.int32) for text in self.texts])
         self.truncated = np.zeros(len(self.texts), dtype=bool)
@@ -130,22 +127,30 @@ class TextDataset(RaggedIds):
         weights: str | int | None = None,
         encoding: str = "utf-8-sig",
         quoted: bool | None = None,
+        delimiter: str | None = None,
         **options: Unpack[Options],
     ) -> "TextDataset":
-        """Read a .csv, .tsv or .jsonl file.
+        """Read a .csv, .tsv, .jsonl or .parquet file; the latter needs pyarrow.
+
+        In a .csv or .tsv file an empty cell is an empty text, but a missing label. A label that is the text of a
+        number among the classes, such as "1", is that class, which is logged once.
 
         Args:
             path: The file; its suffix names the format.
-            text: Column of the texts: a name (the first row is a header) or a position (there is no header).
+            text: Column of the texts: a name, or in a .csv or .tsv file a position if its first row is not a header.
             label: Column of the labels, likewise; None for texts to predict.
             weights: Column of the weights, likewise; None if all are 1.
             encoding: The file's text encoding.
             quoted: True if `"` quotes a field; None means True for .csv and False for .tsv.
-            **options: `tokenizer`, and optionally `classes`, `task`, `max_length`, `truncation` and `pad_to`, as in the
-                constructor.
+            delimiter: The character between two columns; None means a comma for .csv and a tab for .tsv.
+            **options: `tokenizer`, and optionally other options of the constructor.
+
+        Raises:
+            OSError: The file cannot be opened.
+            ValueError: The file lacks a column, or a row has more fields than the header (the error names the line).
         """
-        columns = read_file(checks.path("path", path), text, label, weights, encoding=encoding, quoted=quoted)
-        return cls(columns.texts, columns.labels, weights=columns.weights, **options)
+        columns = columns_named(text, label, weights)
+        return cls(read_file(checks.path("path", path), columns, encoding, quoted, delimiter), **options)
 
     @classmethod
     def from_table(
@@ -157,16 +162,46 @@ class TextDataset(RaggedIds):
         weights: str | None = None,
         **options: Unpack[Options],
     ) -> "TextDataset":
-        """Build a data set from columns of a DataFrame, a Hugging Face `datasets.Dataset` or a dictionary.
+        """Build a data set from a table, or from rows that are read once, one by one.
 
-        `text`, `label` and `weights` name the columns. The options are `tokenizer`, and optionally `classes`, `task`,
-        `max_length`, `truncation` and `pad_to`, as in the constructor. A `datasets` column of type ClassLabel gives its
-        class names as labels and, unless `classes` or `task` is given, their order.
+        Args:
+            table: A DataFrame of pandas or polars, an Arrow table, a mapping from names to columns, a `datasets`
+                data set, also a streamed one, or any list or stream of mappings.
+            text: Name of the column of the texts.
+            label: Name of the column of the labels; None for texts to predict.
+            weights: Name of the column of the weights; None if all are 1.
+            **options: `tokenizer`, and optionally other options of the constructor. Without `classes` and `task`, an
+                ordered categorical, an Enum of polars and a ClassLabel of `datasets` give their classes in order.
+
+        Example:
+            >>> from gptclf import load_gpt2
+            >>> rows = [{"text": "hi", "label": 0}, {"text": "win!", "label": 1}, {"text": "ho", "label": None}]
+            >>> TextDataset.from_table(rows, tokenizer=load_gpt2("nano").tokenizer, drop_missing=True).texts
+            ['hi', 'win!']
         """
-        columns = read_table(table, text, label, weights)
-        if options.get("classes") is None and options.get("task") is None:
-            options["classes"] = columns.classes
-        return cls(columns.texts, columns.labels, weights=columns.weights, **options)
+        return cls(read_table(table, columns_named(text, label, weights)), **options)
+
+    def _read(self, columns: Columns, classes: Sequence[Any] | None, task: Task | None, *, drop_missing: bool) -> None:
+        """Check the columns of a source, and set texts, labels, weights and task."""
+        labels = columns.labels
+        if labels is None:
+            for name, value in (("classes", classes), ("task", task), ("weights", columns.weights)):
+                if value is not None:
+                    raise ValueError(f"{name}= was given without labels=; texts to predict need only a tokenizer")
+        elif task is not None:
+            columns = replace(columns, labels=rows_of_labels(labels, task.classes))
+        checked = columns.checked(drop_missing=drop_missing)
+        self.texts: list[str] = checked.texts
+        self.weights = None if checked.weights is None else np.asarray(checked.weights, dtype=np.float32)
+        self.given: list[Any] = [] if labels is None else checked.labels
+        self.task: Task | None = None
+        self.labels: NDArray[Any] | None = None
+        if labels is not None:
+            if task is None:
+                known = columns.classes if classes is None else classes
+                found = infer_classes(checked.labels, labels, cells=self._cells) if known is None else known
+                task = SingleLabel(found)
+            self.task, self.labels = task, self._matched(task)
 
     def __repr__(self) -> str:
         kinds = "no labels" if self.task is None else self.task.summary
@@ -198,6 +233,7 @@ class TextDataset(RaggedIds):
         """
         chosen = row_numbers(indices, len(self))
         part = copy.copy(self)
+        part.source = self.source and f"a part of {self.source.removeprefix('a part of ')}"
         part.texts = [self.texts[i] for i in chosen]
         if self.labels is not None:
             part.labels, part.given = self.labels[chosen], [self.given[i] for i in chosen]
@@ -225,12 +261,28 @@ class TextDataset(RaggedIds):
         """
         if self.labels is None:
             raise ValueError("this data set has no labels; give TextDataset(texts, labels, ...)")
-        return self.labels if task is None or task == self.task else self._matched(task)
+        if task is None or task == self.task:
+            return self.labels
+        with checks.naming(self.source):
+            return self._matched(task)
+
+    def labels_for(self, task: Task) -> list[Any]:
+        """Return the labels as given, those from the cells of a file as `task` reads them."""
+        if not self._cells:
+            return self.given
+        labels = list(task.labels_of(self.given))
+        read = {cell: label for cell, label in zip(self.given, labels, strict=True) if cell != label}
+        if read and "cells" not in self._said:
+            self._said.add("cells")  # parts of a data set share this set
+            first = next(iter(read))
+            logger.warning("%s: labels are text; %r is taken as %r, and so on", self.source, first, read[first])
+        return labels
 
     def _matched(self, task: Task) -> NDArray[Any]:
-        targets = np.asarray(task.targets(self.given))
-        if len(targets) != len(self.given):
-            name, n = type(task).__name__, len(self.given)
+        labels = self.labels_for(task)
+        targets = np.asarray(task.targets(labels))
+        if len(targets) != len(labels):
+            name, n = type(task).__name__, len(labels)
             raise ValueError(f"{name}.targets gave {len(targets)} targets for {n} labels; it must return one for each")
         return targets
 
@@ -246,9 +298,3 @@ class TextDataset(RaggedIds):
 
     def _note_cut(self, n: int, limit: int, longest: int) -> None:
         log_cut(n, len(self), limit, longest, self.preparation.truncation)
-
-
-def log_cut(n: int, n_texts: int, limit: int, longest: int, part: str) -> None:
-    """Log that `n` texts of `n_texts` were longer than `limit` tokens and lost their "tail", "head" or "middle"."""
-    message = "%d of %d texts are longer than %d tokens (longest: %d) and lost their %s"
-    logger.warning(message, n, n_texts, limit, longest, part)

@@ -1,6 +1,7 @@
 """`RaggedIds`: rows of token ids of different lengths, without padding."""
 
 import itertools
+import sys
 from collections.abc import Iterator, Sequence
 
 import numpy as np
@@ -8,6 +9,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from gptclf.checks import integer
 from gptclf.data.rows import row_numbers
 
 
@@ -39,7 +41,7 @@ class RaggedIds:
 
     def row(self, index: int) -> NDArray[np.int32]:
         """Return the token ids of one row; a negative index counts from the end."""
-        (row,) = self.rows_at(row_numbers([index], len(self)))
+        (row,) = self.rows_at(row_numbers([integer("index", index, -sys.maxsize)], len(self)))
         return row
 
     def rows(self) -> Iterator[NDArray[np.int32]]:
@@ -62,4 +64,4 @@ class RaggedIds:
     def packed(self, indices: Sequence[int] | NDArray[np.int64]) -> Tensor:
         """Return the rows at `indices` concatenated (N,), int64."""
         rows = self.rows_at(row_numbers(indices, len(self)))
-        return torch.from_numpy(np.concatenate(rows).astype(np.int64)) if rows else torch.zeros(0, dtype=torch.int64)
+        return torch.from_numpy(np.concatenate([self.ids[:0], *rows]).astype(np.int64))

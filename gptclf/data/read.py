@@ -1,122 +1,126 @@
-"""Columns of texts, labels and weights from files and tables, before any tokenizing."""
+"""Columns of texts, labels and weights from files, read in one pass and before any tokenizing."""
 
-import csv
+import codecs
 import json
-from collections.abc import Iterator
-from functools import partial
+from collections.abc import Iterator, Mapping
+from itertools import chain
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-# A column of a file: its name in the header, or its position.
-Place = str | int
+from gptclf.checks import boolean, instance
+from gptclf.data.columns import Columns
+from gptclf.data.separated import separated_rows
+from gptclf.data.tables import SURPLUS, check_names, columns_of_rows
+from gptclf.files.access import readable_size
 
-_SEPARATORS = {".csv": ",", ".tsv": "\t"}
-
-
-class Columns(NamedTuple):
-    """The requested columns, each with one value per row, and the class names of a ClassLabel column."""
-
-    texts: list[Any]
-    labels: list[Any] | None
-    weights: list[Any] | None
-    classes: list[str] | None = None
+_DELIMITERS = {".csv": ",", ".tsv": "\t"}
 
 
 def read_file(
-    path: Path, text: Place, label: Place | None, weights: Place | None, *, encoding: str, quoted: bool | None
+    path: Path, wanted: Mapping[str, Any], encoding: str, quoted: bool | None, delimiter: str | None
 ) -> Columns:
-    """Read the columns of a .csv, .tsv or .jsonl file; see `TextDataset.from_file`."""
+    """Read the columns of a .csv, .tsv, .jsonl or .parquet file; see `TextDataset.from_file`."""
     suffix = path.suffix.lower()
-    if suffix not in (*_SEPARATORS, ".jsonl"):
-        raise ValueError(f"{path}: the suffix names the format; it must be .csv, .tsv or .jsonl")
-    named = {"text": text, "label": label, "weights": weights}
-    wanted = {name: column for name, column in named.items() if column is not None}
-    if len(set(map(type, wanted.values()))) > 1:
-        raise TypeError(f"the columns are {wanted}; they must all be names or all be positions")
-    read = _json_rows if suffix == ".jsonl" else partial(_separated_rows, quoted=quoted)
+    if suffix not in (*_DELIMITERS, ".jsonl", ".parquet"):
+        raise ValueError(f"{path}: the suffix names the format; it must be .csv, .tsv, .jsonl or .parquet")
+    positions = [not isinstance(column, str) for column in wanted.values()]
+    if any(positions) and (suffix not in _DELIMITERS or not all(positions)):
+        rule = "they must all be names" + " or all be positions" * (suffix in _DELIMITERS)
+        arguments = {"texts": "text", "labels": "label", "weights": "weights"}
+        shown = ", ".join(f"{arguments[part]}={column!r}" for part, column in wanted.items())
+        raise TypeError(f"the columns of {path} are {shown}; {rule}")
+    if suffix not in _DELIMITERS and (delimiter is not None or quoted is not None):
+        raise ValueError(f"delimiter= and quoted= are for .csv and .tsv files, not for {path}")
+    if suffix == ".parquet":
+        return _read_parquet(path, wanted)
+    readable_size(path)
+    instance("encoding", encoding, str, "the name of an encoding that Python knows, such as 'utf-8'")
     try:
-        rows = list(read(path, list(wanted.values()), encoding))
+        codecs.lookup(encoding)
+    except (LookupError, ValueError) as error:
+        raise ValueError(f"encoding is {encoding!r}, which Python does not know ({error}); such as 'utf-8'") from error
+    try:
+        if suffix == ".jsonl":
+            return _read_json_lines(path, wanted, encoding)
+        quoted = suffix == ".csv" if quoted is None else boolean("quoted", quoted)
+        delimiter = _DELIMITERS[suffix] if delimiter is None else delimiter
+        return _read_separated(path, wanted, encoding, delimiter, quoted=quoted)
     except UnicodeDecodeError as error:
         raise ValueError(f"{path} is not {encoding} text ({error}); give its encoding=") from error
-    columns = {name: [row[place] for row in rows] for place, name in enumerate(wanted)}
-    numbers = [_number(value, row, path) for row, value in enumerate(columns.get("weights", ()))]
-    return Columns(columns["text"], columns.get("label"), None if weights is None else numbers)
 
 
-def _number(value: Any, row: int, path: Path) -> Any:
-    """Return a weight as a number if the file has it as text, as .csv and .tsv do."""
+def _read_parquet(path: Path, wanted: Mapping[str, Any]) -> Columns:
     try:
-        return float(value) if isinstance(value, str) else value
-    except ValueError:
-        raise ValueError(f"{path}: weight {row} is {value!r}; it must be a number") from None
+        from pyarrow.parquet import ParquetFile
+    except ImportError as error:
+        raise ImportError("Parquet files need pyarrow: pip install 'gptclf[parquet]'") from error
+    with path.open("rb") as file:
+        try:
+            opened = ParquetFile(file, page_checksum_verification=True)
+            table = opened.read(columns=list(dict.fromkeys(wanted.values())))
+        except (ValueError, OSError) as error:
+            raise ValueError(f"{path} cannot be read as Parquet ({error})") from error
+    check_names(wanted.values(), opened.schema_arrow.names, str(path))
+    return Columns(**{part: table[column] for part, column in wanted.items()}, source=str(path))
 
 
-def _json_rows(path: Path, columns: list[Any], encoding: str) -> Iterator[list[Any]]:
-    with path.open(encoding=encoding) as file:
-        for number, line in enumerate(file, start=1):
-            if not line.strip():
-                continue
-            try:
-                record = json.loads(line)
-            except json.JSONDecodeError as error:
-                raise ValueError(f"{path}, line {number}: not JSON ({error})") from error
-            missing = [key for key in columns if not isinstance(record, dict) or key not in record]
-            if missing:
-                found = list(record) if isinstance(record, dict) else type(record).__name__
-                raise ValueError(f"{path}, line {number}: no {missing[0]!r}; found {found}")
-            yield [record[key] for key in columns]
+def _read_json_lines(path: Path, wanted: Mapping[str, Any], encoding: str) -> Columns:
+    lines: list[int] = []
+
+    def records() -> Iterator[dict[str, Any]]:
+        with path.open(encoding=encoding) as file:
+            for number, line in enumerate(file, start=1):
+                if not line.strip():
+                    continue
+                try:
+                    record = json.loads(line, object_pairs_hook=_unique)
+                except (ValueError, RecursionError) as error:
+                    raise ValueError(f"{path}, line {number}: not JSON ({error})") from error
+                if not isinstance(record, dict):
+                    raise ValueError(f"{path}, line {number}: {line.strip():.100} is not an object with keys")
+                lines.append(number)
+                yield record
+
+    return Columns(**columns_of_rows(records(), wanted, str(path)), source=str(path), lines=lines)
 
 
-def _separated_rows(path: Path, columns: list[Any], encoding: str, quoted: bool | None) -> Iterator[list[str]]:
-    separator = _SEPARATORS[path.suffix.lower()]
-    quoted = separator == "," if quoted is None else quoted
-    # The csv module's limit of 131,072 characters per field holds for the whole process; it is restored below.
-    limit = csv.field_size_limit(2**31 - 1)
-    try:
-        with path.open(encoding=encoding, newline="") as file:
-            reader = csv.reader(
-                file, delimiter=separator, quoting=csv.QUOTE_MINIMAL if quoted else csv.QUOTE_NONE, strict=quoted
-            )
-            places: list[int] = columns
-            if isinstance(columns[0], str):
-                header = next(reader, [])
-                missing = [name for name in columns if name not in header]
-                if missing:
-                    remedy = "name the columns with text= and label=, or give their positions if there is no header"
-                    raise ValueError(f"{path} has no column {missing[0]!r}; its first row is {header}: {remedy}")
-                places = [header.index(name) for name in columns]
-            last = max(places)
-            for row in filter(None, reader):
-                if len(row) <= last:
-                    raise ValueError(f"{path}, line {reader.line_num}: {len(row)} columns, but column {last} is needed")
-                yield [row[place] for place in places]
-    except csv.Error as error:
-        raise ValueError(f'{path}: {error}; if " is ordinary text there, give quoted=False') from error
-    finally:
-        csv.field_size_limit(limit)
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        keys = [key for key, _ in pairs]
+        raise ValueError(f"the key {next(key for key in keys if keys.count(key) > 1)!r} occurs twice")
+    return found
 
 
-def read_table(table: Any, text: str, label: str | None, weights: str | None) -> Columns:
-    """Take columns of a table; see `TextDataset.from_table`."""
-    texts = _column(table, text)
-    labels = None if label is None else _column(table, label)
-    weight = None if weights is None else _column(table, weights)
-    # Hugging Face `datasets` is not a dependency, so its ClassLabel is recognised by its attributes.
-    names = getattr((getattr(table, "features", None) or {}).get(label), "names", None)
-    if labels is None or names is None:
-        return Columns(texts, labels, weight)
-    bad = [i for i, value in enumerate(labels) if value is None or value < 0]
-    if bad:
-        raise ValueError(f"row {bad[0]} of column {label!r} has no label ({labels[bad[0]]!r}); drop such rows")
-    return Columns(texts, [names[value] for value in labels], weight, list(names))
+def _read_separated(path: Path, wanted: Mapping[str, Any], encoding: str, delimiter: str, *, quoted: bool) -> Columns:
+    if not isinstance(delimiter, str) or len(delimiter) != 1 or delimiter in '"\r\n':
+        kind = ValueError if isinstance(delimiter, str) else TypeError
+        raise kind(f"delimiter is {delimiter!r}; it must be one character, such as ';'")
+    named, source = isinstance(wanted["texts"], str), str(path)
+    with path.open(encoding=encoding, newline="") as file:
+        rows = separated_rows(file, delimiter, quoted=quoted, source=source)
+        begin, first = next(rows, (1, []))
+        names: list[Any] = first if named else list(range(len(first)))
+        if first or named:
+            check_names(wanted.values(), names, source, _advice(first, delimiter))
+        places = {part: names.index(column) for part, column in wanted.items() if names}
+        least = max(places.values()) + 1 if named else len(names)
+        columns: dict[str, list[Any]] = {part: [] for part in wanted}
+        lines = []
+        rows = rows if named or not first else chain([(begin, first)], rows)
+        for number, row in rows:
+            if not least <= len(row) <= len(names):
+                problem = f"{len(row)} fields, but the {'header' if named else 'first row'} has {len(names)}"
+                advice = SURPLUS if quoted else f"give quoted=True and {SURPLUS}"
+                raise ValueError(f"{source}, line {number}: {problem}; {advice}. The delimiter is {delimiter!r}")
+            lines.append(number)
+            for part, place in places.items():
+                columns[part].append(row[place])
+    return Columns(**columns, source=source, lines=lines, cells=True)
 
 
-def _column(table: Any, name: str) -> list[Any]:
-    columns = getattr(table, "column_names", None)
-    if isinstance(columns, dict):  # a datasets.DatasetDict
-        raise ValueError(f"the table holds several splits; pick one: table[{next(iter(columns), 'train')!r}]")
-    columns = list(table) if columns is None else columns
-    try:
-        return list(table[name])
-    except (KeyError, TypeError, IndexError, ValueError) as error:
-        raise ValueError(f"the table has no column {name!r}; it has {columns[:20]}") from error
+def _advice(first: list[str], delimiter: str) -> str:
+    """Return the end of an error about a first row that lacks a column."""
+    other = next((mark for mark in ";\t,|" if mark != delimiter and any(mark in name for name in first)), None)
+    hint = f". The first row holds {other!r}; if that is the delimiter, give delimiter={other!r}" if other else ""
+    return f", or give positions such as text=1 if the first row is not a header{hint}"

@@ -1,5 +1,7 @@
 """Checks of the columns that callers give for a data set: texts, labels, weights and row numbers."""
 
+import logging
+import reprlib
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -7,7 +9,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gptclf.checks import is_iterable, number
-from gptclf.tasks import check_column
+from gptclf.tasks.labels import column_values
+
+logger = logging.getLogger(__name__)
 
 # Weights are kept in float32.
 _LARGEST = float(np.finfo(np.float32).max)
@@ -25,12 +29,12 @@ def row_numbers(indices: Sequence[int] | NDArray[Any], n: int) -> NDArray[np.int
         IndexError: If there is no such row, or the mask has another length.
     """
     chosen = np.asarray(indices)
-    if chosen.dtype == bool:
+    if chosen.dtype == bool and chosen.ndim:
         if chosen.shape != (n,):
             raise IndexError(f"the mask has shape {chosen.shape}; the data set has {n} rows")
         return np.flatnonzero(chosen)
     if chosen.ndim != 1 or (chosen.size and not np.issubdtype(chosen.dtype, np.integer)):
-        given = f"{chosen.dtype} values of shape {chosen.shape}"
+        given = f"{reprlib.repr(indices)} ({chosen.dtype} values of shape {chosen.shape})"
         raise TypeError(f"rows are chosen by {given}; give a list of integers or a mask")
     outside = (chosen < -n) | (chosen >= n)
     if outside.any():
@@ -46,14 +50,14 @@ def check_texts(texts: Iterable[str]) -> list[str]:
         TypeError: If `texts` is not an ordered series of strings; the error names the row.
     """
     check_source(texts)
-    return [check_text(text, i) for i, text in enumerate(texts)]
+    return [check_text(text, f"text {i}") for i, text in enumerate(column_values(texts))]
 
 
-def check_text(text: object, row: int) -> str:
-    """Return the text of a row; raise a TypeError that names the row if it is not a string."""
+def check_text(text: object, name: str) -> str:
+    """Return a text; raise a TypeError that gives its `name`, such as "text 3", if it is not a string."""
     if not isinstance(text, str):
-        problem = f"text {row} is {text!r} ({type(text).__name__}); every text must be a str"
-        raise TypeError(f"{problem}. Drop missing rows or replace them by ''")
+        problem = f"{name} is {text!r} ({type(text).__name__}); every text must be a str"
+        raise TypeError(f"{problem}. Leave missing texts out, or replace them by ''")
     return text
 
 
@@ -70,14 +74,12 @@ def check_source(texts: object) -> None:
         raise TypeError(f"texts is a {kind}; give a list of strings, whose order the labels follow")
 
 
-def check_weights(weights: Any, n_texts: int) -> NDArray[np.float32]:
-    """Check the row weights and return them as float32 (N,).
+def check_weight(weight: Any, name: str) -> float:
+    """Return the weight of a row; raise an error that gives its `name` if it is not a non-negative, finite number."""
+    return number(name, weight, most=_LARGEST)
 
-    Raises:
-        TypeError: If a weight is not a number; the error names its row.
-        ValueError: If a weight is negative or not finite (the error names its row), or there is not one weight per
-            text.
-    """
-    column = check_column(weights, "weight", n_texts)
-    checked = [number(f"weight {i}", weight, most=_LARGEST) for i, weight in enumerate(column)]
-    return np.asarray(checked, dtype=np.float32)
+
+def log_cut(n: int, n_texts: int, limit: int, longest: int, part: str) -> None:
+    """Log that `n` texts of `n_texts` were longer than `limit` tokens and lost their "tail", "head" or "middle"."""
+    message = "%d of %d texts are longer than %d tokens (longest: %d) and lost their %s"
+    logger.warning(message, n, n_texts, limit, longest, part)

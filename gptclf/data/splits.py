@@ -4,6 +4,7 @@ import logging
 import math
 from collections.abc import Sequence
 from itertools import combinations
+from typing import Any, Literal, overload
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,9 +15,27 @@ from gptclf.data.dataset import TextDataset
 logger = logging.getLogger(__name__)
 
 
+@overload
 def split(
-    dataset: TextDataset, fractions: Sequence[float] = (0.7, 0.1, 0.2), *, seed: int, stratify: bool = True
-) -> tuple[TextDataset, ...]:
+    dataset: TextDataset, fractions: Sequence[float] = ..., *, seed: int, stratify: bool = ...
+) -> tuple[TextDataset, ...]: ...
+@overload
+def split(
+    dataset: TextDataset,
+    fractions: Sequence[float] = ...,
+    *,
+    seed: int,
+    stratify: bool = ...,
+    return_indices: Literal[True],
+) -> tuple[tuple[TextDataset, ...], tuple[NDArray[np.int64], ...]]: ...
+def split(
+    dataset: TextDataset,
+    fractions: Sequence[float] = (0.7, 0.1, 0.2),
+    *,
+    seed: int,
+    stratify: bool = True,
+    return_indices: bool = False,
+) -> Any:
     """Split a data set at random into parts, by default keeping the class proportions in each.
 
     Texts that occur in several parts are reported as a warning through `logging`, because a score on texts seen in
@@ -27,9 +46,10 @@ def split(
         fractions: Each part's share of the rows; they sum to 1. The default is the book's 70/10/20.
         seed: Seed of the split; equal seeds give equal parts.
         stratify: Keep each class's share in every part as close as whole rows allow. This needs one class per text.
+        return_indices: Also return the row numbers of each part, such as to split further columns in the same way.
 
     Returns:
-        One data set per fraction.
+        One data set per fraction; with `return_indices`, a pair of these and of as many arrays of row numbers.
 
     Example:
         >>> from gptclf import load_gpt2
@@ -37,6 +57,9 @@ def split(
         >>> data = TextDataset(texts, labels, tokenizer=load_gpt2("nano").tokenizer)
         >>> [len(part) for part in split(data, (0.5, 0.5), seed=1)]
         [10, 10]
+        >>> parts, rows = split(data, (0.9, 0.1), seed=1, return_indices=True)
+        >>> [texts[i] for i in rows[1]] == parts[1].texts
+        True
     """
     checks.instance("dataset", dataset, TextDataset, "a TextDataset")
     if not isinstance(fractions, Sequence) or isinstance(fractions, str | bytes):
@@ -44,6 +67,7 @@ def split(
     shares = [checks.number(f"fractions[{i}]", share, least=-math.inf) for i, share in enumerate(fractions)]
     if not shares or min(shares) <= 0 or abs(sum(shares) - 1) > 1e-6:
         raise ValueError(f"fractions are {shares!r}; they must be positive and sum to 1")
+    return_indices = checks.boolean("return_indices", return_indices)
     rng = np.random.default_rng(checks.integer("seed", seed))
     labels = np.zeros(len(dataset), dtype=np.int64)
     if checks.boolean("stratify", stratify):
@@ -58,13 +82,14 @@ def split(
         empty = sizes.argmin()
         raise ValueError(f"{len(dataset)} rows are too few for fractions {shares!r}: part {empty} would be empty")
     # The rows of a part keep the data set's order; training shuffles them by its own seed.
-    divided = tuple(dataset.subset(part) for part in _deal(order, labels, sizes))
+    numbers = tuple(_deal(order, labels, sizes))
+    divided = tuple(dataset.subset(part) for part in numbers)
     message = "%d of the %d texts in part %d also occur in part %d; drop them (shared_texts) before you trust a score"
     for (i, earlier), (j, later) in combinations(enumerate(divided), 2):
         shared = len(shared_texts(earlier, later))
         if shared:
             logger.warning(message, shared, len(later), j, i)
-    return divided
+    return (divided, numbers) if return_indices else divided
 
 
 def shared_texts(first: TextDataset, second: TextDataset) -> NDArray[np.int64]:

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from gptclf import checks
 from gptclf.data.rows import check_texts, row_numbers
+from gptclf.files.access import readable_size
 from gptclf.preparation import Preparation
 from gptclf.tasks import NextToken, Task
 from gptclf.tokenizer.tokens import check_tokenizer, encode
@@ -96,6 +97,7 @@ class TextWindows:
             stride: As in the constructor.
         """
         file = checks.path("path", path)
+        readable_size(file)
         try:
             text = file.read_text(encoding=encoding)
         except UnicodeDecodeError as error:

@@ -188,7 +188,7 @@ def prefix_seconds(prefix: FrozenPrefix, tokens: int) -> float:
         return 0.0
     piece = piece_size(prefix.model.device)
     groups = row_groups(np.full(piece // 32, 32, dtype=np.int64))
-    x = torch.zeros(piece, prefix.model.config.emb_dim, device=prefix.model.device)
+    x = torch.zeros(piece, prefix.model.config.emb_dim, dtype=torch.float32, device=prefix.model.device)
     taken = 0.0
     with evaluating(prefix.model) as model, torch.autocast(model.device.type, enabled=False):
         for _ in range(2):

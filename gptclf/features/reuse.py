@@ -25,7 +25,7 @@ from gptclf.features.rows import FeatureSet
 from gptclf.features.store import FeatureStore, text_key
 from gptclf.gpt2.arithmetic import arithmetic_for
 from gptclf.gpt2.model import GPT2
-from gptclf.progress import Meter, format_bytes, format_seconds
+from gptclf.progress import Meter, format_bytes, format_seconds, write_line
 
 logger = logging.getLogger(__name__)
 
@@ -69,27 +69,34 @@ def features_of(
         progress: Show progress on standard error.
     """
     prefix = prefix_of(model, precision)
-    with ExitStack() as ending:
-        store = None
-        if isinstance(prefix, FrozenPrefix):
-            rows = [ids for dataset in datasets for ids in dataset.rows()]
-            store = _store_with_room(prefix, rows, cache_dir, cache_limit, ending if spill else None)
-        elif prefix.notable:
+    if isinstance(prefix, NoPrefix):
+        if prefix.notable:
             logger.warning("%s", prefix.reason)
-        if store is None or isinstance(prefix, NoPrefix):
+        yield Features(0, datasets)
+        return
+    rows, identity = [ids for dataset in datasets for ids in dataset.rows()], prefix.identity()
+    with ExitStack() as ending:
+        with cache.filling(identity):
+            store = _store_with_room(prefix, identity, rows, cache_dir, cache_limit, ending if spill else None)
+            if store is not None:
+                _fill(store, prefix, rows, progress)
+                stored = iter([store[text_key(ids)] for ids in rows])
+        if store is None:
             yield Features(0, datasets)
             return
-        missing = missing_rows(rows, store)
-        if missing:
-            tokens = sum(len(rows[i]) for i in missing)
-            if progress:
-                print(_announcement(prefix, rows, missing, store), file=sys.stderr)
-            with Meter(tokens * prefix.n_blocks, "frozen part", unit="tok", enabled=progress) as meter:
-                compute_missing(prefix, rows, missing, store, meter.update)
-        stored = iter([store[text_key(ids)] for ids in rows])
         width = model.config.emb_dim
-        sets = [FeatureSet(dataset, [next(stored) for _ in range(len(dataset))], width) for dataset in datasets]
+        sets = [FeatureSet(its, [next(stored) for _ in range(len(its))], width, store) for its in datasets]
         yield Features(prefix.depth, sets)
+
+
+def _fill(store: FeatureStore, prefix: FrozenPrefix, rows: Sequence[NDArray[np.int32]], progress: bool) -> None:
+    """Compute the features that a store lacks."""
+    if missing := missing_rows(rows, store):
+        tokens = sum(len(rows[i]) for i in missing)
+        if progress:
+            write_line(_announcement(prefix, rows, missing, store))
+        with Meter(tokens * prefix.n_blocks, "frozen part", unit="tok", enabled=progress) as meter:
+            compute_missing(prefix, rows, missing, store, meter.update)
 
 
 def kept_features(model: GPT2, dataset: TokenRows, *, precision: str, cache_dir: Path | None = None) -> Features:
@@ -111,13 +118,13 @@ def prefix_of(model: GPT2, precision: str) -> FrozenPrefix | NoPrefix:
 
 def _store_with_room(
     prefix: FrozenPrefix,
+    identity: str,
     rows: Sequence[NDArray[np.int32]],
     cache_dir: Path | None,
     cache_limit: float,
     ending: ExitStack | None,
 ) -> FeatureStore | None:
     """Return a store with room for the missing features of the rows, or None."""
-    identity = prefix.identity()
 
     def needed(store: FeatureStore | None) -> int:
         return prefix.nbytes(np.array([len(rows[i]) for i in missing_rows(rows, store)], dtype=np.int64))
@@ -130,7 +137,7 @@ def _store_with_room(
     folder = Path(ending.enter_context(tempfile.TemporaryDirectory(prefix="gptclf-")))
     store = cache.on_disk(identity, folder, needed, float("inf"))
     if store is not None:
-        sizes = format_bytes(needed(None)), format_bytes(cache.MEMORY_SHARE * cache.physical_memory())
+        sizes = format_bytes(needed(None)), format_bytes(cache.memory_for_features())
         message = "features of %d texts take %s, more than the %s of memory that they may take; they are written to %s"
         logger.warning(f"{message} until this run ends. Name cache_dir= to keep them", len(rows), *sizes, folder)
     else:

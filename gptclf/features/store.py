@@ -10,6 +10,7 @@ import hashlib
 import logging
 import os
 import re
+import threading
 import time
 import uuid
 from collections.abc import Mapping, Sequence
@@ -22,7 +23,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from gptclf.files.atomic import write_all
+from gptclf.files.atomic import write_file
 from gptclf.files.safetensors_file import read_safetensors, tensor_writer
 
 logger = logging.getLogger(__name__)
@@ -30,6 +31,9 @@ logger = logging.getLogger(__name__)
 _KEY_BYTES = 16
 SUFFIX = ".safetensors"
 _SEGMENT = re.compile(r"[0-9a-f]{32}\.safetensors")
+
+# Held while this process writes or deletes files, so that no thread's folder goes while it writes there.
+changing_files = threading.Lock()
 
 # A partly written file this old has been abandoned.
 _ABANDONED_SECONDS = 3600
@@ -65,16 +69,22 @@ class FeatureStore:
     def __init__(self, identity: str, folder: Path | None = None) -> None:
         self.identity = identity
         self.folder = None if folder is None else folder / f"features-{identity[:32]}"
-        self.nbytes = 0
+        self.nbytes = self.expected = 0
         self._rows: dict[bytes, StoredRow] = {}
         if self.folder is not None and self.folder.is_dir():
-            for path in sorted(self.folder.glob(f"*{SUFFIX}")):
+            names = files_of(self.folder)
+            for path in sorted(path for path in names if path.match(f"*{SUFFIX}")):
                 self._open(path)
-            for path in self.folder.glob(f".*{SUFFIX}.*.tmp"):
+            for path in [path for path in names if path.match(f".*{SUFFIX}.*.tmp")]:
                 if time.time() - modified(path) > _ABANDONED_SECONDS:  # left by a run that was killed
                     unlink(path)
             with suppress(OSError):  # the cache may be read-only
                 os.utime(self.folder)  # prefixes are deleted in the order of their last use
+
+    @property
+    def size(self) -> int:
+        """Bytes of its features, or if some are being computed, with these."""
+        return max(self.nbytes, self.expected)
 
     def __len__(self) -> int:
         return len(self._rows)
@@ -95,18 +105,20 @@ class FeatureStore:
             self._register(keys, lengths, values)
             return
         addresses = torch.from_numpy(np.frombuffer(b"".join(keys), dtype=np.uint8).reshape(-1, _KEY_BYTES).copy())
-        tensors = {"keys": addresses, "lengths": torch.tensor(list(lengths)), "values": values}
+        counts = torch.tensor(list(lengths), dtype=torch.int64, device="cpu")
+        tensors = {"keys": addresses, "lengths": counts, "values": values}
         metadata = {"identity": self.identity, "sha256": _digest(tensors)}
         path = self.folder / f"{uuid.uuid4().hex}{SUFFIX}"
         try:
-            self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)  # features of private texts
-            write_all(self.folder, {path.name: tensor_writer(tensors, metadata)})
+            with changing_files:
+                self.folder.mkdir(parents=True, exist_ok=True, mode=0o700)  # features of private texts
+                write_file(path, tensor_writer(tensors, metadata), durable=False)
+                self._open(path)
         except OSError as error:
             problem = f"could not keep {values.nbytes / 1e6:.0f} MB of features in {self.folder} ({error})"
             kept = "Features kept before are intact, and the next run continues from them"
             remedy = "Free some space there, give another cache_dir, or give reuse_frozen=False"
             raise OSError(error.errno or errno.EIO, f"{problem}. {kept}. {remedy}") from error
-        self._open(path)
         if any(key not in self for key in keys):  # another process has already deleted it to make room
             self._register(keys, lengths, values)
 
@@ -141,7 +153,15 @@ def _digest(tensors: Mapping[str, Tensor]) -> str:
     return digest.hexdigest()
 
 
-# Another process may delete a file that this one has just listed.
+# Another process or thread may delete a file that this one has just listed.
+
+
+def files_of(folder: Path) -> list[Path]:
+    """Return what a folder holds, nothing if it is missing."""
+    try:
+        return list(folder.iterdir())
+    except FileNotFoundError:
+        return []
 
 
 def file_size(path: Path) -> int:

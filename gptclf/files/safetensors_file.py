@@ -1,10 +1,13 @@
 """Reading and writing safetensors files."""
 
+import errno
 import json
+import re
 from pathlib import Path
 
 from torch import Tensor
 
+from gptclf.files.access import readable_size
 from gptclf.files.atomic import Writer
 
 
@@ -19,7 +22,8 @@ def tensor_writer(tensors: dict[str, Tensor], metadata: dict[str, str]) -> Write
             save_file(tensors, path, metadata=metadata)
             _sort_metadata(path)
         except SafetensorError as error:
-            raise OSError(str(error)) from error
+            found = re.search(r"os error (\d+)", str(error))  # the library gives the system's number in words alone
+            raise OSError(int(found[1]) if found else errno.EIO, str(error)) from error
 
     return write
 
@@ -43,17 +47,16 @@ def read_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     """Return the tensors of a file, memory-mapped, and its metadata.
 
     Raises:
-        FileNotFoundError: The file does not exist.
+        OSError: The file does not exist, may not be read, or is not a regular file.
         ValueError: The file is incomplete or of another format.
     """
     import safetensors
 
+    size = readable_size(path)  # the library calls every file that it cannot open missing
     try:
         with safetensors.safe_open(path, framework="pt") as file:
             return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118
-    except FileNotFoundError:
-        raise FileNotFoundError(f"{path} does not exist; the folder is incomplete") from None
     except (safetensors.SafetensorError, ValueError) as error:
-        problem = f"{path} ({path.stat().st_size:,} bytes) is not a complete safetensors file: {error}"
+        problem = f"{path} ({size:,} bytes) is not a complete safetensors file: {error}"
         remedy = "It may be truncated, or a git-lfs pointer to the real file; download it again"
         raise ValueError(f"{problem}. {remedy}") from error

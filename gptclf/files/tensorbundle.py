@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from gptclf.files.access import readable_size
 from gptclf.files.crc32c import crc32c
 from gptclf.files.leveldb_table import read_table, unmask, varint
 
@@ -59,7 +60,7 @@ class Bundle(Mapping[str, NDArray[Any]]):
         self._files = files
         self._data: dict[int, NDArray[np.uint8]] = {}
         for shard, path in files.items():
-            size = path.stat().st_size
+            size = readable_size(path)
             _check_extent({name: entry for name, entry in entries.items() if entry.shard == shard}, size, path)
             # An empty file cannot be mapped.
             self._data[shard] = np.memmap(path, np.uint8, mode="c").view(np.ndarray) if size else np.empty(0, np.uint8)
@@ -107,11 +108,10 @@ def open_bundle(prefix: Path, *, verify: bool = True) -> Bundle:
             numbers, partitioned variables). The message names the file and, if it applies, the tensor.
     """
     index = prefix.with_name(prefix.name + ".index")
-    if not index.is_file():
-        raise FileNotFoundError(f"{index} does not exist; a TensorFlow checkpoint needs it")
+    size = readable_size(index)
     try:
-        if index.stat().st_size > _LARGEST_INDEX:
-            raise ValueError(f"it has {index.stat().st_size:,} bytes; an index has at most {_LARGEST_INDEX:,}")
+        if size > _LARGEST_INDEX:
+            raise ValueError(f"it has {size:,} bytes; an index has at most {_LARGEST_INDEX:,}")
         n_shards, entries = _read_index(index.read_bytes())
     except ValueError as error:
         problem = f"{index} cannot be read as the index of a TensorFlow checkpoint: {error}"
@@ -127,7 +127,7 @@ def _data_files(prefix: Path, n_shards: int, used: set[int]) -> dict[int, Path]:
     # Shards that hold no tensor are not needed.
     files = {shard: prefix.with_name(f"{prefix.name}.data-{shard:05d}-of-{n_shards:05d}") for shard in sorted(used)}
     for path in files.values():
-        if not path.is_file():
+        if not path.exists():
             other = sorted(p.name for p in prefix.parent.iterdir() if p.name.startswith(f"{prefix.name}.data-"))
             message = f"{path} does not exist; {prefix.name}.index names {n_shards} data file{'s' * (n_shards > 1)}"
             if any(not name.endswith(f"-of-{n_shards:05d}") for name in other):

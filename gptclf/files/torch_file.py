@@ -4,13 +4,19 @@ Such a file is a pickle, which can name any function to be called. PyTorch's res
 builds tensors and plain containers and refuses everything else; there is no fallback to the unrestricted one.
 """
 
+import mmap
 import re
+import struct
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any
 
 import torch
 from torch import Tensor
+
+from gptclf.files.access import readable_size
 
 # Keys under which training scripts save the parameters, next to the state of their optimizer.
 _HOLDERS = ("model_state_dict", "state_dict", "model")
@@ -39,6 +45,18 @@ _REFUSED = (
     ),
 )
 
+# What reading a damaged or hostile file raises, in zipfile, in PyTorch's unpickler and in what that calls.
+_FAILURES = (
+    *(OSError, ValueError, TypeError, LookupError, AttributeError, RuntimeError, AssertionError, ArithmeticError),
+    *(EOFError, ImportError, UnpicklingError, struct.error, zipfile.BadZipFile),
+)
+
+# Bytes that a file which was compressed afterwards may have more than on the disk; torch.save compresses nothing.
+_MOST_PACKED = 50 << 20
+
+# A call that makes as many bytes as a number says; no tensor needs it.
+_GROWING = re.compile(rb"c(?:__builtin__|builtins)\nbytearray\n")
+
 
 def read_torch_file(path: Path) -> dict[str, Tensor]:
     """Return the tensors of a model in a file that `torch.save` wrote, on the CPU.
@@ -51,9 +69,9 @@ def read_torch_file(path: Path) -> dict[str, Tensor]:
     a model that maps one.
 
     Raises:
-        FileNotFoundError: The file does not exist.
-        ValueError: Opening the file would run code, or it is damaged, of another kind, or holds more than the tensors
-            of a model.
+        OSError: The file does not exist, may not be read, or is not a regular file.
+        ValueError: Opening the file would run code, or it is damaged (by the CRC-32 of its parts), of another kind,
+            claims more than its bytes hold, or holds more than the tensors of a model.
 
     Example:
         >>> _ = torch.save({"model_state_dict": {"a": torch.ones(2)}, "epoch": 3}, "model.pth")
@@ -88,7 +106,19 @@ def read_torch_file(path: Path) -> dict[str, Tensor]:
         shown = ", ".join(wrong[:6] + ["..."] * (len(wrong) > 6))
         problem = f"{path} holds, in addition to {len(content) - len(wrong)} tensors, {shown}"
         raise ValueError(f"{problem}; it is not the state dict of a model. Save model.state_dict()")
+    _check_extent(path, content)
     return unwrap_names({name: value.detach() for name, value in content.items()}, source=str(path))
+
+
+def _check_extent(path: Path, tensors: Mapping[str, Tensor]) -> None:
+    """Raise if tensors are larger than their bytes in the file, which a view without strides can be."""
+    total, size = 0, path.stat().st_size
+    for name, tensor in tensors.items():
+        total += tensor.nbytes
+        # A tied matrix may be there under two names.
+        if tensor.nbytes > tensor.untyped_storage().nbytes() or total > 2 * size + _MOST_PACKED:
+            claimed = f"{name} {tuple(tensor.shape)} and the tensors before it claim {total:,} bytes"
+            raise ValueError(f"{path} holds {size:,} bytes, but {claimed}; save them with .contiguous()")
 
 
 def unwrap_names(tensors: Mapping[str, Tensor], *, source: str) -> dict[str, Tensor]:
@@ -114,22 +144,18 @@ def unwrap_names(tensors: Mapping[str, Tensor], *, source: str) -> dict[str, Ten
 
 
 def _load(path: Path) -> Any:
-    try:
-        with path.open("rb") as file:
-            start = file.read(64)
-    except FileNotFoundError:
-        raise FileNotFoundError(f"{path} does not exist") from None
-    size = path.stat().st_size
+    size = readable_size(path)
+    with path.open("rb") as file:
+        start = file.read(64)
     if not size:
         raise ValueError(f"{path} is empty; download or save it again")
     for magic, what in _STARTS:
         if start.lstrip().startswith(magic):
             raise ValueError(f"{path} {what}")
     try:
+        _check_bytes(path, size, start)
         return torch.load(path, map_location="cpu", weights_only=True)
-    except MemoryError:
-        raise
-    except Exception as error:  # a damaged or hostile pickle can raise any exception
+    except _FAILURES as error:
         # "from None", because PyTorch's own message advises running the file.
         found = ((re.search(pattern, str(error)), what) for pattern, what in _REFUSED)
         refused = next((match.expand(what) for match, what in found if match), "")
@@ -144,6 +170,19 @@ def _load(path: Path) -> Any:
             f"{path} ({size:,} bytes) is not a complete torch.save file ({type(error).__name__}: {reason[:200]}); "
             "it is truncated, damaged or of another kind. Download or save it again"
         ) from None
+
+
+def _check_bytes(path: Path, size: int, start: bytes) -> None:
+    """Raise a ValueError if the file would become larger than it is, or a part of it does not match its CRC-32."""
+    with path.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
+        if _GROWING.search(content):
+            raise ValueError("it makes bytearrays, which no tensor needs")
+    if start.startswith(b"PK"):
+        with zipfile.ZipFile(path) as archive:
+            if (claimed := sum(part.file_size for part in archive.infolist())) > size + _MOST_PACKED:
+                raise ValueError(f"its parts claim {claimed:,} bytes")
+            if (damaged := archive.testzip()) is not None:
+                raise ValueError(f"the CRC-32 of {damaged} does not match")
 
 
 def _is_plain(name: Any, value: Any) -> bool:

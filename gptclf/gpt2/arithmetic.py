@@ -160,7 +160,8 @@ def _fused_operators() -> tuple[Any, Any] | None:
     """
     try:
         pack, linear = torch.ops.mkldnn._reorder_linear_weight, torch.ops.mkldnn._linear_pointwise
-        x, weight = torch.ones(2, 32, dtype=torch.bfloat16), torch.ones(32, 32, dtype=torch.bfloat16)
+        weight = torch.ones(32, 32, dtype=torch.bfloat16, device="cpu")
+        x = weight[:2]
         y = linear(x, pack(weight, 2), None, "gelu", [], "tanh")
     except (AttributeError, RuntimeError, TypeError):
         return None

@@ -67,7 +67,7 @@ def add_classifier_head(
     if head is not None and (pooling != "last" or bias is not True or seed is not None):
         raise ValueError("pooling=, bias= and seed= are the standard head's; give them to your own head")
     clf = borrow(model)
-    clf.task = task
+    clf.task, clf._preparation = task, None  # the new head has learned on nothing
     if head is None:
         fresh = ClassifierHead(model.config.emb_dim, task.n_outputs, pooling=pooling, bias=bias).float()
         seed = initialise(fresh.to_empty(device="cpu"), model.config, seed, stream=1)
@@ -85,11 +85,17 @@ def build_head(head: HeadSource, config: GPT2Config, n_outputs: int) -> Head:
 
     Parts without data, such as those of a `ClassifierHead`, get fresh weights as GPT-2's parts do.
     """
-    built = head if isinstance(head, nn.Module) or not callable(head) else head(config.emb_dim, n_outputs)
+    built = head
+    if callable(head) and not isinstance(head, nn.Module):
+        try:
+            built = head(config.emb_dim, n_outputs)
+        except TypeError as error:
+            problem = f"head is {head!r}, which cannot be called with the trunk's width and the number of outputs"
+            raise TypeError(f"{problem}: {error}") from error
     if not isinstance(built, Head):
         raise TypeError(f"head is a {type(built).__name__}; give a gptclf.Head (subclass it), or a class of heads")
-    if built is head:  # another model may have it, or get it
-        built = borrow(built)
+    # A given head is copied, as another model may have it; one made here is float32 whatever torch's default type is.
+    built = borrow(built) if built is head else built.float()
     for part in built.modules():
         if any(parameter.is_meta for parameter in part.parameters(recurse=False)):
             initialise(part.to_empty(device="cpu", recurse=False), config, None, stream=1)

@@ -74,9 +74,8 @@ def policy_of(model: GPT2) -> str | None:
 
 def _chosen(model: GPT2, trainable: Trainable) -> set[str]:
     names = [name for name, _ in model.named_parameters()]
-    several = isinstance(trainable, list | tuple)
-    strange = several and not all(isinstance(pattern, str) for pattern in trainable)
-    if strange or isinstance(trainable, bool) or not (several or isinstance(trainable, str | int)):
+    named = isinstance(trainable, list | tuple) and all(isinstance(pattern, str) for pattern in trainable)
+    if isinstance(trainable, bool) or not (named or isinstance(trainable, str | int)):
         allowed = "a policy's name, a number of blocks, or names and patterns"
         raise TypeError(f"trainable is {trainable!r}; it must be {allowed}")
     if trainable == "all":
@@ -97,7 +96,7 @@ def _chosen(model: GPT2, trainable: Trainable) -> set[str]:
     for pattern in [trainable] if isinstance(trainable, str) else trainable:
         # The trunk's name may be left out, and a module's name covers the parameters below it.
         forms = [form for base in (pattern, "trunk." + pattern) for form in (base, base.rstrip(".") + ".*")]
-        found = {name for name in names if any(fnmatchcase(name, form) for form in forms)}
+        found = {name for name in names if pattern.strip(".") and any(fnmatchcase(name, form) for form in forms)}
         if not found:
             policies = ", ".join(map(repr, ("head", *_POLICY_BLOCKS, "all")))
             known = f"policies: {policies}, or a number of blocks; parameters: {', '.join(names[:4] + names[-4:])}, ..."

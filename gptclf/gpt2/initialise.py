@@ -44,6 +44,6 @@ def initialise(module: nn.Module, config: GPT2Config, seed: int | None, *, strea
 
 def seeded(seed: int | None, stream: int) -> tuple[int, torch.Generator]:
     """Return the seed that is used, one from torch's global generator for None, and a generator of its stream."""
-    seed = int(torch.randint(2**31, ())) if seed is None else integer("seed", seed, most=LARGEST_SEED)
+    seed = int(torch.randint(2**31, (), device="cpu")) if seed is None else integer("seed", seed, most=LARGEST_SEED)
     state = np.random.SeedSequence([seed, stream]).generate_state(1, np.uint64)
     return seed, torch.Generator().manual_seed(int(state[0]))

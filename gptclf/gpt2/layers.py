@@ -5,6 +5,7 @@ with another algebra, such as a low-rank or quantised one, overrides these metho
 """
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -39,6 +40,28 @@ class Linear(nn.Linear):
 
     def reset_parameters(self) -> None:
         """Skip torch's random initialisation: weights are loaded, or drawn later by `initialise`."""
+
+    @property
+    def qconfig(self) -> Any:
+        """What torch.ao.quantization notes on modules; it converts `nn.Linear` alone and would leave this class out."""
+        raise AttributeError("qconfig")
+
+    @qconfig.setter
+    def qconfig(self, config: Any) -> None:
+        remedy = "gptclf.quantize(model, 'int8') or quantize(model, 'nf4') returns a quantised model"
+        raise TypeError(f"torch.ao.quantization does not know gptclf's layers and would skip them; {remedy}")
+
+    def register_parameter(self, name: str, param: nn.Parameter | None) -> None:
+        """Register a parameter. Pruning registers the matrix again under this name, and then flattens it."""
+        if name == "weight_orig" and param is not None:
+            param.data = param.detach().contiguous()  # a loaded one is a transposed view
+        super().register_parameter(name, param)
+
+    def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
+        super()._save_to_state_dict(destination, prefix, keep_vars)
+        if not keep_vars and self._parameters.get("weight") is not None:
+            # Other tools refuse to write and to flatten transposed views, as loaded matrices are.
+            destination[prefix + "weight"] = destination[prefix + "weight"].contiguous()
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (..., K) to (..., N)."""

@@ -13,6 +13,7 @@ from torch.nn.utils.rnn import pad_sequence
 from gptclf.gpt2.attend import packed
 from gptclf.gpt2.frozen import product_type
 from gptclf.gpt2.heads import check_lengths, reads_of
+from gptclf.gpt2.recording import is_recording
 from gptclf.gpt2.sharing import refuse_borrowed_gradients
 from gptclf.gpt2.standard import is_standard
 from gptclf.gpt2.trunk import can_pool
@@ -76,6 +77,8 @@ class Line(nn.Module):
             inputs: Token ids or features.
             lengths: Real positions per row (B,), or None: every row ends at T.
         """
+        if is_recording():  # which rows can be packed depends on values
+            return self.head(self.hidden_states(inputs), lengths)  # type: ignore[no-any-return]
         x = self._stream(inputs)
         B, T, _ = x.shape
         if lengths is not None:
@@ -118,7 +121,7 @@ class Line(nn.Module):
 def _packed(x: Tensor, lengths: Tensor) -> tuple[Tensor, list[int]]:
     """Return the rows of (B, T, D) one after the other (1, N, D), and their lengths, one more than B if filled up."""
     rows = lengths.tolist()
-    real = (torch.arange(x.shape[1]) < lengths[:, None]).flatten().nonzero().squeeze(1)
+    real = (torch.arange(x.shape[1], device=x.device) < lengths[:, None]).flatten().nonzero().squeeze(1)
     if (filling := -len(real) % _MULTIPLE) and product_type(x).itemsize < 4:
         rows.append(filling)
         real = torch.cat([real, real.new_zeros(filling)])

@@ -148,7 +148,7 @@ def check_no_factors(model: GPT2) -> None:
 
 def _chosen(model: GPT2, targets: str | Iterable[str], blocks: Blocks) -> list[str]:
     """Return the names of the layers that targets and blocks select, in the model's order."""
-    wanted = list(targets) if is_iterable(targets) and not isinstance(targets, str) else [targets]
+    wanted: list[Any] = [targets] if isinstance(targets, str) or not is_iterable(targets) else list(targets)
     if not wanted or not all(isinstance(target, str) and target for target in wanted):
         kind = ValueError if all(isinstance(target, str) for target in wanted) else TypeError
         raise kind(f"targets is {targets!r}; give names or patterns of matrices, such as {', '.join(MATRICES)}")

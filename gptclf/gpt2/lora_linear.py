@@ -19,6 +19,7 @@ from gptclf.checks import choice
 from gptclf.gpt2.arithmetic import Arithmetic
 from gptclf.gpt2.frozen import low_rank_product
 from gptclf.gpt2.layers import ALL, Dropout, Linear, acts
+from gptclf.gpt2.recording import is_recording
 from gptclf.gpt2.standard import is_standard_alone
 
 # How the factor of the low-rank product follows from alpha and rank: LoRA, rsLoRA (Kalajdzievski, 2023), and the
@@ -93,7 +94,7 @@ class LoRALinear(nn.Module):
         # A base that trains as well, in a policy of the user's, needs a gradient of its matrix.
         trains = self.base.weight is not None and self.base.weight.requires_grad
         layers = self.base, self.lora_A, self.lora_B
-        plain = not trains and not acts(self.dropout) and all(map(is_standard_alone, layers))
+        plain = not is_recording() and not trains and not acts(self.dropout) and all(map(is_standard_alone, layers))
         if plain and self.parts == 1:
             return low_rank_product(x, self.base, A, B, c, self.scale)
         low = self.lora_A(self.dropout(x))

@@ -4,18 +4,22 @@ Which parameters train is decided in `freezing.py`; where weights come from, in 
 """
 
 import inspect
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Mapping
 from contextlib import suppress
+from dataclasses import fields
+from os import PathLike
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from gptclf import checks
 from gptclf.gpt2.config import GPT2Config
 from gptclf.gpt2.heads import ClassifierHead, Head, LMHead
 from gptclf.gpt2.initialise import initialise
 from gptclf.gpt2.line import Line
+from gptclf.gpt2.recording import is_recording
 from gptclf.gpt2.renamed import Renamed
 from gptclf.gpt2.sharing import own_before_loading, refuse_borrowed_gradients
 from gptclf.gpt2.standard import is_standard, is_standard_alone
@@ -23,6 +27,20 @@ from gptclf.gpt2.trunk import Trunk
 from gptclf.preparation import Preparation
 from gptclf.tasks import NextToken, Task
 from gptclf.tokenizer.tokens import check_same_tokenizer, check_tokenizer
+
+# Where modules around a model keep it: DataParallel and its kin, torch.compile, Lightning.
+_WRAPPED = ("module", "_orig_mod", "model")
+
+
+# What a model remembers and saves: the class of each value, and the rule in words.
+_KEPT: dict[str, tuple[Any, str]] = {
+    "config": (GPT2Config, "a GPT2Config"),
+    "task": (Task, "a gptclf.Task, such as SingleLabel(classes)"),
+    "preparation": (Preparation, "a Preparation, such as train_set.preparation"),
+    "base": ((str, type(None)), "the name of published weights or None"),
+    "source": ((str, type(None)), "a str or None"),
+}
+_PREPARED = [field.name for field in fields(Preparation)]
 
 
 class GPT2(Renamed, Line):
@@ -34,7 +52,8 @@ class GPT2(Renamed, Line):
         head: The head. None means a language-model head for next-token prediction, and for any other task a
             `ClassifierHead` over the last token.
         seed: Seed of the fresh weights. None draws one from torch's global generator, which `torch.manual_seed` seeds.
-        device: Where the weights live; "meta" leaves them without data, to be filled by a loader.
+        device: Where the weights live; None is torch's default device. "meta" leaves them without data, to be filled by
+            a loader.
 
     Attributes:
         config: The `GPT2Config`.
@@ -72,11 +91,9 @@ class GPT2(Renamed, Line):
             raise TypeError(f"config is a {type(config).__name__}; it must be a GPT2Config: {remedy}")
         self.config = config
         self.trunk: Trunk = Trunk(config)
-        if task is not None:
-            checks.instance("task", task, Task, "a gptclf.Task, such as SingleLabel(classes)")
         if head is not None:
             checks.instance("head", head, Head, "a gptclf.Head: subclass it")
-        place = checks.device(device)
+        place = torch.get_default_device() if device is None else checks.device(device)
         self.task = NextToken(config.vocab_size) if task is None else task
         if head is None and isinstance(self.task, NextToken):
             head = LMHead(config, self.trunk.embed.token)
@@ -84,7 +101,7 @@ class GPT2(Renamed, Line):
         self.base: str | None = None
         self.source: str | None = None
         self.adapter_extras: tuple[str, ...] = ()
-        self.preparation = Preparation()
+        self._preparation: Preparation | None = None
         self.tokenizer_source: Callable[[], Any] | None = None
         self._tokenizer: Any = None
         self.eval()
@@ -95,6 +112,14 @@ class GPT2(Renamed, Line):
             initialise(self, config, seed)
             self.to(place)
         own_before_loading(self)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name in _KEPT:
+            checks.instance(name, value, *_KEPT[name])
+        if name in _PREPARED:
+            remedy = f"set model.preparation = Preparation({name}={value!r})"
+            raise AttributeError(f"a GPT2 has no {name}, so setting it would change nothing; {remedy}")
+        super().__setattr__(name, value)
 
     @property
     def classes(self) -> list[Any] | None:
@@ -120,6 +145,18 @@ class GPT2(Renamed, Line):
         self._tokenizer = encoding
 
     @property
+    def preparation(self) -> Preparation:
+        """How texts were prepared in training, noted by `train` and loading; the default if nobody noted it."""
+        return Preparation() if self._preparation is None else self._preparation
+
+    @preparation.setter
+    def preparation(self, preparation: Preparation) -> None:
+        if not isinstance(preparation, Preparation):
+            advice = "give a gptclf.Preparation, such as train_set.preparation"
+            raise TypeError(f"preparation is {preparation!r}, a {type(preparation).__name__}; {advice}")
+        self._preparation = preparation
+
+    @property
     def is_plain(self) -> bool:
         """True if the model may be computed stage by stage: standard model, trunk and embedding, without hooks."""
         return is_standard_alone(self) and is_standard_alone(self.trunk) and is_standard(self.trunk.embed)
@@ -134,13 +171,13 @@ class GPT2(Renamed, Line):
         Returns:
             A classifier's outputs (B, n_outputs), or a language model's logits of the next token (B, T, V).
         """
-        if is_standard_alone(self.trunk):
+        if is_recording() or is_standard_alone(self.trunk):
             return super().forward(input_ids, lengths)
         return self.head(self.hidden_states(input_ids), lengths)  # type: ignore[no-any-return]
 
     def hidden_states(self, input_ids: Tensor) -> Tensor:
         """Compute the final hidden states (B, T, D) of ids (B, T), after the final norm: the head's input."""
-        if is_standard_alone(self.trunk):
+        if not is_recording() and is_standard_alone(self.trunk):
             return super().hidden_states(input_ids)
         refuse_borrowed_gradients(self)
         return self.trunk(input_ids)  # type: ignore[no-any-return]
@@ -154,8 +191,28 @@ class GPT2(Renamed, Line):
 def check_gpt2(model: object) -> GPT2:
     """Return `model` if it is a GPT2, else raise."""
     if not isinstance(model, GPT2):
-        raise TypeError(f"model is a {type(model).__name__}; it must be a gptclf GPT2, as load_gpt2 returns")
+        raise TypeError(f"model is a {type(model).__name__}; it must be a gptclf GPT2, {_way_to_gpt2(model)}")
     return model
+
+
+def _way_to_gpt2(model: object) -> str:
+    """Say where a user finds the GPT2 in what was given in its place."""
+    path, inner = "model", model
+    while name := next((name for name in _WRAPPED if isinstance(getattr(inner, name, None), nn.Module)), ""):
+        path, inner = f"{path}.{name}", getattr(inner, name)
+    if isinstance(inner, GPT2):
+        return f"and this one wraps it: give {path}, which has the same parameters"
+    if isinstance(model, Mapping):
+        return "not its parameters: make the model, call its load_state_dict, and give the model"
+    if isinstance(model, str | PathLike):
+        return f"not its name: give load_model({str(model)!r}) or load_gpt2({str(model)!r})"
+    if hasattr(model, "save_pretrained"):
+        return (
+            "as load_model(folder) or load_gpt2(folder) makes of the folder that model.save_pretrained(folder) writes"
+        )
+    if type(model).__module__.startswith(("torch.export", "torch.fx", "torch.jit")):
+        return "not a recording of one: give the model that it was recorded from"
+    return "as load_gpt2 returns"
 
 
 def is_language_model(model: GPT2) -> bool:
@@ -172,6 +229,22 @@ def check_classifier(model: object) -> None:
         inspect.signature(gpt2.head.forward).bind(None, None)
     except TypeError as error:
         raise TypeError(f"model.head, a {type(gpt2.head).__name__}, takes no (hidden, lengths); use a Head") from error
+
+
+def warn_of_no_preparation(model: GPT2, *, stacklevel: int) -> None:
+    """Warn, once per model, that a trained classifier was not told how its training texts were prepared.
+
+    Args:
+        model: The model; language models and fresh heads give no warning.
+        stacklevel: Number of calls between this one and the user's line, which the warning names.
+    """
+    if model._preparation is None and not is_language_model(model) and not getattr(model.head, "is_fresh", False):
+        model.preparation = Preparation()
+        warnings.warn(
+            "this classifier was not told how its training texts were prepared, so nothing is cut or padded; after a "
+            "loop of your own, set clf.preparation = train_set.preparation",
+            stacklevel=stacklevel + 1,
+        )
 
 
 def check_language_model(model: object) -> None:

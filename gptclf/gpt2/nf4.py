@@ -13,8 +13,10 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from gptclf.gpt2.nf4_kernel import bitsandbytes_kernel
+from gptclf.gpt2.recording import cached, is_recording
 
 BLOCK, NESTED_BLOCK, _PIECE = 64, 256, 2**16
+_float32 = functools.partial(torch.tensor, dtype=torch.float32, device="cpu")
 
 # Quantiles of a normal distribution, 0 among them, scaled to [-1, 1].
 _BELOW = (-1.0, -0.6961928, -0.52507305, -0.3949175, -0.28444138, -0.18477343, -0.091050036, 0.0)
@@ -23,22 +25,26 @@ _ABOVE = (0.0795803, 0.1609302, 0.2461123, 0.33791524, 0.44070983, 0.562617, 0.7
 
 def code_book() -> Tensor:
     """Return the numbers of the 16 codes, rising."""
-    return torch.tensor(_BELOW + _ABOVE)
+    return _float32(_BELOW + _ABOVE)
 
 
 def dynamic_code_book() -> Tensor:
     """Return the 256 numbers of the scales' codes, rising: a sign, an exponent of 10 and what bits are left."""
-    bounds = [torch.linspace(0.1, 1, 2**i + 1) for i in range(7)]
+    bounds = [torch.linspace(0.1, 1, 2**i + 1, dtype=torch.float32, device="cpu") for i in range(7)]
     means = torch.cat([10.0 ** (i - 6) * ((b[:-1] + b[1:]) / 2) for i, b in enumerate(bounds)])
-    return torch.cat([means, -means, torch.tensor([0.0, 1.0])]).sort().values
+    return torch.cat([means, -means, _float32([0.0, 1.0])]).sort().values
 
 
-@functools.cache
+# As numbers: of tensors that are made while torch records, only constants should be recorded.
+_CODES, _SCALES = code_book().tolist(), dynamic_code_book().tolist()
+_PAIRS = [(high, low) for high in _CODES for low in _CODES]
+
+
+@cached
 def _books(device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
     """Return the numbers of 4-bit codes, of 8-bit codes, and of bytes (256, 2), which are pairs of 4-bit codes."""
     with torch.inference_mode(False):  # kept, and used in training as well
-        books = code_book(), dynamic_code_book(), torch.cartesian_prod(code_book(), code_book())
-        return books[0].to(device), books[1].to(device), books[2].to(device)
+        return _float32(_CODES).to(device), _float32(_SCALES).to(device), _float32(_PAIRS).to(device)
 
 
 def quantize(x: Tensor) -> dict[str, Tensor]:
@@ -89,7 +95,7 @@ def scales(absmax: Tensor, nested_absmax: Tensor | None = None, offset: Tensor |
 def dequantize(codes: Tensor, scale: Tensor, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
     """Return the numbers of codes and float32 scales in a shape and type, computed by bitsandbytes if it can."""
     n = prod(shape)
-    able = n % BLOCK == 0 and dtype in (torch.float32, torch.bfloat16)
+    able = not is_recording() and n % BLOCK == 0 and dtype in (torch.float32, torch.bfloat16)
     if able and (kernel := bitsandbytes_kernel(codes.device)) is not None:
         # A block a row: with AVX-512 it takes wrong scales if a row is not of whole blocks (0.50.2).
         return kernel(codes, scale, BLOCK, "nf4", (n // BLOCK, BLOCK), dtype).view(*shape)  # type: ignore[no-any-return]

@@ -29,13 +29,14 @@ def bitsandbytes_kernel(device: torch.device) -> Any:
             kernel = torch.ops.bitsandbytes.dequantize_4bit
             kernel(
                 torch.zeros(32, dtype=torch.uint8, device=device),
-                torch.ones(1, device=device),
+                torch.ones(1, dtype=torch.float32, device=device),
                 64,
                 "nf4",
                 [64],
                 torch.bfloat16,
             )
-        except Exception as error:  # any kind: a library for another processor or another torch
+        except (ImportError, RuntimeError, TypeError, ValueError, AttributeError, LookupError, OSError) as error:
+            # A library for another processor or another torch.
             logger.warning("bitsandbytes cannot be used (%s); NF4 is computed with torch, which is slower", error)
             return None
         return kernel

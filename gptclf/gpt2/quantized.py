@@ -12,6 +12,7 @@ from gptclf.gpt2.arithmetic import Arithmetic
 from gptclf.gpt2.frozen import frozen_product, product_of
 from gptclf.gpt2.gradients import View
 from gptclf.gpt2.layers import ALL, Linear
+from gptclf.gpt2.recording import is_recording
 
 BITS = ("nf4", "int8")
 
@@ -62,7 +63,9 @@ class QuantizedLinear(Linear):
 
     def packed(self) -> dict[str, nn.Parameter]:
         """Return the parameters that hold the matrix, by name."""
-        return {name: parameter for name in PACKED if (parameter := self._parameters[name]) is not None}
+        return {
+            name: parameter for name, parameter in self._parameters.items() if name in PACKED and parameter is not None
+        }
 
     def matrix(self, dtype: torch.dtype = torch.float32) -> Tensor:
         """Return the dequantised matrix (N, K)."""
@@ -70,7 +73,7 @@ class QuantizedLinear(Linear):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (..., K) to (..., N)."""
-        return frozen_product(x, self)
+        return F.linear(x, self.matrix(), self.bias) if is_recording() else frozen_product(x, self)
 
     def times(self, x: Tensor, bias: Tensor | None = None) -> Tensor:
         """Compute x Wᵀ + b (M, N) of x (M, K) in the type of x, without gradients."""

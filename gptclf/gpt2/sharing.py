@@ -18,6 +18,8 @@ from torch import Tensor, nn
 from torch.nn.modules.module import _WrappedHook
 from torch.nn.utils.parametrize import is_parametrized
 
+from gptclf.gpt2.recording import is_transformed
+
 logger = logging.getLogger(__name__)
 
 M = TypeVar("M", bound=nn.Module)
@@ -100,10 +102,14 @@ def own_trainable(module: nn.Module) -> None:
 
 def refuse_borrowed_gradients(module: nn.Module) -> None:
     """Raise if a gradient would be computed for a parameter that is also another model's."""
-    if torch.is_grad_enabled() and _trains_borrowed(module):
+    if torch.is_grad_enabled() and not is_transformed() and _trains_borrowed(module):
         names = [name for name, p in module.named_parameters() if p.requires_grad and is_borrowed(p)]
         remedy = "call freeze(model, trainable=...) before you make the optimizer"
         raise ValueError(f"{names[0]} is set to train, but its tensor is also another model's, or a file's; {remedy}")
+
+
+# torch.compile then asks once, when it compiles. torch's decorator that sets this would import the compiler.
+refuse_borrowed_gradients._dynamo_marked_constant = True  # type: ignore[attr-defined]
 
 
 def _trains_borrowed(module: nn.Module) -> bool:
@@ -259,7 +265,9 @@ def _opened(value: Any) -> tuple[list[Any], Callable[..., Any] | None]:
     if kind is types.FunctionType:
         held = [value.__closure__, value.__defaults__, value.__kwdefaults__, vars(value)]
         return held, functools.partial(_rebound, value)
-    return [*gc.get_referents(value), *([value.untyped_storage()] if isinstance(value, Tensor) else [])], None
+    # A matrix that a kernel laid out in its own way is opaque.
+    memory = [value.untyped_storage()] if isinstance(value, Tensor) and value.layout == torch.strided else []
+    return [*gc.get_referents(value), *memory], None
 
 
 def _refilled(table: dict[Any, Any], *parts: Any) -> dict[Any, Any]:

@@ -10,6 +10,7 @@ from gptclf.gpt2.arithmetic import ACTIVATIONS
 from gptclf.gpt2.attend import Attend, causal
 from gptclf.gpt2.config import GPT2Config
 from gptclf.gpt2.layers import Dropout, Embedding, Linear, acts
+from gptclf.gpt2.recording import is_recording
 from gptclf.gpt2.sharing import refuse_borrowed_gradients
 from gptclf.gpt2.standard import is_standard
 
@@ -184,7 +185,7 @@ def _check_ids(input_ids: Tensor, vocab_size: int, context_length: int) -> None:
         limit = f"the model's context length is {context_length}"
         raise ValueError(f"a row has {tokens} tokens but {limit}; truncate the texts (max_length=) or the ids")
     # On a GPU this check would wait for the device at every batch; data sets made here are checked at the source.
-    if input_ids.device.type == "cpu" and input_ids.numel():
+    if not is_recording() and input_ids.device.type == "cpu" and input_ids.numel():
         low, high = int(input_ids.min()), int(input_ids.max())
         if low < 0 or high >= vocab_size:
             known = f"the vocabulary has ids 0 to {vocab_size - 1}"

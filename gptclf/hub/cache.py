@@ -14,6 +14,7 @@ from pathlib import Path, PureWindowsPath
 from typing import NamedTuple
 from urllib.parse import quote
 
+from gptclf import checks
 from gptclf.hub.partial import replace
 
 COMMIT = re.compile(r"[0-9a-f]{40}")
@@ -75,7 +76,8 @@ def wanted_file(repo: str, filename: str, revision: str | None, cache_dir: str |
     for what, path in (("file name", filename), ("revision", revision)):
         if PureWindowsPath(path).drive or {"", ".", ".."} & set(re.split(r"[/\\]", path)):
             raise ValueError(f"{what} {path!r} could lead out of the repository; give a relative path without '..'")
-    root = Path(cache_dir) if cache_dir is not None else path_setting("HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE")
+    given = None if cache_dir is None else checks.path("cache_dir", cache_dir)
+    root = given or path_setting("HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE")
     return Wanted(repo, filename, revision, root or hub_home() / "hub")
 
 

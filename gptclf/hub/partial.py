@@ -8,7 +8,8 @@ import uuid
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
-from typing import IO
+
+from gptclf.files.atomic import lock
 
 # On systems without file locks, a partial file not modified for this long counts as abandoned.
 ABANDONED_SECONDS = 3600
@@ -81,7 +82,7 @@ def claimed(target: Path, version: str = "") -> Iterator[Path]:
     try:
         with ExitStack() as open_files:
             if os.name != "nt":  # Windows cannot rename an open file
-                _lock(open_files.enter_context(partial.open("ab")))
+                lock(open_files.enter_context(partial.open("ab")).fileno())
             yield partial
     except OSError as error:
         if error.errno in FULL:
@@ -100,22 +101,5 @@ def claimed(target: Path, version: str = "") -> Iterator[Path]:
 
 def _is_abandoned(path: Path) -> bool:
     with path.open("r+b") as file:
-        locked = _lock(file)
+        locked = lock(file.fileno())
     return time.time() - path.stat().st_mtime > ABANDONED_SECONDS if locked is None else locked
-
-
-def _lock(file: IO[bytes]) -> bool | None:
-    """Lock an open file until it is closed or the process ends.
-
-    Returns:
-        True if no other process holds the lock; None if the system or the file system does not support locks.
-    """
-    try:
-        import fcntl
-
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return False
-    except (ImportError, OSError):
-        return None
-    return True

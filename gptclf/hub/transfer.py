@@ -10,13 +10,13 @@ import os
 import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote
 
 from gptclf.hub.http import CutError, Source, announced_size, is_encoded, raise_for_status, retry, send
 from gptclf.hub.partial import claimed, replace, size_of, writing
+from gptclf.progress import Meter
 
 if TYPE_CHECKING:
     import requests
@@ -219,22 +219,8 @@ class _Transfer:
 
 @contextmanager
 def _progress(source: Source, total: int, done: int) -> Iterator[Callable[[int], object]]:
-    """Yield a function that reports the bytes done: to a tqdm bar, to the log at every tenth, or nowhere."""
+    """Yield a function that is told how many bytes are done, and shows it unless the file is small."""
     name = unquote(source.url.rpartition("/")[2])
-    if total < PROGRESS_FROM_BYTES or not source.progress:
-        yield lambda done: None
-    elif find_spec("tqdm"):
-        from tqdm import tqdm
-
-        with tqdm(desc=name, total=total, initial=done, unit="B", unit_scale=True) as bar:
-            yield lambda done: bar.update(done - bar.n)
-    else:
-        tenths = done * 10 // total
-
-        def log(done: int) -> None:
-            nonlocal tenths
-            if done * 10 // total > tenths:
-                tenths = done * 10 // total
-                _logger.info("%s: %d of %d MB", name, done // 10**6, total // 10**6)
-
-        yield log
+    shown = total >= PROGRESS_FROM_BYTES and source.progress
+    with Meter(total, name, unit="B", enabled=shown, done=done) as meter:
+        yield lambda done: meter.update(done - meter.done)

@@ -7,7 +7,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from gptclf.checks import choice, integer
+from gptclf.checks import boolean, choice, integer
 from gptclf.data.rows import check_source
 from gptclf.gpt2 import packed
 from gptclf.gpt2.arithmetic import Arithmetic, arithmetic_for, evaluating, piece_size
@@ -67,13 +67,14 @@ def embed(
     if not staged and layer < n_blocks:
         problem = f"layer is {layer}, but the model or its trunk has hooks or is of another class"
         raise ValueError(f"{problem}, so it is called as a whole; take layer=-1 or remove them")
+    progress = boolean("progress", progress)
     check_source(texts)
     cuts = Cuts()
     prepared = cuts.prepare(model, texts)
     cuts.log()
     rows = prepared.rows
     order = np.argsort(rows.lengths, kind="stable")
-    vectors = torch.empty(len(rows), model.config.emb_dim, dtype=torch.float32)
+    vectors = torch.empty(len(rows), model.config.emb_dim, dtype=torch.float32, device="cpu")
     with (
         Meter(len(rows.ids), "embedding", unit="tok", enabled=progress) as meter,
         evaluating(model) as still,

@@ -183,7 +183,7 @@ def _evaluations(
             model.task.scores(outputs, true),
             model.task.details(outputs, true),
             outputs.numpy(),
-            list(dataset.given),
+            list(dataset.labels_for(model.task)),
             model.task.answers(outputs),
             dataset.texts,
         )
@@ -257,7 +257,8 @@ def labelled_rows(model: GPT2, dataset: TextDataset, name: str = "the data set")
         raise TypeError(f"{name} is a {type(dataset).__name__}; it must be a TextDataset with labels")
     if not len(dataset):
         raise ValueError(f"{name} is empty; it needs at least one labelled text")
-    dataset.targets(model.task)
+    with checks.naming(name):
+        dataset.targets(model.task)
     check_encoding(model, dataset.tokenizer)
     check_ids(model, dataset.ids, name)
     return dataset.within(model.config.context_length)

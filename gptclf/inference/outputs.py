@@ -60,7 +60,7 @@ def compute_all(
     """
     batch_size = integer("batch_size", batch_size, 1, optional=True)
     outputs = [
-        torch.empty(len(its), model.task.n_outputs, dtype=torch.float32)
+        torch.empty(len(its), model.task.n_outputs, dtype=torch.float32, device="cpu")
         for model, its in zip(models, rows, strict=True)
     ]
     for members in _alike(range(len(models)), lambda i, j: _same_rows(rows[i], rows[j])):

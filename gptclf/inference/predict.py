@@ -10,10 +10,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from gptclf.checks import integer, number
-from gptclf.data.rows import check_source, check_text
+from gptclf.checks import boolean, integer, number
+from gptclf.data.rows import check_source, check_text, check_texts
 from gptclf.gpt2.arithmetic import resolve_precision
-from gptclf.gpt2.model import GPT2, check_classifier
+from gptclf.gpt2.model import GPT2, check_classifier, warn_of_no_preparation
 from gptclf.inference.outputs import compute_all, compute_outputs
 from gptclf.inference.texts import Cuts, Prepared
 from gptclf.progress import Meter
@@ -113,7 +113,7 @@ def predict_proba(
         TypeError: The model's task has no probabilities.
     """
     task, _ = _asked(model, temperature, None)
-    task.probabilities(torch.zeros(0, task.n_outputs))  # a task without them is refused before any work
+    task.probabilities(_no_outputs(task))  # a task without them is refused before any work
     (outputs,) = text_outputs([model], texts, batch_size=batch_size, precision=precision, progress=progress)
     return task.probabilities(outputs)
 
@@ -187,6 +187,7 @@ def _stream(
     try:
         for texts in windows:
             warn_of_fresh_head(model, stacklevel=2)
+            warn_of_no_preparation(model, stacklevel=2)
             prepared = cuts.prepare(model, texts)
             outputs = compute_outputs(model, prepared.rows, precision=precision)[prepared.row_of]
             answers = _answers(task, outputs, least)
@@ -201,7 +202,7 @@ def _windows(texts: Iterable[str], size: int) -> Iterator[list[str]]:
     window: list[str] = []
     try:
         for number, text in enumerate(texts):
-            window.append(check_text(text, number))
+            window.append(check_text(text, f"text {number}"))
             if len(window) == size:
                 # Empty while it is taken, so that closing the generator there yields nothing more.
                 full, window = window, []
@@ -227,8 +228,12 @@ def _asked(
     least = number("reject_below", reject_below, most=1.0, optional=True)
     task = model.task.adjusted(temperature=temperature, thresholds=thresholds)
     if least is not None:  # a task without probabilities is refused
-        task.confidences(torch.zeros(0, task.n_outputs))
+        task.confidences(_no_outputs(task))
     return task, least
+
+
+def _no_outputs(task: Task) -> Tensor:
+    return torch.zeros(0, task.n_outputs, dtype=torch.float32, device="cpu")
 
 
 def text_outputs(
@@ -240,12 +245,12 @@ def text_outputs(
     progress: bool = False,
 ) -> list[Tensor]:
     """Return the outputs of each model on texts, prepared as in its training, float32."""
-    check_source(texts)
-    texts = list(texts)
+    texts = check_texts(texts)
     prepared: dict[Any, Prepared] = {}
     found = []
     for model in models:
         warn_of_fresh_head(model, stacklevel=3)
+        warn_of_no_preparation(model, stacklevel=3)
         key = id(model.tokenizer), model.preparation, model.config.context_length
         if key not in prepared:
             cuts = Cuts()
@@ -253,6 +258,7 @@ def text_outputs(
             cuts.log()
         found.append(prepared[key])
     rows = [its.rows for its in found]
+    progress = boolean("progress", progress)
     with Meter(sum(len(its.ids) for its in rows), "predicting", unit="tok", enabled=progress) as meter:
         computed = compute_all(models, rows, batch_size=batch_size, precision=precision, report=meter.update)
     return [outputs[its.row_of] for outputs, its in zip(computed, found, strict=True)]

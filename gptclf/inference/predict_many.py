@@ -86,7 +86,7 @@ def predict_proba_many(
 
 def check_classifiers(models: Iterable[GPT2]) -> list[GPT2]:
     """Return models as a list, or raise if they are not classifiers; the error names the position."""
-    if isinstance(models, GPT2) or not is_iterable(models):
+    if isinstance(models, GPT2 | str | bytes) or not is_iterable(models):
         raise TypeError(f"models is a {type(models).__name__}; give a list of classifiers, such as [model]")
     models = list(models)
     if not models:

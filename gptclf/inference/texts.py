@@ -6,7 +6,8 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from gptclf.data.dataset import TextDataset, log_cut
+from gptclf.data.dataset import TextDataset
+from gptclf.data.rows import log_cut
 from gptclf.gpt2.model import GPT2
 
 

@@ -103,7 +103,7 @@ def perplexity(
     start, stride = boolean("start", start), _check_reading(gpt2, stride, precision)
     texts = [text] if isinstance(text, str) else text
     check_source(texts)
-    rows = (_started(gpt2, encode(check_text(one, i), gpt2.tokenizer), start) for i, one in enumerate(texts))
+    rows = (_started(gpt2, encode(check_text(one, f"text {i}"), gpt2.tokenizer), start) for i, one in enumerate(texts))
     windows = (window for row in rows for window in windows_of(row, gpt2.config.context_length, stride))
     total, count = 0.0, 0
     for group in _grouped(windows):

@@ -106,7 +106,7 @@ def zero_shot(
     prompts = _prompts(gpt2, texts, before, after, gpt2.config.context_length - max(map(len, names)) + 1)
     scores = (_shared_scores if has_standard_parts(gpt2) else _separate_scores)(gpt2, prompts, names, precision)
     if normalize:
-        scores /= torch.tensor([len(name) for name in names])
+        scores /= torch.tensor([len(name) for name in names], dtype=torch.float32, device="cpu")
     if calibrate is not None:
         scores = scores[:-1] - scores[-1]
     return ZeroShot(classes, scores.numpy(), scores.softmax(dim=1).numpy())
@@ -169,12 +169,12 @@ def _separate_scores(gpt2: GPT2, prompts: list[list[int]], names: list[list[int]
     """Compute the scores (N, C), each from a row of its own."""
     windows = [Window(np.array(prompt + name), len(name)) for prompt in prompts for name in names]
     sums = [values.sum(dtype=np.float64) for values in window_log_probs(gpt2, windows, precision)]
-    return torch.tensor(sums, dtype=torch.float32).view(len(prompts), len(names))
+    return torch.tensor(sums, dtype=torch.float32, device="cpu").view(len(prompts), len(names))
 
 
 def _shared_scores(gpt2: GPT2, prompts: list[list[int]], names: list[list[int]], precision: str) -> Tensor:
     """Compute the scores (N, C), each prompt once: all labels follow it side by side and do not see each other."""
-    scores = torch.zeros(len(prompts), len(names))
+    scores = torch.zeros(len(prompts), len(names), dtype=torch.float32, device="cpu")
     extra = sum(len(name) - 1 for name in names)
     groups: list[list[int]] = []
     for i in sorted(range(len(prompts)), key=lambda i: len(prompts[i])):

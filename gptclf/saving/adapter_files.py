@@ -1,5 +1,6 @@
 """The files of an adapter: finding, opening and reading them."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,10 +17,11 @@ from gptclf.saving.adapter_record import (
     PEFT_TORCH_WEIGHTS,
     PEFT_WEIGHTS,
     AdapterRecord,
+    Factors,
     read_adapter_record,
 )
 from gptclf.saving.peft_config import PeftConfig, read_peft_config
-from gptclf.saving.record import SAVE_MARK
+from gptclf.saving.record import SAVE_MARK, check_files
 from gptclf.weights.locate import fetch_optional
 
 # The start of PEFT's names, and what follows it unless the adapter was trained on the model without a head.
@@ -35,11 +37,13 @@ class AdapterFiles:
         folder: Where they are.
         record: Our record; None if PEFT wrote the folder.
         config: PEFT's configuration; None if PEFT cannot hold the adapter.
+        verify: Whether to compare the files with the digests in our record.
     """
 
     folder: Path
     record: AdapterRecord | None
     config: PeftConfig | None
+    verify: bool = True
 
     @property
     def base(self) -> str | None:
@@ -68,6 +72,8 @@ class AdapterFiles:
         if wrong:
             problem = f"{wrong[0]} and {ADAPTER} come from different saves; a save was interrupted or a file replaced"
             raise ValueError(f"{problem}. Save the adapter again, or delete {ADAPTER} to load PEFT's files alone")
+        if self.record is not None and self.verify:
+            check_files(self.folder, self.record)
         return theirs, originals
 
 
@@ -89,11 +95,11 @@ def fetch_adapter(repo: str, revision: str | None, cache_dir: str | Path | None)
     return found.parent
 
 
-def open_adapter(folder: Path) -> AdapterFiles:
+def open_adapter(folder: Path, *, verify: bool = True) -> AdapterFiles:
     """Read and check everything about an adapter but its tensors."""
     if not is_adapter(folder):
         raise FileNotFoundError(f"{folder} holds neither {PEFT_CONFIG} nor {ADAPTER}; give an adapter's folder")
-    record = read_adapter_record(folder / ADAPTER) if (folder / ADAPTER).is_file() else None
+    record = read_adapter_record(folder / ADAPTER, verify=verify) if (folder / ADAPTER).is_file() else None
     config = None
     if record is None or record.exported:
         values = read_json(folder / PEFT_CONFIG)
@@ -101,4 +107,12 @@ def open_adapter(folder: Path) -> AdapterFiles:
             config = read_peft_config(values)
         except (TypeError, ValueError) as error:
             raise ValueError(f"{folder / PEFT_CONFIG}: {error}") from error
-    return AdapterFiles(folder, record, config)
+    return AdapterFiles(folder, record, config, verify)
+
+
+def check_ranks(source: Path, layers: Mapping[str, Factors], tensors: Mapping[str, Tensor]) -> None:
+    """Raise if a layer has more rows of factors than any tensor in the files, before they are made."""
+    most = max((n for tensor in tensors.values() for n in tensor.shape), default=0)
+    if wrong := [path for path, options in layers.items() if options.rank > most]:
+        rank = layers[wrong[0]].rank
+        raise ValueError(f"{source}: {wrong[0]} has rank {rank:,}, but no tensor has more than {most:,} rows")

@@ -122,13 +122,17 @@ def write_adapter_record(model: GPT2, *, base: str | None, extras: list[str], **
     }
 
 
-def read_adapter_record(source: Path) -> AdapterRecord:
+def read_adapter_record(source: Path, *, verify: bool = True) -> AdapterRecord:
     """Return the record in a file.
 
+    Args:
+        source: The file.
+        verify: Whether to compare its content with its digest.
+
     Raises:
-        ValueError: A key is missing, or a value is not valid.
+        ValueError: A key is missing, a value is not valid, or the content is not what was written.
     """
-    record, values = read_record(source), read_json(source)
+    record, values = read_record(source, verify=verify), read_json(source)
     kinds = {"rank": (int,), "alpha": (int, float), "scaling": (str,), "dropout": (int, float), "bias": (bool,)}
     kinds["parts"] = (int,)
     with damaged(source):

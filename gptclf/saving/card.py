@@ -7,11 +7,14 @@ of plain values: equal values give equal text.
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
+from gptclf.preparation import Preparation
 from gptclf.saving.markup import markdown_cell, markdown_code, markdown_text, yaml_value
 from gptclf.tasks.task import TaskCard
 
+CARD = "README.md"
 # A card with this line was written by gptclf and may be overwritten.
 CARD_MARK = "<!-- Written by gptclf at each save. Delete this line to keep the card as it is. -->"
 
@@ -67,9 +70,9 @@ class Card:
     adapter: Mapping[str, str] = field(default_factory=dict)
 
 
-def is_our_card(text: str) -> bool:
-    """Return True if gptclf wrote this README.md and its marker line is still there."""
-    return CARD_MARK in text
+def is_our_card(path: Path) -> bool:
+    """Return True if gptclf wrote the file at this path and its marker line is still there."""
+    return path.is_file() and CARD_MARK in path.read_text(encoding="utf-8", errors="replace")
 
 
 def model_card(card: Card) -> str:
@@ -174,7 +177,7 @@ def _preparation(card: Card) -> str:
     )
     return (
         "## How texts are prepared\n\n"
-        "GPT-2's byte-level BPE, no special tokens. "
+        "GPT-2's byte-level BPE; no token is added before or after a text. "
         f"Texts longer than {longest} lose {lost}. {filled}"
         + (f" The head looks at {card.looks_at}." if card.looks_at else "")
     )
@@ -204,16 +207,12 @@ def _usage(card: Card) -> str:
             return text + "\n\nPEFT cannot load it: `transformers`' GPT-2 has no such head or task."
         return text + f"\n\nOr with PEFT, which knows neither labels nor preparation:\n\n{_python(_peft(use))}"
     if not (card.exported and use.theirs):
-        return text + "\n\n`transformers` cannot load it: its GPT-2 has no such head."
+        prepared = Preparation(card.max_length, card.truncation, card.pad_to)
+        reason = prepared.export_problem() or "its GPT-2 has no such head"
+        return text + f"\n\n`transformers` cannot load it: {reason}."
     theirs = "from transformers import pipeline\n\n" + use.theirs
     needs = ", `bitsandbytes` and `accelerate`" * bool(card.quantized)
-    text += f"\n\nOr with `transformers`{needs}:\n\n{_python(theirs)}"
-    if use.takes_texts and card.pad_to:
-        text += (
-            "\n\n`transformers` does not pad texts with tokens that count; its answers differ from gptclf's unless "
-            f"you add end-of-text tokens up to {card.pad_to:,} yourself."
-        )
-    return text
+    return text + f"\n\nOr with `transformers`{needs}:\n\n{_python(theirs)}"
 
 
 def _python(code: str) -> str:

@@ -8,13 +8,15 @@ from pathlib import Path
 from torch import Tensor
 
 from gptclf import checks
+from gptclf.files.access import is_there
+from gptclf.files.atomic import read_of_one_save
 from gptclf.gpt2.classifier import HeadSource
 from gptclf.gpt2.heads import ClassifierHead
 from gptclf.gpt2.lora import check_no_factors, place, takes_factors
 from gptclf.gpt2.lora_linear import LoRALinear
 from gptclf.gpt2.model import GPT2, check_gpt2, is_language_model
 from gptclf.gpt2.sharing import borrow, own_parameters, set_parameter
-from gptclf.saving.adapter_files import PREFIX, TRUNK, AdapterFiles, fetch_adapter, open_adapter
+from gptclf.saving.adapter_files import PREFIX, TRUNK, AdapterFiles, check_ranks, fetch_adapter, open_adapter
 from gptclf.saving.adapter_record import (
     ADAPTER,
     ADAPTER_ORIGINALS,
@@ -29,13 +31,18 @@ from gptclf.saving.record import damaged, head_of, is_task, task_of
 from gptclf.tasks import Task, task_from_record, task_from_transformers
 from gptclf.weights.guess import guess_from_tensors
 from gptclf.weights.hugging_face import check_tensors, shape_problems
-from gptclf.weights.locate import hub_name
+from gptclf.weights.locate import hub_name, missing
 
 logger = logging.getLogger(__name__)
 
 
 def load_adapter(
-    model: GPT2, folder: str | Path, *, revision: str | None = None, cache_dir: str | Path | None = None
+    model: GPT2,
+    folder: str | Path,
+    *,
+    revision: str | None = None,
+    cache_dir: str | Path | None = None,
+    verify: bool = True,
 ) -> GPT2:
     """Put a LoRA adapter that `save_adapter` or PEFT wrote on its base: a new model over the same tensors.
 
@@ -46,6 +53,7 @@ def load_adapter(
         folder: The adapter's folder, or a hub repository "owner/name".
         revision: Branch, tag or commit of a hub repository; None is "main".
         cache_dir: The hub cache to use instead of Hugging Face's own.
+        verify: Whether to compare the files with the digests that `save_adapter` wrote.
 
     Returns:
         The model in eval mode. The parameters that were trainable when it was saved are trainable again; of an adapter
@@ -65,16 +73,17 @@ def load_adapter(
         ['ham', 'spam']
     """
     check_gpt2(model)
-    source = checks.path("folder", folder)
-    if not source.is_dir():
+    source, verify = checks.path("folder", folder), checks.boolean("verify", verify)
+    if not is_there(source):
         repo = hub_name(folder)
-        found = None if repo is None else fetch_adapter(repo, revision, cache_dir)
-        if found is None:
-            raise FileNotFoundError(f"{folder} holds no adapter; give a folder or hub repository with {PEFT_CONFIG}")
+        if repo is None:
+            raise missing(folder, f"a folder or hub repository with {PEFT_CONFIG}")
+        if (found := fetch_adapter(repo, revision, cache_dir)) is None:
+            raise FileNotFoundError(f"{repo} holds no adapter; give a folder or hub repository with {PEFT_CONFIG}")
         source = found
     elif revision is not None:
         raise ValueError(f"revision={revision!r} belongs to a hub repository; {source} is local")
-    return put_on(model, open_adapter(source))
+    return read_of_one_save(source, [ADAPTER], lambda: put_on(model, open_adapter(source, verify=verify)))
 
 
 def put_on(
@@ -108,6 +117,7 @@ def put_on(
     kind = _put_head(adapted, files, theirs, classifies, head, task)
     contents = _contents(adapted, files, theirs, kind, TRUNK if bare else "")
     _warn_of_another_base(model, files, contents)
+    check_ranks(files.folder, contents.layers, {**theirs, **originals})
     for path, options in contents.layers.items():
         base = adapted.get_submodule(path)
         layer = LoRALinear(
@@ -134,8 +144,7 @@ def put_on(
     for name, parameter in adapted.named_parameters():
         parameter.requires_grad_(name in trainable and parameter.is_floating_point())
     adapted.adapter_extras = tuple(contents.extras)
-    if files.record is not None:
-        adapted.preparation = files.record.preparation
+    adapted.preparation = adapted.preparation if files.record is None else files.record.preparation
     return adapted.eval()
 
 

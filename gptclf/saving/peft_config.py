@@ -268,5 +268,5 @@ def _check_compiles(key: str, patterns: Iterable[str]) -> None:
     for pattern in patterns:
         try:
             re.compile(pattern)
-        except re.error as error:
-            raise ValueError(f"{key} holds {pattern!r}, which is not a regular expression: {error}") from error
+        except (re.error, RecursionError, OverflowError) as error:
+            raise ValueError(f"{key} holds {pattern[:60]!r}, which is not a regular expression: {error}") from error

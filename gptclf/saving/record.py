@@ -1,13 +1,17 @@
 """`gptclf.json`: everything about a saved model but its tensors, checked when it is read."""
 
+import errno
+import hashlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from gptclf.files.json_file import read_json
+from gptclf.files.atomic import Writer, text_writer
+from gptclf.files.digest import changed, check_digests, file_digests
+from gptclf.files.json_file import read_json, to_json
 from gptclf.gpt2.classifier import HeadSource, build_head
 from gptclf.gpt2.config import GPT2Config
 from gptclf.gpt2.heads import Head, head_from_record
@@ -15,9 +19,11 @@ from gptclf.gpt2.model import GPT2
 from gptclf.preparation import Preparation
 from gptclf.tasks import Task, task_from_record
 from gptclf.version import __version__
+from gptclf.weights.folders import CONFIG, WEIGHTS
 
 # The key of the mark that all files of one save share, so that a mixture of two saves is noticed.
 SAVE_MARK = "gptclf_save"
+_DIGEST = "sha256"
 _FORMAT = 1
 
 # The tensors that Hugging Face's format holds in another form or not at all.
@@ -38,6 +44,7 @@ class Record:
         originals: Names of the tensors in our own file.
         exported: Whether the folder is also in Hugging Face's layout.
         trainable: Names of the trainable parameters.
+        files: The SHA-256 of each other file of the save; earlier versions wrote none.
     """
 
     config: GPT2Config
@@ -49,6 +56,12 @@ class Record:
     originals: list[str]
     exported: bool
     trainable: set[str]
+    files: Mapping[str, str]
+
+    @property
+    def tensor_files(self) -> list[str]:
+        """The files that hold the tensors."""
+        return [WEIGHTS] * self.exported + [ORIGINALS] * bool(self.originals)
 
     @property
     def head_tensors(self) -> list[str]:
@@ -80,6 +93,36 @@ def write_record(model: GPT2, *, mark: str, originals: list[str], exported: bool
     }
 
 
+def record_writer(values: Mapping[str, Any], others: Collection[str]) -> Writer:
+    """Return the writer of a record with digests of itself and of the other files of its save, which lie beside it."""
+
+    def write(path: Path) -> None:
+        digests = file_digests(*(path.parent / name for name in sorted(others)))
+        whole = {**values, "files": dict(zip(sorted(others), digests, strict=True))}
+        text_writer(to_json({**whole, _DIGEST: _digest(whole)}))(path)
+
+    return write
+
+
+def _digest(values: Mapping[str, Any]) -> str:
+    rest = {key: value for key, value in values.items() if key != _DIGEST}
+    return hashlib.sha256(json.dumps(rest).encode()).hexdigest()
+
+
+def check_files(folder: Path, record: Record) -> None:
+    """Compare the files of a save with their digests.
+
+    Raises:
+        FileNotFoundError: One is missing that the model is read from.
+        ValueError: One has another content.
+    """
+    missing = [name for name in record.files if name != CONFIG and not (folder / name).exists()]
+    if missing:
+        problem = f"{folder / missing[0]} does not exist, but belongs to the model"
+        raise FileNotFoundError(errno.ENOENT, f"{problem}. Copy the whole folder, or load it with verify=False")
+    check_digests(folder, record.files)
+
+
 @contextmanager
 def damaged(source: Path) -> Iterator[None]:
     """Re-raise a ValueError or TypeError about values in a file as a ValueError that names the file."""
@@ -89,11 +132,15 @@ def damaged(source: Path) -> Iterator[None]:
         raise ValueError(f"{source}: {error}; the file is damaged") from error
 
 
-def read_record(source: Path) -> Record:
+def read_record(source: Path, *, verify: bool = True) -> Record:
     """Return the record in a file.
 
+    Args:
+        source: The file.
+        verify: Whether to compare its content with its digest.
+
     Raises:
-        ValueError: A key is missing, or a value is not valid.
+        ValueError: A key is missing, a value is not valid, or the content is not what was written.
     """
     values = read_json(source)
     if values.get("format") != _FORMAT:
@@ -109,8 +156,10 @@ def read_record(source: Path) -> Record:
         if not isinstance(task, dict):
             raise ValueError(f"task is {task!r}, not dict")
         kinds = {"max_length": (int, type(None)), "truncation": (str,), "pad_to": (int, type(None))}
-        base = values.get("base")
-        return Record(
+        base, files = values.get("base"), values.get("files", {})
+        if not isinstance(files, dict) or not all(Path(name).name == name for name in files):
+            raise ValueError(f"files is {files!r}, not names in this folder with digests")
+        record = Record(
             config=config,
             task=task,
             head=head,
@@ -120,7 +169,11 @@ def read_record(source: Path) -> Record:
             originals=names_in(values, "originals"),
             exported=get_value(values, "exported", bool),
             trainable=set(names_in(values, "trainable")),
+            files=files,
         )
+    if verify and values.get(_DIGEST, digest := _digest(values)) != digest:
+        raise ValueError(changed(source))
+    return record
 
 
 def is_task(task: Task, record: Record) -> bool:

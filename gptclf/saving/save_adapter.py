@@ -8,6 +8,7 @@ All of them carry one mark, so that files of two saves are not mixed.
 """
 
 import logging
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,10 +17,11 @@ from torch import Tensor
 
 from gptclf.checks import path
 from gptclf.files.atomic import Writer, text_writer, write_all
+from gptclf.files.json_file import to_json
 from gptclf.files.safetensors_file import tensor_writer
 from gptclf.gpt2.lora import place
 from gptclf.gpt2.lora_linear import lora_layers
-from gptclf.gpt2.model import GPT2, check_gpt2, is_language_model
+from gptclf.gpt2.model import GPT2, check_gpt2, is_language_model, warn_of_no_preparation
 from gptclf.gpt2.sharing import borrow
 from gptclf.gpt2.standard import is_standard
 from gptclf.saving.adapter_files import PREFIX, is_adapter
@@ -27,7 +29,7 @@ from gptclf.saving.adapter_record import (
     ADAPTER,
     ADAPTER_ORIGINALS,
     PEFT_CONFIG,
-    PEFT_TORCH_WEIGHTS,
+    PEFT_FILES,
     PEFT_WEIGHTS,
     Factors,
     base_digest,
@@ -39,8 +41,8 @@ from gptclf.saving.adapter_record import (
 from gptclf.saving.load_model import is_folded, load_base
 from gptclf.saving.peft_config import layer_names, layer_of, peft_names
 from gptclf.saving.peft_values import peft_values
-from gptclf.saving.record import SAVE_MARK
-from gptclf.saving.save_model import card_writer, check_card, check_whole, digest_of, fold, tensors_of, to_json
+from gptclf.saving.record import SAVE_MARK, record_writer
+from gptclf.saving.save_model import card_writer, check_card, check_whole, digest_of, fold, tensors_of
 from gptclf.weights.folders import CONFIG, INDEX, OURS, TORCH_INDEX, TORCH_WEIGHTS, WEIGHTS
 
 logger = logging.getLogger(__name__)
@@ -96,6 +98,7 @@ def save_adapter(
     """
     check_gpt2(model)
     check_card(datasets, metrics, data=data, measured_on=measured_on, license=license)
+    warn_of_no_preparation(model, stacklevel=2)
     target = _target(folder)
     _check_adapter(model)
     extras = _extras(model)
@@ -118,11 +121,10 @@ def save_adapter(
     said: dict[str, Any] = {"data": data, "datasets": datasets, "metrics": metrics, "measured_on": measured_on}
     said |= {"license": license, "adapter": _described(model, named), "base_model": named}
     writers |= card_writer(model, target, exported=theirs is not None, **said)
-    writers[ADAPTER] = text_writer(to_json(record))
-    target.mkdir(parents=True, exist_ok=True)
-    write_all(target, writers)
-    for name in {PEFT_CONFIG, PEFT_WEIGHTS, PEFT_TORCH_WEIGHTS, ADAPTER_ORIGINALS} - set(writers):
-        (target / name).unlink(missing_ok=True)  # of an earlier save: it would be read as part of this one
+    # PEFT's configuration has no digest: a user may name another base in it.
+    writers[ADAPTER] = record_writer(record, {PEFT_WEIGHTS, ADAPTER_ORIGINALS} & set(writers))
+    # Of an earlier save: they would be read as part of this one.
+    write_all(target, writers, delete={*PEFT_FILES, ADAPTER_ORIGINALS} - set(writers))
     return target
 
 
@@ -253,7 +255,10 @@ def _base_of(model: GPT2, base: str | Path | None, extras: Sequence[str], target
     Raises:
         ValueError: The bases that are at hand are not what lies beneath the factors.
     """
-    known = [model.base, model.source] if base is None else [str(base)]
+    known = [model.base, model.source]
+    if base is not None:
+        given = path("base", base)
+        known = [str(given) if os.fspath(base).startswith("~") else os.fspath(base)]
     names, unknown = list(dict.fromkeys(filter(None, known))), list[str]()
     matrices = bits_of(model) is None
     digest = base_digest(model, without=extras, matrices=matrices)

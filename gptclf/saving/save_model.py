@@ -9,7 +9,6 @@ shift + d. The originals of both are in gptclf.safetensors, so that `load_model`
 """
 
 import hashlib
-import json
 import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -21,17 +20,18 @@ from torch import Tensor
 from gptclf import checks
 from gptclf.checks import path, python_value
 from gptclf.files.atomic import Writer, text_writer, write_all
+from gptclf.files.json_file import to_json
 from gptclf.files.safetensors_file import tensor_writer
 from gptclf.gpt2.freezing import policy_of
 from gptclf.gpt2.heads import Head, blank_like
 from gptclf.gpt2.lora_linear import lora_layers
-from gptclf.gpt2.model import GPT2, check_gpt2
+from gptclf.gpt2.model import GPT2, check_gpt2, warn_of_no_preparation
 from gptclf.gpt2.quantize import put_quantized
 from gptclf.gpt2.quantized import count_weights, quantized_layers
 from gptclf.gpt2.standard import difference
 from gptclf.saving.adapter_files import is_adapter
-from gptclf.saving.card import Card, is_our_card, model_card
-from gptclf.saving.record import ORIGINALS, SAVE_MARK, write_record
+from gptclf.saving.card import CARD, Card, is_our_card, model_card
+from gptclf.saving.record import ORIGINALS, SAVE_MARK, record_writer, write_record
 from gptclf.tokenizer.write import tokenizer_files
 from gptclf.weights.bitsandbytes_layout import quantization_config
 from gptclf.weights.folders import CONFIG, INDEX, OURS, TORCH_INDEX, TORCH_WEIGHTS, WEIGHTS
@@ -39,14 +39,12 @@ from gptclf.weights.hugging_face import config_to_hugging_face, to_hugging_face
 
 logger = logging.getLogger(__name__)
 
-CARD = "README.md"
-
-_VOCABULARY = ("vocab.json", "merges.txt", "tokenizer.json")
+_VOCABULARY = ("vocab.json", "merges.txt", "tokenizer.json", "tokenizer_config.json")
 _OPENAI = ("vocab.bpe", "encoder.json", "hparams.json", "model.ckpt.index")
 # Files of a foreign model, which a save would replace or mix with its own.
 _MODEL_FILES = (CONFIG, WEIGHTS, INDEX, TORCH_WEIGHTS, TORCH_INDEX, *_VOCABULARY, *_OPENAI)
 # Files that one save may have and the next may lack.
-_OPTIONAL = {CONFIG, WEIGHTS, ORIGINALS, *_VOCABULARY, "tokenizer_config.json"}
+_OPTIONAL = {CONFIG, WEIGHTS, ORIGINALS, *_VOCABULARY}
 _FOLDED = ("head.output.bias", "trunk.norm.bias")
 
 
@@ -62,10 +60,11 @@ def save_model(
 ) -> Path:
     """Write a classifier or language model to a folder that both `load_model` and `transformers` can read.
 
-    Files are written under temporary names and renamed once all are complete, so an interrupted save leaves the folder
-    as it was. A model that `transformers` cannot represent (pooling other than "last", a head or task of your own, a
-    head bias that cannot be folded into the final norm) is not exported: the folder then holds gptclf's files only,
-    and the reason is logged.
+    Files are written beside the old ones and renamed once all are complete. An interrupted save leaves the folder as it
+    was, or one that `load_model` completes; of two saves at once, one is left whole. A model that `transformers` cannot
+    represent (pooling other than "last", a head or task of your own, a head bias that cannot be folded into the final
+    norm, texts that are padded or lose their middle) is not exported: the folder then holds gptclf's files only, and
+    the reason is logged.
 
     Args:
         model: The model to save.
@@ -98,12 +97,13 @@ def save_model(
         remedy = "save_adapter(model, folder) saves the factors, save_model(merge_lora(model), folder) the whole model"
         raise ValueError(f"{found} has LoRA factors, which a folder of a whole model cannot hold; {remedy}")
     target = _target(folder)
+    warn_of_no_preparation(model, stacklevel=2)
     tensors = tensors_of(model)
     check_whole(model, tensors)
     mark = digest_of(tensors, model)
     vocabulary: dict[str, str] = {}
     try:
-        vocabulary = tokenizer_files(model.tokenizer, model.config.context_length)
+        vocabulary = _tokenizer_files(model)
     except (OSError, ValueError) as error:  # it cannot be found, or is not of GPT-2's kind
         logger.warning("saved without its tokenizer: %s", error)
     theirs, originals, reason = _divide(model, tensors)
@@ -127,29 +127,24 @@ def save_model(
         "license": license,
     }
     writers |= card_writer(model, target, exported=theirs is not None, **said)
-    writers[OURS] = text_writer(to_json(record))
-    was_ours = (target / OURS).exists()
-    target.mkdir(parents=True, exist_ok=True)
-    write_all(target, writers)
-    # Delete files of an earlier save that this one lacks: they would be read as part of it.
-    if was_ours:
-        for name in _OPTIONAL - set(writers):
-            (target / name).unlink(missing_ok=True)
+    writers[OURS] = record_writer(record, set(writers) - {CARD})
+    # Files of an earlier save that this one lacks would be read as part of it.
+    write_all(target, writers, delete=_OPTIONAL - set(writers))
     return target
 
 
 def card_writer(model: GPT2, target: Path, *, metrics: Mapping[str, float] | None, **said: Any) -> dict[str, Writer]:
     """Return the writer of a folder's card, or none if somebody else wrote the card that is there."""
     card = target / CARD
-    if card.exists() and not (card.is_file() and is_our_card(card.read_text(encoding="utf-8", errors="replace"))):
+    if card.exists() and not is_our_card(card):
         return {}
     return {CARD: text_writer(model_card(_card(model, metrics=metrics or {}, **said)))}
 
 
 def check_card(datasets: object, metrics: object, **texts: object) -> None:
     """Raise if what a user says for the card has a wrong type."""
-    named = isinstance(datasets, Sequence) and not isinstance(datasets, str)
-    if not named or not all(isinstance(name, str) for name in datasets):
+    names = datasets if isinstance(datasets, Sequence) and not isinstance(datasets, str) else [None]
+    if not all(isinstance(name, str) for name in names):
         raise TypeError(f"datasets is {datasets!r}; give a list of names")
     for name, text in texts.items():
         checks.instance(name, text, (str, type(None)), "a str or None")
@@ -206,10 +201,17 @@ def _card(model: GPT2, **said: Any) -> Card:
     )
 
 
+def _tokenizer_files(model: GPT2) -> dict[str, str]:
+    """Return the tokenizer's files, with the preparation as far as `transformers` can follow it."""
+    context, prepared = model.config.context_length, model.preparation
+    length = min(prepared.max_length or context, context)
+    return tokenizer_files(model.tokenizer, length, truncation=prepared.truncation)
+
+
 def _divide(model: GPT2, tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor] | None, dict[str, Tensor], str]:
     """Return the tensors for Hugging Face's file (or None), those for our own file, and the reason for a None."""
     everything = {name: tensor.cpu().contiguous() for name, tensor in tensors.items()}
-    reason = model.head.export_problem()
+    reason = model.head.export_problem() or model.preparation.export_problem()
     if not reason and model.task.exported() is None:
         reason = f"its task is {type(model.task).__name__}, and transformers has no such task"
     if reason:
@@ -253,7 +255,10 @@ def check_whole(model: GPT2, tensors: Mapping[str, Tensor]) -> None:
     wrong = [name for name in {**expected, **found} if expected.get(name) != found.get(name)]
     if wrong:
         shown = ", ".join(wrong[:4]) + ", ..." * (len(wrong) > 4)
-        what = f"{shown} are missing, new or of another shape. Merge wrapped modules, or set model.config to this shape"
+        remedy = "Merge wrapped modules, or set model.config to this shape"
+        if all(name.startswith("head.") for name in wrong):
+            remedy = "Layers of your own belong in a gptclf.Head of your own: add_classifier_head(model, head=...)"
+        what = f"{shown} are missing, new or of another shape. {remedy}"
         raise ValueError(f"the model is not the one that its configuration describes: {what}")
     parts = dict(whole.named_modules())
     for name, part in model.named_modules():
@@ -269,9 +274,3 @@ def digest_of(tensors: Mapping[str, Tensor], model: GPT2) -> str:
         digest.update(name.encode())
         digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
     return digest.hexdigest()
-
-
-def to_json(values: Mapping[str, Any]) -> str:
-    """Return values as the text of a JSON file."""
-    # ASCII, because a label may contain a lone surrogate, which UTF-8 cannot encode.
-    return json.dumps(values, indent=2) + "\n"

@@ -122,7 +122,8 @@ def fit_threshold(probabilities: NDArray[np.float32], targets: Counts, scoring: 
     """Return the t for which "class 1 if p >= t, else class 0" scores best; of equal ones the nearest to `default`."""
     start = _score((probabilities >= default).astype(np.int64), targets, 2, scoring)
     cut, found = _best_cut(probabilities, np.zeros_like(targets), targets, 1, 2, scoring, default)
-    return cut if found > start + _SAME else default
+    # A threshold of 1 is not one, but a probability may be 1.
+    return min(cut, float(np.nextafter(np.float32(1), np.float32(0)))) if found > start + _SAME else default
 
 
 def fit_shifts(scores: NDArray[np.float64], targets: Counts, scoring: str) -> NDArray[np.float64]:

@@ -2,25 +2,40 @@
 
 import logging
 from collections.abc import Iterable, Mapping, Sequence
+from enum import Enum
 from itertools import islice
+from numbers import Number
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from gptclf.checks import is_iterable, python_value
+from gptclf.checks import is_iterable, is_missing, python_value
 
 logger = logging.getLogger(__name__)
+
+_NAME_THE_TASK = (
+    "For several labels per text or a table of 0 and 1 give task=MultiLabel([...]), for numbers Regression()"
+)
+
+
+def column_values(column: Iterable[Any]) -> list[Any]:
+    """Return a column of values as a list of Python values: of Arrow, pandas or polars, an array, or any iterable."""
+    for reader in ("to_pylist", "to_list"):
+        if callable(read := getattr(column, reader, None)):
+            return list(read())
+    return [python_value(value) for value in column]
 
 
 def check_column(values: Any, name: str, n_texts: int | None = None) -> list[Any]:
     """Return a column as a list of Python values, one for each text; `name` is "label", "weight" or "class"."""
     # Iterating over a text gives characters, over a mapping keys, over a set any order, over a table column names.
     several = is_iterable(values) and not isinstance(values, str | bytes | Mapping | set | frozenset)
-    if not several or hasattr(values, "columns"):
+    if not several or hasattr(values, "columns") or hasattr(values, "column_names"):
         plural = "classes" if name == "class" else f"{name}s"
-        raise TypeError(f"{plural} is a {type(values).__name__}; it must be a list, or one column")
-    column = [python_value(value) for value in values]
+        problem = f"{plural} is a {type(values).__name__}; it must be a list, or one column"
+        raise TypeError(problem + f". {_NAME_THE_TASK}" * (name == "label"))
+    column = column_values(values)
     if n_texts not in (None, len(column)):
         raise ValueError(f"{n_texts} texts but {len(column)} {name}s; every text needs one {name}")
     return column
@@ -34,26 +49,100 @@ def check_labels(labels: Iterable[Any], name: str = "label") -> list[Any]:
             hash(value)
         except TypeError as error:
             what = f"{value!r} ({type(value).__name__})"
-            raise TypeError(f"{name} {i} is {what}, not hashable; use strings, numbers or tuples") from error
-        if _is_missing(value):
+            advice = f"use strings, numbers or tuples. {_NAME_THE_TASK}"
+            raise TypeError(f"{name} {i} is {what}, not hashable; {advice}") from error
+        if is_missing(value):
             raise ValueError(f"{name} {i} is missing ({value!r}); leave it out or give it a name")
     return named
 
 
-def _is_missing(label: Any) -> bool:
-    try:
-        return label is None or bool(label != label)  # NaN and NaT differ from themselves
-    except (TypeError, ValueError):  # pandas.NA has no truth value
-        return True
+def rows_of_labels(labels: Any, classes: Sequence[Any] | None) -> Any:
+    """Return a table of labels as a list of its rows, and anything else unchanged.
+
+    The columns of a DataFrame are put into the order of `classes`, if there are classes.
+
+    Raises:
+        ValueError: The columns of a DataFrame are not the classes.
+    """
+    if hasattr(labels, "toarray"):  # a sparse matrix of scipy
+        return list(labels.toarray())
+    if not hasattr(labels, "columns") or not hasattr(labels, "to_numpy"):
+        return labels
+    if classes is not None:
+        if set(labels.columns) != set(classes) or len(labels.columns) != len(classes):
+            problem = f"labels is a {type(labels).__name__} with the columns {list(labels.columns)[:20]!r}"
+            raise ValueError(f"{problem}, but the classes are {classes[:20]!r}; name one column after each class")
+        labels = labels[list(classes)]
+    return list(labels.to_numpy())
 
 
-def infer_classes(labels: list[Any]) -> list[Any]:
-    """Return the distinct labels, sorted if they have an order."""
-    found = list(dict.fromkeys(labels))
+def declared_classes(column: Any) -> list[Any] | None:
+    """Return the categories of an ordered categorical column of pandas, polars or Arrow, in order; None for others.
+
+    Those that do not occur are among them. An unordered category is only a way to store labels.
+    """
+    kind: Any = getattr(column, "dtype", getattr(column, "type", None))
+    if not (getattr(kind, "ordered", False) or type(kind).__name__ == "Enum"):
+        return None
+    if hasattr(kind, "categories"):
+        return column_values(kind.categories)
+    whole = column.unify_dictionaries().combine_chunks() if hasattr(column, "unify_dictionaries") else column
+    return column_values(whole.dictionary)
+
+
+def infer_classes(labels: list[Any], column: Any = None, *, cells: bool = False) -> list[Any]:
+    """Return the distinct labels, sorted if they have an order; members of an Enum give all its members.
+
+    Args:
+        labels: The labels, one for each text.
+        column: The column that they were read from; if it has ordered categories, those are the classes.
+        cells: Whether they are the text of cells, as in a .csv file.
+
+    Raises:
+        TypeError: Labels are collections, which may be one label each or several.
+        ValueError: Labels are measurements, such as 0.25.
+    """
+    if (declared := declared_classes(column)) is not None:
+        return declared
+    found = list(dict.fromkeys(check_labels(labels)))
+    for label in found:
+        if isinstance(label, tuple | frozenset):
+            problem = f"label {labels.index(label)} is {label!r}, which may be one label or several"
+            raise TypeError(f"{problem}: if it is one, name the labels with classes=[...]. {_NAME_THE_TASK}")
+    numbers = [as_number(label) if cells else label for label in found]
+    if all(isinstance(number, Number) and not isinstance(number, complex) for number in numbers):
+        for label, number in zip(found, numbers, strict=True):
+            if number % 1:
+                problem = f"label {labels.index(label)} is {label!r}, a measurement rather than a class"
+                raise ValueError(f"{problem}; give task=Regression(), or name the classes with classes=[...]")
+    kinds = {type(label) for label in found}
+    if len(kinds) == 1 and issubclass(kind := kinds.pop(), Enum) and set(found) <= set(kind):
+        return list(kind)
     try:
         return sorted(found)
     except TypeError:  # labels of several types have no order other than that of their first appearance
         return found
+
+
+def as_number(cell: Any) -> Any:
+    """Return the number that the text of a cell is, or the cell itself if it is not one."""
+    try:
+        return float(cell)
+    except (TypeError, ValueError):
+        return cell
+
+
+def labels_from_cells(cells: Sequence[Any], classes: Sequence[Any]) -> list[Any]:
+    """Return labels read as text, each as the number among the classes that it writes, if no class is that text.
+
+    Example:
+        >>> labels_from_cells(["1", "0", "x"], [0, 1])
+        [1, 0, 'x']
+    """
+    numbers = {str(label): label for label in classes if isinstance(label, int | float)}
+    for label in classes:
+        numbers.pop(label, None)
+    return [numbers.get(cell, cell) for cell in cells]
 
 
 def check_classes(classes: Iterable[Any]) -> list[Any]:
@@ -98,9 +187,10 @@ def index_labels(labels: list[Any], classes: list[Any], rows: Sequence[int] | No
     unknown = {label: i if rows is None else rows[i] for i, label in enumerate(labels) if label not in index}
     if unknown:
         shown = ", ".join(f"{label!r} (row {i})" for label, i in islice(unknown.items(), 5))
-        known = ", ".join(map(repr, classes[:10])) + ", ..." * (len(classes) > 10)
+        known = (", ".join(map(repr, classes[:10])) or "none") + ", ..." * (len(classes) > 10)
         problem = f"{len(unknown)} label{'s' * (len(unknown) > 1)} not among the classes: {shown}"
-        raise ValueError(f"{problem}. The classes are {known}; 1 and '1' are different labels")
+        several = f". {_NAME_THE_TASK}" * any(isinstance(label, tuple | frozenset) for label in unknown)
+        raise ValueError(f"{problem}. The classes are {known}; 1 and '1' are different labels{several}")
     return np.asarray([index[label] for label in labels], dtype=np.int64)
 
 

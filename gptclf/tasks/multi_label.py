@@ -188,7 +188,8 @@ class MultiLabel(Task):
         summary = f"A GPT-2 that decides for each of {self.n_outputs} classes whether a text belongs to it, with"
         use = 'model = load_model(FOLDER)\npredict(model, ["a text"])\npredict_proba(model, ["a text"])'
         ours = f"from gptclf import load_model, predict, predict_proba\n\n{use}"
-        theirs = 'classify = pipeline("text-classification", model=FOLDER, top_k=None)\nclassify(["a text"])'
+        theirs = 'classify = pipeline("text-classification", model=FOLDER, truncation=True, top_k=None)'
+        theirs += '\nclassify(["a text"])'
         shown = ", ".join(f"{threshold:g}" for threshold in sorted(set(self.thresholds))[:10])
         limits = (f"A class is in the answer if its probability is at least the class's threshold ({shown}).",)
         return TaskCard(summary, "text-classification", ours, theirs, labels=self.classes, limits=limits)

@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from gptclf.checks import integer, number, python_value
+from gptclf.tasks.labels import as_number
 from gptclf.tasks.task import Task, TaskCard
 
 _LARGEST = float(np.finfo(np.float32).max)
@@ -61,6 +62,10 @@ class Regression(Task):
             raise ValueError(f"{problem}, as Regression(n_outputs={self.n_outputs}) says")
         return [number(f"label {row}", value, least=-_LARGEST, most=_LARGEST) for value in values]
 
+    def labels_of(self, cells: Sequence[Any]) -> Sequence[Any]:
+        """Return the cells as numbers, where they are."""
+        return [as_number(cell) for cell in cells]
+
     def loss(self, outputs: Tensor, targets: Tensor, weights: Tensor | None = None) -> tuple[Tensor, float]:
         """Return the weighted sum of the rows' mean squared errors, and the sum of the weights."""
         rows = (outputs.float() - targets).square().mean(dim=1)
@@ -91,7 +96,8 @@ class Regression(Task):
     def card(self) -> TaskCard:
         """Describe the model."""
         what = "a number" if self.n_outputs == 1 else f"{self.n_outputs} numbers"
-        theirs = 'measure = pipeline("text-classification", model=FOLDER, function_to_apply="none", top_k=None)'
+        options = 'model=FOLDER, truncation=True, function_to_apply="none", top_k=None'
+        theirs = f'measure = pipeline("text-classification", {options})'
         return TaskCard(
             f"A GPT-2 that estimates {what} for a text, with",
             "text-classification",

@@ -23,6 +23,7 @@ from gptclf.tasks.labels import (
     index_labels,
     label_from_json,
     label_to_json,
+    labels_from_cells,
 )
 from gptclf.tasks.task import Task, TaskCard
 
@@ -92,6 +93,10 @@ class SingleLabel(Task):
         """Return each label's position among the classes (N,); an unknown label is an error that names its row."""
         return index_labels(check_labels(labels), self.classes)
 
+    def labels_of(self, cells: Sequence[Any]) -> Sequence[Any]:
+        """Return the cells, with each class that is a number instead of its text."""
+        return labels_from_cells(cells, self.classes)
+
     def loss(self, outputs: Tensor, targets: Tensor, weights: Tensor | None = None) -> tuple[Tensor, float]:
         """Return the weighted sum of cross-entropies in nats, and the sum of the weights."""
         rows = self._weights_of(targets, weights)
@@ -108,7 +113,7 @@ class SingleLabel(Task):
             if self.class_weight == "balanced":
                 raise ValueError('class_weight="balanced" depends on the training set: use task.fitted(targets)')
             return weights
-        rows = torch.tensor(self.weights, device=targets.device)[targets]
+        rows = torch.tensor(self.weights, dtype=torch.float32, device=targets.device)[targets]
         return rows if weights is None else rows * weights
 
     def scores(self, outputs: Tensor, targets: Tensor) -> dict[str, float]:
@@ -132,7 +137,7 @@ class SingleLabel(Task):
             reached = torch.from_numpy(self.probabilities(outputs)[:, column] >= threshold)
             return torch.where(reached, column, 1 - column)
         shifts = [log_odds(self.thresholds.get(label, 0.5)) for label in self.classes]
-        return (outputs.double() / self.temperature - torch.tensor(shifts, dtype=torch.float64)).argmax(dim=1)
+        return (outputs.double() / self.temperature - outputs.new_tensor(shifts, dtype=torch.float64)).argmax(dim=1)
 
     def probabilities(self, outputs: Tensor) -> NDArray[np.float32]:
         """Return the softmax over the classes (N, C), at the temperature."""
@@ -226,7 +231,7 @@ class SingleLabel(Task):
         summary = f"A GPT-2 that puts a text into one of {self.n_outputs} classes, with"
         use = 'model = load_model(FOLDER)\npredict(model, ["a text"])\npredict_proba(model, ["a text"])'
         ours = f"from gptclf import load_model, predict, predict_proba\n\n{use}"
-        theirs = 'classify = pipeline("text-classification", model=FOLDER)\nclassify(["a text"])'
+        theirs = 'classify = pipeline("text-classification", model=FOLDER, truncation=True)\nclassify(["a text"])'
         always = "It always answers with one of its classes, even for a text that belongs to none of them."
         sure = "Its probabilities are not calibrated unless you have checked that they are."
         if said := in_words(self.temperature, self.thresholds):

@@ -104,6 +104,10 @@ class Task:
         """Return one target per label, (N,) or (N, k). An error names the row."""
         raise NotImplementedError(f"{type(self).__name__} defines no targets(labels)")
 
+    def labels_of(self, cells: Sequence[Any]) -> Sequence[Any]:
+        """Return the labels that the text of cells stands for, as a .csv file has them; by default that text."""
+        return cells
+
     def loss(self, outputs: Tensor, targets: Tensor, weights: Tensor | None = None) -> tuple[Tensor, float]:
         """Return the sum of the rows' losses and the weight by which a step divides it.
 

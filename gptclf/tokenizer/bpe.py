@@ -6,6 +6,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from gptclf.files.access import readable_size
 from gptclf.files.json_file import read_json
 
 if TYPE_CHECKING:
@@ -41,6 +42,7 @@ def read_merges(merges_file: Path, ids_file: Path | None = None) -> dict[bytes, 
     Raises:
         ValueError: A line is not a merge, or the id table disagrees with the merges.
     """
+    readable_size(merges_file)
     try:
         lines = merges_file.read_text(encoding="utf-8").split("\n")
     except UnicodeDecodeError as error:

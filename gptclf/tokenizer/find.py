@@ -54,44 +54,39 @@ def pin_tokenizer(
         vocab_size: The number of tokens in the model's vocabulary.
         **rules: `ours` and `end_of_text`, as in `read_tokenizer`.
     """
-    cache_dir = None if cache_dir is None else path("cache_dir", cache_dir).absolute()
+    if cache_dir is not None:
+        cache_dir = path("cache_dir", cache_dir).absolute()
     if repo is not None:
         commit = revision if folder is None else folder.name
-        return partial(find_tokenizer, None, repo, commit, cache_dir, vocab_size, **rules)
-    found: tiktoken.Encoding | None = None
-    problem: Exception | None = None
+        return partial(find_tokenizer, repo, commit, cache_dir, vocab_size, **rules)
+    found: tiktoken.Encoding | Exception | None
     try:
         found = None if folder is None else read_tokenizer(folder, vocab_size, **rules)
     except (OSError, ValueError) as error:
-        problem = error
+        found = error
+    # Not a function made here, as models are pickled.
+    return partial(find_tokenizer, None, None, cache_dir, vocab_size) if found is None else partial(_settled, found)
 
-    def pinned() -> "tiktoken.Encoding":
-        if problem is not None:
-            raise problem
-        return found or find_tokenizer(None, None, None, cache_dir, vocab_size)
 
-    return pinned
+def _settled(found: "tiktoken.Encoding | Exception") -> "tiktoken.Encoding":
+    if isinstance(found, Exception):
+        raise found
+    return found
 
 
 def find_tokenizer(
-    folder: Path | None,
-    repo: str | None,
-    revision: str | None,
-    cache_dir: str | Path | None,
-    vocab_size: int,
-    **rules: bool,
+    repo: str | None, revision: str | None, cache_dir: str | Path | None, vocab_size: int, **rules: bool
 ) -> "tiktoken.Encoding":
-    """Return the tokenizer of a model, from the first place that has it; the arguments are those of `pin_tokenizer`.
+    """Return the tokenizer of a model without local files, from the first place that has it.
 
-    The places are, in this order: the folder of the weights, the model's own hub repository and, if the vocabulary is
-    at least as large as GPT-2's, the Hugging Face cache, tiktoken's cache (`TIKTOKEN_CACHE_DIR`) and the hub.
+    The places are, in this order: the model's own hub repository and, if the vocabulary is at least as large as
+    GPT-2's, the Hugging Face cache, tiktoken's cache (`TIKTOKEN_CACHE_DIR`) and the hub. The arguments are those of
+    `pin_tokenizer`.
 
     Raises:
         FileNotFoundError: No place has a tokenizer for this vocabulary.
         ValueError: The files of the tokenizer are damaged, or ask for other tokens than GPT-2's.
     """
-    if folder is not None and (beside := read_tokenizer(folder, vocab_size, **rules)) is not None:
-        return beside
     if repo is not None and repo not in _PUBLISHED:
         try:
             return _from_hub(repo, revision, cache_dir, vocab_size, **rules)
@@ -104,8 +99,7 @@ def find_tokenizer(
         problem = f"no tokenizer for a vocabulary of {vocab_size} tokens ({_GPT2_VOCAB_SIZE} are GPT-2's): {lacking}"
         raise FileNotFoundError(f"{problem}. Put the files there and load again, or set model.tokenizer")
     for known in dict.fromkeys((repo if repo in _PUBLISHED else _GPT2, _GPT2)):
-        merges = cached_file(known, "merges.txt", cache_dir=cache_dir)
-        if merges is not None:
+        if merges := cached_file(known, "merges.txt", cache_dir=cache_dir):
             return build_tokenizer(merges, cached_file(known, "vocab.json", cache_dir=cache_dir))
     names = ("merges.txt", "vocab.json")
     return _from_tiktoken_cache() or build_tokenizer(*(hub_file(_GPT2, name, cache_dir=cache_dir) for name in names))
@@ -122,9 +116,8 @@ def _from_hub(
         with suppress(lacking):
             cached = hub_file(repo, name, **place)
     if cached is None or not cached.with_name(WHOLE).is_file():
-        for name in ("merges.txt", "vocab.json"):
-            cached = hub_file(repo, name, **place)
-    assert cached is not None
+        cached = hub_file(repo, "merges.txt", **place)
+        hub_file(repo, "vocab.json", **place)
     found = read_tokenizer(cached.parent, vocab_size, **rules)
     assert found is not None
     return found

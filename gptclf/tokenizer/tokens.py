@@ -40,7 +40,7 @@ def text_to_token_ids(text: str, tokenizer: "tiktoken.Encoding", *, special_toke
         >>> token_ids_to_text(ids, tokenizer)
         'Every effort moves you'
     """
-    return torch.tensor([encode(text, tokenizer, special_tokens=special_tokens)], dtype=torch.int64)
+    return torch.tensor([encode(text, tokenizer, special_tokens=special_tokens)], dtype=torch.int64, device="cpu")
 
 
 def token_ids_to_text(ids: Ids, tokenizer: "tiktoken.Encoding") -> str:
@@ -111,7 +111,7 @@ def ids_as_tensor(ids: Ids) -> Tensor:
         kinds = "a tensor, an array or a list, such as text_to_token_ids(text, tokenizer)"
         raise TypeError(f"ids is a {type(ids).__name__}; give token ids as {kinds}")
     try:
-        tokens = torch.as_tensor(ids)
+        tokens = ids if isinstance(ids, Tensor) else torch.as_tensor(ids, device="cpu")
     except (TypeError, ValueError, RuntimeError, OverflowError) as error:
         raise ValueError(f"ids cannot be made a tensor of token ids ({error}); rows must be of one length") from error
     integers = tokens.dtype != torch.bool and not tokens.is_floating_point() and not tokens.is_complex()

@@ -1,46 +1,39 @@
 """Callbacks: progress on the screen, measuring, keeping the best weights, and stopping early."""
 
 import math
-import sys
-from contextlib import suppress
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from gptclf.checks import boolean, integer
+from gptclf.progress import Meter, write_line
 from gptclf.training.history import Scores
 from gptclf.training.loop import Step
 from gptclf.training.run import Callback, Run
 
 
 class Progress(Callback):
-    """A bar of steps with the loss (if tqdm is installed) and a line per measurement, on standard error."""
+    """The steps with the loss, and a line per measurement, on standard error; `Meter` says in which form."""
 
     def on_start(self, run: Run) -> None:
-        """Show the bar."""
-        self._bar: Any = None
-        with suppress(ImportError):
-            from tqdm import tqdm
-
-            # disable=None: no bar if standard error is not a terminal, so that logs hold only the lines.
-            self._bar = tqdm(total=run.total_steps, unit="step", disable=None, leave=False)
+        """Forget the run before."""
+        self._meter: Meter | None = None
 
     def on_step(self, run: Run, step: Step) -> None:
-        """Advance the bar."""
-        if self._bar is not None:
-            self._bar.set_postfix_str(f"loss {step.loss:.3f}", refresh=False)
-            self._bar.update(step.step - self._bar.n)
+        """Show the step; a resumed run begins with a later one than the first."""
+        if self._meter is None:
+            self._meter = Meter(run.total_steps, "training", unit="step", done=step.step - 1)
+        self._meter.update(step.step - self._meter.done, f"loss {step.loss:.3f}")
 
     def on_scores(self, run: Run, scores: Scores) -> None:
         """Print the scores and the seconds since the start of training."""
-        write = print if self._bar is None else self._bar.write
-        write(f"{scores} ({scores.seconds:.0f} s)", file=sys.stderr)
+        write = write_line if self._meter is None else self._meter.write
+        write(f"{scores} ({scores.seconds:.0f} s)")
 
     def on_end(self, run: Run) -> None:
         """Remove the bar."""
-        if self._bar is not None:
-            self._bar.close()
+        if self._meter is not None:
+            self._meter.close()
 
 
 class Measure(Callback):
@@ -114,7 +107,7 @@ class KeepBest(Callback):
 
     def state(self) -> dict[str, Tensor]:
         """Return the best weights and their step."""
-        return {} if self.best is None else {**self._weights, "step": torch.tensor(self.best.step)}
+        return {} if self.best is None else {**self._weights, "step": torch.tensor(self.best.step, device="cpu")}
 
     def restore(self, state: dict[str, Tensor], run: Run) -> None:
         """Restore the best weights and their step."""
@@ -169,7 +162,7 @@ class EarlyStopping(KeepBest):
 
     def state(self) -> dict[str, Tensor]:
         """Return the best weights, their step, and the measurements since."""
-        return {**super().state(), "waited": torch.tensor(self.waited)}
+        return {**super().state(), "waited": torch.tensor(self.waited, device="cpu")}
 
     def restore(self, state: dict[str, Tensor], run: Run) -> None:
         """Restore the best weights and the count; a run that had stopped stays stopped."""

@@ -2,12 +2,12 @@
 
 import logging
 import re
-import tempfile
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from gptclf import checks
+from gptclf.files.access import make_folder
 from gptclf.files.atomic import remove_abandoned
 from gptclf.training.loop import Step
 from gptclf.training.run import Callback, Run, RunOptions
@@ -59,13 +59,10 @@ class Checkpoint(Callback):
             if not state.is_file():
                 raise ValueError(f"{state} is not a file; remove it, or give another checkpoint_dir")
         if checkpoint.states() and not options.resume:
-            raise FileExistsError(f"{path} holds a run's states; give resume=True to continue it, or another folder")
-        try:
-            path.mkdir(parents=True, exist_ok=True)
-            tempfile.TemporaryFile(dir=path).close()
-        except OSError as error:
-            reason = f"checkpoint_dir {str(path)!r} cannot be written to ({error.strerror}); give a folder that can"
-            raise OSError(error.errno, reason) from error
+            raise FileExistsError(
+                f"checkpoint_dir {str(path)!r} holds a run's states; give resume=True to continue it, or another folder"
+            )
+        make_folder(path, "checkpoint_dir")
         return checkpoint
 
     def states(self) -> list[Path]:

@@ -3,7 +3,7 @@
 import time
 import timeit
 from dataclasses import dataclass, replace
-from typing import Unpack
+from typing import Any, Unpack
 
 import numpy as np
 import torch
@@ -89,8 +89,8 @@ def estimate(
     check_classifier(model)
     check_trainable(model)
     recipe, _ = recipe_of(recipe, options, ())
-    given = {"train_set": train_set, "val_set": val_set}
-    sets = [labelled_rows(model, rows, name) for name, rows in given.items() if rows is not None]
+    given: dict[str, Any] = {"train_set": train_set, "val_set": val_set}
+    sets = [labelled_rows(model, rows, name) for name, rows in given.items() if name == "train_set" or rows is not None]
     check_training_rows(model, sets[0], recipe)
     run = Run(model, sets[0], None, recipe, RunOptions(recompute=recompute))
     batch = typical_batch(run, sets[0])
@@ -103,7 +103,7 @@ def estimate(
         kept_bytes = prefix.nbytes(np.array([len(rows[i]) for i in missing_rows(rows, None)], dtype=np.int64))
         depth, lengths = prefix.depth, torch.from_numpy(prefix.positions(batch.lengths.numpy()))
         shape = (len(batch), int(lengths.max()), model.config.emb_dim)
-        inputs = torch.randn(shape, generator=torch.Generator().manual_seed(0), dtype=torch.float32)
+        inputs = torch.randn(shape, generator=torch.Generator().manual_seed(0), dtype=torch.float32, device="cpu")
         batch = replace(batch, inputs=inputs, lengths=lengths)
     seconds = run.total_steps * step_seconds(run.build_objective(depth), batch, recipe.accumulate)
     return Estimate(frozen, seconds, run.total_steps, kept_bytes, 16 * sum(p.numel() for p in run.trained().values()))
@@ -139,7 +139,7 @@ def step_seconds(objective: Objective, batch: Batch, accumulate: int = 1) -> flo
 
 def _memory_bandwidth(device: torch.device) -> float:
     """Return the bytes per second that a copy reads and writes."""
-    source = torch.ones(1 << 23, device=device)
+    source = torch.ones(1 << 23, dtype=torch.float32, device=device)
     target = torch.empty_like(source)
     # Reading a number waits for the device.
     seconds = timeit.repeat(lambda: target.copy_(source)[0].item(), number=1, repeat=3)

@@ -1,7 +1,6 @@
 """`fit`: takes the steps of a run and calls its callbacks."""
 
 import signal
-import sys
 import threading
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -9,7 +8,7 @@ from functools import partial
 from types import FrameType
 from typing import Any
 
-from gptclf.progress import format_seconds
+from gptclf.progress import format_seconds, write_line
 from gptclf.training.estimate import step_seconds, typical_batch
 from gptclf.training.history import History
 from gptclf.training.run import Run
@@ -33,15 +32,15 @@ def fit(run: Run, saved: State | None = None) -> History:
             callback.on_start(run)
             ending.callback(callback.on_end, run)
         if saved is not None:
-            saved.restore_weights(run)
+            saved.restore(run)
         ending.enter_context(run.learning())
         if saved is not None:
-            saved.restore(run)
+            saved.restore_generator(run.objective.learner.generator)
         left = run.total_steps - len(run.history.steps)
         if run.options.progress and left:
             objective = run.build_objective(run.objective.learner.depth)
             seconds = left * step_seconds(objective, typical_batch(run, run.rows[0]), run.recipe.accumulate)
-            print(f"{left:,} steps, about {format_seconds(seconds)}, measurements not counted", file=sys.stderr)
+            write_line(f"{left:,} steps, about {format_seconds(seconds)}, measurements not counted")
         for step in run:
             for callback in run.callbacks:
                 if run.is_due(callback.every):

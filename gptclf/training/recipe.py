@@ -11,7 +11,6 @@ from gptclf.gpt2.arithmetic import PRECISIONS
 
 DECAYS = ("all", "matrices")
 _MOST = 10**12  # of steps and rows: more never end, and do not fit into the integers of the loop
-_STEEPEST = 1e4  # no weights stay finite with such a learning rate
 SCHEDULES = ("constant", "linear", "cosine")
 
 # Arguments of the book's training functions, and what takes their place.
@@ -93,18 +92,17 @@ class Recipe:
 
     def __post_init__(self) -> None:
         least = {"epochs": 1, "batch_size": 1, "accumulate": 1, "warmup_steps": 0}
-        rates = ("lr", "weight_decay")
         choices = {"decay": DECAYS, "schedule": SCHEDULES, "precision": PRECISIONS}
         checked = {
             **{name: integer(name, getattr(self, name), bound, most=_MOST) for name, bound in least.items()},
             **{name: integer(name, getattr(self, name), 1, optional=True) for name in ("eval_every", "eval_batches")},
-            **{name: number(name, getattr(self, name), most=_STEEPEST) for name in rates},
+            **{name: number(name, getattr(self, name)) for name in ("lr", "weight_decay")},
             **{name: boolean(name, getattr(self, name)) for name in ("drop_last", "reuse_frozen")},
             **{name: choice(name, getattr(self, name), allowed) for name, allowed in choices.items()},
             "seed": integer("seed", self.seed, most=LARGEST_SEED),
             "clip": number("clip", self.clip, above=0.0, optional=True),
             "layer_decay": number("layer_decay", self.layer_decay, above=0.0, most=1.0),
-            "head_lr": number("head_lr", self.head_lr, most=_STEEPEST, optional=True),
+            "head_lr": number("head_lr", self.head_lr, optional=True),
         }
         for name, value in checked.items():
             object.__setattr__(self, name, value)

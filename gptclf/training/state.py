@@ -8,40 +8,23 @@ detects damage. Nothing is unpickled.
 import hashlib
 import json
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
 import torch
 from torch import Tensor
 
-from gptclf.files.atomic import write_all
+from gptclf.files.atomic import write_file
 from gptclf.files.safetensors_file import read_safetensors, tensor_writer
 from gptclf.gpt2.standard import described, is_standard
-from gptclf.tasks import task_from_record
+from gptclf.training.differences import differences_between
 from gptclf.training.history import History, history_from_dict
-from gptclf.training.recipe import Recipe
-from gptclf.training.row_marks import digest_of_rows, first_difference, marks_of_rows
+from gptclf.training.row_marks import digest_of_rows, marks_of_rows
 from gptclf.training.run import Callback, Run
 
 # Format 1, of version 0.1.0: no digest, no numbers, torch's global generators, AdamW alone.
 _FORMAT = "2"
-
-# The longest value that a message shows, in characters.
-_LONG = 60
-
-# Descriptions of differences whose values say little.
-_WORDS = {
-    "train_set": "the training set's texts or labels differ",
-    "val_set": "the validation set's texts or labels differ",
-    "train_rows": "the training set had {} rows, has {}",
-    "val_rows": "the validation set had {} rows, has {}",
-    "train_weights": "the training set's row weights differ",
-    "frozen weights": "the weights of the frozen part differ",
-}
-
-# A difference, and another one that it causes.
-_CAUSES = {"train_rows": "train_set", "val_rows": "val_set", "trainable": "frozen weights"}
 
 
 def identity_of(run: Run) -> dict[str, Any]:
@@ -85,8 +68,11 @@ def write_state(path: Path, identity: Mapping[str, Any], run: Run) -> None:
     tensors |= {} if generator is None else {"random.learner": generator.get_state()}
     for i, callback in enumerate(with_state(run)):
         for key, value in callback.state().items():
+            dtype = torch.float32 if isinstance(value, float) else None
             fits = isinstance(value, Tensor | int | float)
-            tensors[f"callback.{i}.{key}"] = torch.as_tensor(value) if fits else _refuse(value, callback)
+            tensors[f"callback.{i}.{key}"] = (
+                torch.as_tensor(value, dtype=dtype, device="cpu") if fits else _refuse(value, callback)
+            )
     kept: dict[str, Any] = {name: optimizer.state.get(parameter, {}) for name, parameter in trained.items()}
     for name, state in kept.items():
         tensors |= {f"optimizer.{key}.{name}": value for key, value in state.items() if isinstance(value, Tensor)}
@@ -102,7 +88,7 @@ def write_state(path: Path, identity: Mapping[str, Any], run: Run) -> None:
     metadata["numbers"] = json.dumps(numbers, default=_refuse)
     whole = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
     metadata["digest"] = _digest(whole, metadata)
-    write_all(path.parent, {path.name: tensor_writer(whole, metadata)})
+    write_file(path, tensor_writer(whole, metadata))
 
 
 def _refuse(value: object, owner: object = "the optimizer") -> NoReturn:
@@ -141,20 +127,23 @@ class State:
     """A complete state of the current run, as read from a file.
 
     Attributes:
+        path: The file.
         tensors: The tensors by name, as views on the file.
         history: The history up to the state's step.
         numbers: The scale of the learning rate, and the optimizer's values that are not tensors.
     """
 
+    path: Path
     tensors: dict[str, Tensor]
     history: History
     numbers: dict[str, Any]
 
-    def restore_weights(self, run: Run) -> None:
-        """Put the weights, and the choice of what trains, into the model of a run that was just built in the same way.
+    def restore(self, run: Run) -> None:
+        """Put the state into a run that was just built in the same way, before its features are computed.
 
-        This comes before the features of the frozen part, which a callback may have trained and then frozen.
+        A callback may have trained what is frozen again, so the frozen part may be another one than at the start.
         """
+        self._restore_others(run)  # first: if a part of them is damaged, the model is unchanged
         weights, named = self._under("model."), dict(run.model.named_parameters())
         for chosen in (weights, self.numbers.get("trains", weights)):  # what had been trained, then what trains
             for name, parameter in named.items():
@@ -162,10 +151,7 @@ class State:
             run.follow_freeze()
         for name, weight in weights.items():
             named[name].detach().copy_(weight)
-
-    def restore(self, run: Run) -> None:
-        """Put everything else into the run."""
-        optimizer, generator = run.optimizer, run.objective.learner.generator
+        optimizer = run.optimizer
         moments = [(*name.partition("."), value) for name, value in self._under("optimizer.").items()]
         # Most optimizers count their steps on the CPU.
         steps_move = any(optimizer.defaults.get(name) for name in ("fused", "capturable"))
@@ -184,12 +170,24 @@ class State:
                 buffer.data = self.tensors.get(f"buffer.{name}", buffer).to(buffer.device, copy=True)
         for group, saved in zip(optimizer.param_groups, self.numbers.get("groups", []), strict=False):
             group.update(saved)
-        random = self.tensors.get("random.learner", self.tensors.get(f"random.{run.model.device.type}"))
-        if random is not None and generator is not None:
-            generator.set_state(random.clone())
-        run.take_up(self.history, self.numbers.get("lr_scale", 1.0))
-        for i, callback in enumerate(with_state(run)):
-            callback.restore({key: value.clone() for key, value in self._under(f"callback.{i}.").items()}, run)
+
+    def _restore_others(self, run: Run) -> None:
+        """Restore the history and the callbacks, and check the state of the generator."""
+        try:
+            self.restore_generator(torch.Generator(run.model.device))
+            run.take_up(self.history, self.numbers.get("lr_scale", 1.0))
+            for i, callback in enumerate(with_state(run)):
+                callback.restore({key: value.clone() for key, value in self._under(f"callback.{i}.").items()}, run)
+        except (LookupError, ValueError, TypeError, RuntimeError, StopIteration) as error:
+            reason = f"the generator or a callback cannot be restored from it ({error!r})"
+            raise DamagedState(f"{self.path} is damaged: {reason}. The model is unchanged") from error
+
+    def restore_generator(self, generator: torch.Generator | None) -> None:
+        """Put the state of the learner's generator into it, once there is one."""
+        if generator is not None:
+            random = self.tensors.get("random.learner", self.tensors.get(f"random.{generator.device.type}"))
+            if random is not None:
+                generator.set_state(random.clone())
 
     def _under(self, prefix: str) -> dict[str, Tensor]:
         return {name.removeprefix(prefix): v for name, v in self.tensors.items() if name.startswith(prefix)}
@@ -221,7 +219,7 @@ def read_state(path: Path, identity: Mapping[str, Any], run: Run) -> State:
     try:
         history = history_from_dict(json.loads(metadata["history"]))
         numbers = json.loads(metadata.get("numbers", "{}"))
-        differences = _differences(json.loads(metadata["identity"]), identity)
+        differences = differences_between(json.loads(metadata["identity"]), identity)
     except (KeyError, ValueError, TypeError, AttributeError) as error:
         raise DamagedState(f"{path} is damaged: its record cannot be read ({error!r})") from error
     if differences:
@@ -236,61 +234,4 @@ def read_state(path: Path, identity: Mapping[str, Any], run: Run) -> State:
     wrong = [name for name, shape in wanted.items() if name not in tensors or tensors[name].shape != shape]
     if wrong:
         raise DamagedState(f"{path} is damaged: {', '.join(wrong[:3])} is missing or of another shape")
-    return State(tensors, history, numbers)
-
-
-def _differences(was: dict[str, Any], now: Mapping[str, Any]) -> list[str]:
-    """Say in words what differs between the run of a state and the current run."""
-    if "task" not in was:  # format 1: the pooling is now in the head; of the classes it kept the number
-        pooling, n = was["model"].pop("pooling"), was["model"].pop("classes")
-        if pooling is not None:
-            was["head"] = [["classifier_head", f"pooling={pooling}"], ["linear"]]
-        names = now["task"].get("classes") or []
-        single = {"kind": "single_label", "classes": names if len(names) == n else list(range(n))}
-        was["task"] = single if n else {"kind": "next_token", "n_outputs": was["model"]["vocab_size"]}
-    # If a state lacks a field, that option did not exist yet, so it had its default.
-    task = task_from_record(was["task"])
-    defaults: dict[str, Any] = {field.name: field.default for field in fields(Recipe)}
-    defaults |= {"optimizer": "AdamW", "train_weights": None} | ({} if task is None else _flat({"task": task.record()}))
-    old, new = _flat(was), _flat(now)
-    old = {**new, **defaults, **old}
-    differing = [name for name in old if old[name] != new.get(name)]
-    caused = {_CAUSES.get(name) for name in differing}
-    found = []
-    for name in differing:
-        before, after = old[name], new.get(name)
-        more = name == "epochs" and after > before
-        if name in caused or name.endswith("_marks") or (more and now["schedule"] == "constant"):
-            continue  # with a constant rate, no step before depends on how many follow
-        text = _in_words(name, before, after)
-        which, _, what = name.partition("_")
-        marks = [values.get(f"{which}_marks") for values in (was, now)]
-        if what in ("set", "rows") and all(marks):
-            text += f": {first_difference(*marks)}"
-        if more:
-            text += f" (the {now['schedule']} schedule depends on the number of epochs; only a constant one goes on)"
-        found.append(text)
-    return found
-
-
-def _in_words(name: str, before: Any, after: Any) -> str:
-    if name in _WORDS:
-        return _WORDS[name].format(before or "no", after or "no")
-    if isinstance(before, list) and isinstance(after, list) and max(len(repr(before)), len(repr(after))) >= _LONG:
-        sides = {"gained": [x for x in after if x not in before], "lost": [x for x in before if x not in after]}
-        parts = [f"{verb} {x[0]}" + f" and {len(x) - 1} more" * (len(x) > 1) for verb, x in sides.items() if x]
-        if parts:
-            return f"{name} {', '.join(parts)}"
-    return f"{name} was {_short(before)}, is {_short(after)}"
-
-
-def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in values.items():
-        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {prefix + key: value}
-    return flat
-
-
-def _short(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) < _LONG else text[: _LONG - 3] + "..."
+    return State(path, tensors, history, numbers)

@@ -49,6 +49,8 @@ def _train(
     """Carry out a run on rows that `check` accepts for the model; `train` documents the arguments."""
     rows = check(model, train_set, "train_set")
     val_rows = None if val_set is None else check(model, val_set, "val_set")
+    if val_rows is not None and (changed := val_rows.preparation.difference(rows.preparation)):
+        logger.warning("val_set was prepared with %s; its measures are of other rows than training's", changed)
     check_trainable(model)
     recipe, others = recipe_of(recipe, given, [field.name for field in fields(RunOptions)])
     options = RunOptions(**others)

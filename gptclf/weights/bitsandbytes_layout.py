@@ -71,14 +71,14 @@ def packed_to_theirs(theirs: str, packed: Mapping[str, Tensor], shape: tuple[int
     """Return a quantised matrix of this shape (N, K) under the names that begin with `theirs`, X.weight."""
     codes, absmax = packed["codes"], packed["absmax"]
     if codes.dtype == torch.int8:
-        row_wise, module = torch.tensor(0, dtype=torch.uint8), theirs.removesuffix(".weight")
+        row_wise, module = torch.tensor(0, dtype=torch.uint8, device="cpu"), theirs.removesuffix(".weight")
         return {theirs: codes, f"{module}.SCB": absmax, f"{module}.weight_format": row_wise}
     state: dict[str, Any] = {"quant_type": "nf4", "blocksize": BLOCK, "dtype": "float32", "shape": list(shape)}
     parts = {"absmax": absmax, "quant_map": code_book()}
     if "offset" in packed:
         state |= {"nested_blocksize": NESTED_BLOCK, "nested_dtype": "float32", "nested_offset": packed["offset"].item()}
         parts |= {"nested_absmax": packed["nested_absmax"], "nested_quant_map": dynamic_code_book()}
-    parts[_STATE] = torch.tensor(list(json.dumps(state).encode()), dtype=torch.uint8)
+    parts[_STATE] = torch.tensor(list(json.dumps(state).encode()), dtype=torch.uint8, device="cpu")
     return {theirs: codes[:, None], **{f"{theirs}.{name}": tensor for name, tensor in parts.items()}}
 
 
@@ -112,7 +112,7 @@ def take_packed(
 
 
 def _from_int8(weight: Tensor, parts: Mapping[str, Tensor], shape: tuple[int, ...]) -> dict[str, Tensor]:
-    if int(parts.get("weight_format", torch.tensor(0))):
+    if int(parts.get("weight_format", 0)):
         raise ValueError(f"weight_format is {int(parts['weight_format'])}, but only rows, 0, are read")
     return {"codes": weight, "absmax": parts["SCB"].float()}
 
@@ -126,7 +126,8 @@ def _from_nf4(weight: Tensor, parts: Mapping[str, Tensor], shape: tuple[int, ...
     if "nested_absmax" in parts:
         known["nested_blocksize"] = NESTED_BLOCK
         books["nested_quant_map"] = dynamic_code_book()
-        packed |= {"nested_absmax": parts["nested_absmax"], "offset": torch.tensor(float(state["nested_offset"]))}
+        offset = torch.tensor(float(state["nested_offset"]), dtype=torch.float32, device="cpu")
+        packed |= {"nested_absmax": parts["nested_absmax"], "offset": offset}
     wrong = [f"{key} is {state.get(key)!r}, not {value!r}" for key, value in known.items() if state.get(key) != value]
     wrong += [f"{name} is another code book" for name, book in books.items() if not torch.equal(parts[name], book)]
     if wrong:

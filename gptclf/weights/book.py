@@ -134,17 +134,17 @@ def to_book(tensors: Mapping[str, Tensor], config: GPT2Config) -> dict[str, Tens
     if other:
         raise ValueError(f"the book's GPTModel cannot compute this model: it has no {', '.join(other)}")
     ours = {name: tensor.detach().cpu() for name, tensor in tensors.items()}
+    head = ours.get("head.output.weight", ours["trunk.embed.token.weight"])
     result = {theirs: ours[name] for name, theirs in _plain_table(config.n_layers).items()}
-    mask = torch.ones(config.context_length, config.context_length).triu(diagonal=1)
+    mask = head.new_ones(config.context_length, config.context_length).triu(diagonal=1)
     for i in range(config.n_layers):
         for kind in ("weight", "bias") if config.qkv_bias else ("weight",):
             parts = ours[f"trunk.blocks.{i}.attention.qkv.{kind}"].chunk(3)
             result |= {f"trf_blocks.{i}.{name}.{kind}": part for name, part in zip(_QKV, parts, strict=True)}
         result[f"trf_blocks.{i}.att.mask"] = mask
-    head = ours.get("head.output.weight", ours["trunk.embed.token.weight"])
     result["out_head.weight"] = head
     if len(head) != config.vocab_size:
-        result["out_head.bias"] = ours.get("head.output.bias", torch.zeros(len(head)))
+        result["out_head.bias"] = ours.get("head.output.bias", head.new_zeros(len(head)))
     return result
 
 
@@ -241,7 +241,7 @@ def _shapes(config: GPT2Config, classes: int | None, *, with_bias: bool) -> dict
 
 
 def _check_mask(mask: Tensor, context_length: int, source: str) -> None:
-    later = torch.ones(context_length, context_length, dtype=torch.bool).triu(diagonal=1)
+    later = torch.ones(context_length, context_length, dtype=torch.bool, device=mask.device).triu(diagonal=1)
     if mask.shape != later.shape or not torch.equal(mask != 0, later):
         wanted = f"the causal mask of {context_length} positions, the only one that gptclf's attention has"
         raise ValueError(f"{source} {tuple(mask.shape)} is not {wanted}")

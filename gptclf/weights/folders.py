@@ -1,10 +1,12 @@
 """Reading a local folder of weights: `config.json`, and safetensors or PyTorch files, in one piece or sharded."""
 
+import errno
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
+from gptclf.files.access import names_in
 from gptclf.files.json_file import read_json
 from gptclf.files.safetensors_file import read_safetensors
 from gptclf.files.torch_file import read_torch_file, unwrap_names
@@ -24,8 +26,9 @@ def read_config(path: Path) -> dict[str, Any]:
     """Return the JSON object in a folder's configuration file. If it is missing, the error guesses what is there."""
     try:
         return read_json(path)
-    except FileNotFoundError as error:
-        raise FileNotFoundError(f"{error}; a folder of weights needs {path.name}{_guess(path.parent)}") from None
+    except FileNotFoundError:
+        problem = f"{path} does not exist; a folder of weights needs it{_guess(path.parent)}"
+        raise FileNotFoundError(errno.ENOENT, problem) from None
 
 
 def shard_names(index: dict[str, Any], source: Path) -> list[str]:
@@ -34,7 +37,7 @@ def shard_names(index: dict[str, Any], source: Path) -> list[str]:
     if not isinstance(weight_map, dict) or not weight_map:
         raise ValueError(f"{source} has no weight_map; it is not the index of a sharded model")
     names = sorted(set(map(str, weight_map.values())))
-    wrong = [name for name in names if Path(name).name != name]
+    wrong = [name for name in names if Path(name).name != name or not name.isprintable()]
     if wrong:
         raise ValueError(f"{source} names a shard {wrong[0]!r}; shards must be beside the index")
     return names
@@ -46,11 +49,11 @@ def read_weights(folder: Path) -> dict[str, Tensor]:
     Safetensors are preferred if the folder also holds PyTorch's files.
     """
     for whole, index in ((folder / WEIGHTS, folder / INDEX), (folder / TORCH_WEIGHTS, folder / TORCH_INDEX)):
-        if whole.is_file():
+        if whole.exists():
             return read_files(whole)
-        if index.is_file():
+        if index.exists():
             return read_files(*(folder / shard for shard in shard_names(read_json(index), index)))
-    present = ", ".join(sorted(path.name for path in folder.iterdir())[:12]) or "nothing"
+    present = ", ".join(names_in(folder)[:12]) or "nothing"
     raise FileNotFoundError(
         f"{folder} holds neither {WEIGHTS} nor {TORCH_WEIGHTS} nor an index of either; it holds {present}"
         f"{_guess(folder)}. Save the model with save_pretrained or gptclf.save_model"
@@ -58,7 +61,7 @@ def read_weights(folder: Path) -> dict[str, Tensor]:
 
 
 def _guess(folder: Path) -> str:
-    guess = guess_from_files([path.name for path in folder.iterdir()]) if folder.is_dir() else ""
+    guess = guess_from_files(names_in(folder))
     return f". {guess}" if guess else ""
 
 

@@ -23,9 +23,12 @@ _MODEL_TYPES = {name.lower(): name for name in _COMMON.split()} | {
 
 _LORA = "a LoRA adapter: put it on the model that it was trained on with load_adapter, or load both with load_model"
 
+_STATE = "the state of a training run, which train(..., checkpoint_dir=, resume=True) continues"
+
 # A pattern that occurs only in the parameter names of one architecture, the most specific first.
 _TENSORS = (
     (r"(^|\.)lora_[AB]\.", _LORA),
+    (r"^optimizer\.exp_avg", _STATE),
     (r"(^|\.)tokens_embed\.weight$", "GPT-1"),
     (r"^distilbert\.|(^|\.)attention\.q_lin\.", "DistilBERT"),
     (r"^albert\.|\.albert_layer_groups\.", "ALBERT"),
@@ -59,6 +62,16 @@ _FILES = (
         "This is a sentence-transformers folder: gptclf can load only its transformer, if that is a GPT-2, "
         "from the subfolder that has a config.json",
     ),
+    (r"checkpoint-\d+", "It holds checkpoints of transformers' Trainer: give one of its folders checkpoint-..."),
+    (
+        r"step-\d+\.safetensors",
+        "It holds the states of a training run, which train(..., checkpoint_dir=, resume=True) continues; save_model "
+        "writes what load_model reads",
+    ),
+    (
+        r"(pytorch_)?model\.[\w-]+\.(safetensors|bin)",
+        "The weights are a variant, such as fp16: rename the file to model.safetensors or pytorch_model.bin",
+    ),
     (r".*\.gguf", "GGUF files hold quantized weights for llama.cpp, which gptclf does not read"),
     (r".*\.onnx", "ONNX files hold a computation graph, which gptclf does not read"),
     (r"(tf_model|.*\.weights)\.h5|.*\.keras|saved_model\.pb", f"These are Keras or TensorFlow {_CONVERT.format('tf')}"),
@@ -84,14 +97,15 @@ def guess_from_tensors(names: Collection[str]) -> str:
         >>> guess_from_tensors(["model.layers.0.self_attn.q_proj.weight"])
         "The names look like Llama's, Mistral's or Qwen's; gptclf loads GPT-2"
     """
-    if any(name.startswith("trunk.blocks.") for name in names):
+    if any(re.match(r"trunk\.(blocks|norm|embed)\.", name) for name in names):
         return (
-            "The names are those of gptclf's own state dict: load it into a GPT2 of the same shape with "
-            "load_state_dict, or save the model with save_model"
+            "The names are those of gptclf's own state dict, which has no shape, labels and tokenizer: build the same "
+            "model, with load_gpt2 and add_classifier_head, and fill it with model.load_state_dict(torch.load(path)). "
+            "save_model writes a folder that load_model reads"
         )
     for pattern, what in _TENSORS:
         if any(re.search(pattern, name) for name in names):
-            return f"This is {_LORA}" if what is _LORA else f"The names look like {what}'s; gptclf loads GPT-2"
+            return f"This is {what}" if what in (_LORA, _STATE) else f"The names look like {what}'s; gptclf loads GPT-2"
     heads = {
         "score.weight": "It holds a classifier; load it with load_model",
         "classifier.weight": "It holds a head that classifies every token; gptclf classifies whole texts",

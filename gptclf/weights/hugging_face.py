@@ -60,6 +60,10 @@ _KEYS = {
     "initializer_range": "init_std",
 }
 
+# A model that lacks tensors is described by their names, which needs its blocks; more than these are never meant.
+_SPARE_BLOCKS = 100
+_MOST_NUMBERS = 1 << 50
+
 # Keys of a config.json that change the computation in a way that gptclf does not support.
 _REFUSED = {"add_cross_attention": "cross-attention to an encoder", "pruned_heads": "pruned attention heads"}
 
@@ -142,6 +146,15 @@ def from_hugging_face(
     return floats | packed
 
 
+def check_size(config: GPT2Config, tensors: Collection[str], source: str) -> None:
+    """Raise if a configuration claims far more blocks than there are tensors, before a model of that size is made."""
+    width, wide = config.emb_dim, max(config.emb_dim, config.vocab_size, config.context_length, config.hidden_dim)
+    if config.n_layers > len(tensors) + _SPARE_BLOCKS or config.n_layers * width * wide > _MOST_NUMBERS:
+        what = f"{config.n_layers:,} blocks of width {width:,}, with up to {wide:,} rows"
+        problem = f"{source} describes a model of {what}, but its weights are {len(tensors)} tensors"
+        raise ValueError(f"{problem}; a file is damaged, or they do not belong together")
+
+
 def to_hugging_face(parameters: Mapping[str, Tensor], config: GPT2Config) -> dict[str, Tensor]:
     """Convert trunk parameters to Hugging Face's names (prefix `transformer.`) and layout, contiguous, on the CPU."""
     result: dict[str, Tensor] = {}
@@ -155,7 +168,8 @@ def to_hugging_face(parameters: Mapping[str, Tensor], config: GPT2Config) -> dic
             continue
         # Their layout always has this bias; zeros give the same result.
         absent = ours.endswith("qkv.bias") and not config.qkv_bias
-        tensor = torch.zeros(3 * config.emb_dim) if absent else parameters[ours].detach()
+        zeros = torch.zeros(3 * config.emb_dim, dtype=torch.float32, device="cpu")
+        tensor = zeros if absent else parameters[ours].detach()
         result["transformer." + theirs] = (tensor.t() if flip else tensor).cpu().contiguous()
     return result
 

@@ -1,5 +1,6 @@
 """`load_gpt2`: loads a language model by name, from files or from a configuration."""
 
+import functools
 import logging
 from collections.abc import Mapping
 from pathlib import Path
@@ -8,6 +9,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from gptclf import checks
+from gptclf.files.atomic import read_of_one_save
+from gptclf.files.digest import check_digests
+from gptclf.files.json_file import read_json
 from gptclf.gpt2.config import PRESETS, GPT2Config
 from gptclf.gpt2.initialise import initialise
 from gptclf.gpt2.model import GPT2
@@ -63,7 +67,8 @@ def load_gpt2(
             `name`.
         settings: The settings that belong to `params`, or that a file does not store (the number of heads): OpenAI's
             hparams, the book's configuration dictionary, or a `GPT2Config`.
-        verify: Whether to compare every tensor of a TensorFlow checkpoint with its checksum.
+        verify: Whether to compare every tensor of a TensorFlow checkpoint with its checksum, and every file of a folder
+            that `save_model` wrote with its digest.
 
     Returns:
         The model, with all parameters frozen. Weights are memory-mapped if possible, so loading reads little.
@@ -104,7 +109,8 @@ def load_gpt2(
             found = Opened(PRESETS[preset], {})
         else:
             place = place or fetch(str(repo), revision, cache_dir, with_weights=pretrained)
-            found = _open(place, settings, verify, with_weights=pretrained)
+            opening = functools.partial(_open, place, settings, verify, with_weights=pretrained)
+            found = read_of_one_save(place, [OURS], opening)
     config = found.config if dropout is None else found.config.replace(drop_rate=dropout)
     if pretrained:
         model = opened.build(Opened(config, found.tensors))
@@ -158,7 +164,11 @@ def _open(place: Path, settings: Settings | None, verify: bool, *, with_weights:
     if not theirs and (place / OURS).is_file():
         raise ValueError(f"{place} holds a model in gptclf's own layout only; load it with load_model")
     config, _ = opened.read_hugging_face_config(place)
-    return opened.open_hugging_face(place, opened.shapes_of(config), config) if with_weights else Opened(config, {})
+    found = opened.open_hugging_face(place, config) if with_weights else Opened(config, {})
+    if verify and (place / OURS).exists():
+        digests = read_json(place / OURS).get("files")  # earlier versions wrote none
+        check_digests(place, digests if isinstance(digests, dict) else {})
+    return found
 
 
 def _open_file(path: Path, settings: Settings | None) -> Opened:
@@ -176,4 +186,5 @@ def _open_file(path: Path, settings: Settings | None) -> Opened:
         config, _ = opened.read_hugging_face_config(path.parent)
         if given is not None and given.replace(drop_rate=config.drop_rate) != config:
             raise ValueError(f"settings= and {beside} disagree; leave settings out, or move the file")
-    return Opened(config, from_hugging_face(tensors, opened.shapes_of(config), config.n_layers, source=str(path)))
+    shapes = opened.shapes_of(config, tensors, source=path)
+    return Opened(config, from_hugging_face(tensors, shapes, config.n_layers, source=str(path)))

@@ -1,10 +1,12 @@
 """Finding the weights that a name stands for: a local folder or file, the bundled model, or a hub repository."""
 
+import errno
 import logging
 import re
 from pathlib import Path
 
 from gptclf import checks
+from gptclf.files.access import is_there
 from gptclf.files.json_file import read_json
 from gptclf.gpt2.config import ALIASES, PRESETS, published_name
 from gptclf.hub.download import EntryNotFoundError, cached_file, hub_file
@@ -25,6 +27,8 @@ _WEIGHTS = ((WEIGHTS, INDEX), (TORCH_WEIGHTS, TORCH_INDEX))
 _TELLING_FILES = ("adapter_config.json", "modules.json")
 # File name suffixes; a name that ends in one of them is not a repository.
 _FILES = (".pth", ".pt", ".bin", ".safetensors", ".ckpt", ".index")
+# Names that training scripts give to folders.
+_OWN_NAMES = re.compile(r"(checkpoint|step|epoch)-\d+")
 _HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
 
 
@@ -38,7 +42,7 @@ def locate(name: str | Path) -> Path | str:
     """
     place = checks.path("name", name)
     preset = published_name(str(name))
-    if preset not in PRESETS and place.exists():
+    if preset not in PRESETS and is_there(place):
         return place
     if place.is_dir():
         size = next((alias for alias, known in ALIASES.items() if known == preset), preset)
@@ -51,19 +55,27 @@ def locate(name: str | Path) -> Path | str:
     found = NANO if preset == "nano" else REPOSITORIES.get(preset) or hub_name(name)
     if found is not None:
         return found
-    raise FileNotFoundError(
-        f"{str(name)!r} is not a folder, a file or a known model; give a folder, a .pth file, one of "
-        f"{', '.join([*PRESETS, *ALIASES])}, a hub repository 'owner/name', or a GPT2Config"
-    )
+    known = ", ".join([*PRESETS, *ALIASES])
+    raise missing(name, f"a folder, a .pth file, one of {known}, a hub repository 'owner/name', or a GPT2Config")
+
+
+def missing(name: str | Path, wanted: str) -> FileNotFoundError:
+    """Return the error for a name that stands for nothing; `wanted` says what to give."""
+    place = checks.path("name", name)
+    kinds = "a folder, a file or a known model"
+    local = str(name) != place.name
+    why = ", and it was not looked for on the hub, because it looks like a local path" if local else ""
+    problem = f"{str(name)!r} is not {kinds}: {place.absolute()} does not exist{why}"
+    return FileNotFoundError(errno.ENOENT, f"{problem}. Give {wanted}")
 
 
 def hub_name(name: str | Path) -> str | None:
-    """Return the name if it can be that of a hub repository, else None."""
+    """Return the name if it can be that of a hub repository and does not look like a local path, else None."""
     if not isinstance(name, str) or not _HUB_NAME.fullmatch(name) or name.startswith(".") or name.endswith(_FILES):
         return None
-    if Path(name).parent.is_dir():  # perhaps a mistyped path
-        logger.warning("there is no local folder %r; looking for it on the hub", name)
-    return name
+    owner, _, own = name.partition("/")
+    local = Path(owner).is_dir() or _OWN_NAMES.fullmatch(own)
+    return None if local and name not in REPOSITORIES.values() else name
 
 
 def fetch(repo: str, revision: str | None, cache_dir: str | Path | None, *, with_weights: bool = True) -> Path:

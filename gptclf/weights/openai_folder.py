@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from gptclf.files.access import names_in, readable_size
 from gptclf.files.json_file import read_json
 from gptclf.files.tensorbundle import open_bundle
 from gptclf.gpt2.config import ALIASES, PRESETS, GPT2Config
@@ -97,7 +98,7 @@ def config_from_settings(settings: Mapping[str, Any], *, source: str = "settings
 
 
 def _prefix_in(folder: Path) -> Path | None:
-    files = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
+    files = names_in(folder)
     prefixes = sorted(name.removesuffix(".index") for name in files if name.endswith(".index") and name != ".index")
     for name in (_named_by(folder / "checkpoint"), PREFIX):
         if name in prefixes:
@@ -116,6 +117,7 @@ def _named_by(path: Path) -> str:
     """Return the checkpoint named in a file `checkpoint`, without its folders, which may be another machine's."""
     if not path.is_file():
         return ""
+    readable_size(path)
     with path.open("rb") as file:
         text = file.read(1 << 16).decode("utf-8", "replace")
     match = re.search(r'^\s*model_checkpoint_path:\s*"([^"]*)"', text, re.MULTILINE)

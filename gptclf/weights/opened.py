@@ -13,7 +13,7 @@ from gptclf.gpt2.quantize import put_quantized
 from gptclf.gpt2.sharing import fill
 from gptclf.tasks import Task
 from gptclf.weights.folders import CONFIG, read_config, read_weights
-from gptclf.weights.hugging_face import config_from_hugging_face, from_hugging_face
+from gptclf.weights.hugging_face import check_size, config_from_hugging_face, from_hugging_face
 from gptclf.weights.openai_folder import config_from_settings
 
 Settings = GPT2Config | Mapping[str, Any]
@@ -44,24 +44,25 @@ def build(opened: Opened, *, task: Task | None = None, head: Head | None = None)
     return model.requires_grad_(False)
 
 
-def shapes_of(config: GPT2Config, *, task: Task | None = None, head: Head | None = None) -> dict[str, tuple[int, ...]]:
-    """Return the shapes of a model's parameters by name."""
+def shapes_of(
+    config: GPT2Config, tensors: Collection[str], *, source: Path, task: Task | None = None, head: Head | None = None
+) -> dict[str, tuple[int, ...]]:
+    """Return the shapes of a model's parameters by name, after comparing its size with the tensors that are to fill it.
+
+    Raises:
+        ValueError: The configuration claims far more than there is.
+    """
+    check_size(config, tensors, str(source))
     return {name: tuple(p.shape) for name, p in GPT2(config, task=task, head=head, device="meta").named_parameters()}
 
 
 def open_hugging_face(
-    folder: Path, shapes: Mapping[str, tuple[int, ...]], config: GPT2Config, *, without: Collection[str] = ()
+    folder: Path, config: GPT2Config, *, task: Task | None = None, head: Head | None = None
 ) -> Opened:
-    """Open the weights of a folder in Hugging Face's layout.
-
-    Args:
-        folder: The folder.
-        shapes: The shapes that the model's parameters must have.
-        config: The model's configuration.
-        without: Names of parameters that the caller takes from elsewhere, because the layout cannot hold them.
-    """
+    """Open the weights of a folder in Hugging Face's layout, which must be those of the model described."""
     found = read_weights(folder)
-    return Opened(config, from_hugging_face(found, shapes, config.n_layers, source=str(folder), without=without))
+    shapes = shapes_of(config, found, source=folder, task=task, head=head)
+    return Opened(config, from_hugging_face(found, shapes, config.n_layers, source=str(folder)))
 
 
 def read_hugging_face_config(folder: Path) -> tuple[GPT2Config, dict[str, Any]]:
