@@ -380,13 +380,43 @@ def fewer(clf: GPT2) -> TextDataset:
     return rows(clf, 11)
 
 
+def changed(clf: GPT2, texts: list[str], labels: list[str]) -> TextDataset:
+    weights = [*WEIGHTS, 1.0][: len(texts)]
+    return TextDataset(texts, labels, tokenizer=clf.tokenizer, classes=clf.classes, weights=weights)
+
+
+def added(clf: GPT2) -> TextDataset:
+    return changed(clf, [*TEXTS, "one more"], [*LABELS, "ham"])
+
+
+def put_before(clf: GPT2) -> TextDataset:
+    return changed(clf, ["one more", *TEXTS], ["ham", *LABELS])
+
+
+def another_text(clf: GPT2) -> TextDataset:
+    return changed(clf, [*TEXTS[:7], "see yOu", *TEXTS[8:]], LABELS)
+
+
+def another_label(clf: GPT2) -> TextDataset:
+    return changed(clf, TEXTS, [*LABELS[:5], "ham", *LABELS[6:]])
+
+
+def swapped(clf: GPT2) -> TextDataset:
+    return changed(clf, [*TEXTS[:3], TEXTS[4], TEXTS[3], *TEXTS[5:]], [*LABELS[:3], "ham", "spam", *LABELS[5:]])
+
+
 @pytest.mark.parametrize(
     ("make", "message"),
     [
         (other_weights, "the training set's row weights differ"),
         (no_weights, "the training set's row weights differ"),
         (shorter, r"preparation\.max_length was None, is 30"),
-        (fewer, "the training set had 12 rows, has 11"),
+        (fewer, "the training set had 12 rows, has 11: the first 11 are the same"),
+        (added, "the training set had 12 rows, has 13: the first 12 are the same"),
+        (put_before, "the training set had 12 rows, has 13: row 0 is the first that differs"),
+        (another_text, "the training set's texts or labels differ: row 7 is the first that differs"),
+        (another_label, "the training set's texts or labels differ: row 5 is the first that differs"),
+        (swapped, "the training set's texts or labels differ: row 3 is the first that differs"),
     ],
 )
 def test_other_rows_are_told_in_words(make: Any, message: str, tmp_path: Path) -> None:
@@ -394,6 +424,14 @@ def test_other_rows_are_told_in_words(make: Any, message: str, tmp_path: Path) -
     clf = classifier()
     with pytest.raises(ValueError, match=message + r".*Give what that run was given, or another checkpoint_dir"):
         run(clf, tmp_path, make(clf))
+
+
+def test_a_changed_validation_set_is_told_in_words(tmp_path: Path) -> None:
+    stop_after(6, tmp_path)
+    clf = classifier()
+    for val, message in ((rows(clf, 7), "had 5 rows, has 7: the first 5 are the same"), (None, "had 5 rows, has no")):
+        with pytest.raises(ValueError, match=f"the validation set {message}"):
+            train(clf, rows(clf), val, checkpoint_dir=tmp_path, resume=True, **SETTINGS)
 
 
 def test_another_task_is_told_in_words(tmp_path: Path) -> None:

@@ -96,7 +96,7 @@ def _chosen(model: GPT2, trainable: Trainable) -> set[str]:
     for pattern in [trainable] if isinstance(trainable, str) else trainable:
         # The trunk's name may be left out, and a module's name covers the parameters below it.
         forms = [form for base in (pattern, "trunk." + pattern) for form in (base, base.rstrip(".") + ".*")]
-        found = {name for name in names if any(fnmatchcase(name, form) for form in forms)}
+        found = {name for name in names if pattern.strip(".") and any(fnmatchcase(name, form) for form in forms)}
         if not found:
             policies = ", ".join(map(repr, ("head", *_POLICY_BLOCKS, "all")))
             known = f"policies: {policies}, or a number of blocks; parameters: {', '.join(names[:4] + names[-4:])}, ..."

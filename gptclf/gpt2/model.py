@@ -7,6 +7,7 @@ import inspect
 import warnings
 from collections.abc import Callable, Mapping
 from contextlib import suppress
+from dataclasses import fields
 from os import PathLike
 from typing import Any
 
@@ -30,6 +31,17 @@ from gptclf.tokenizer.tokens import check_same_tokenizer, check_tokenizer
 
 # Where modules around a model keep it: DataParallel and its kin, torch.compile, Lightning.
 _WRAPPED = ("module", "_orig_mod", "model")
+
+
+# What a model remembers and saves: the class of each value, and the rule in words.
+_KEPT: dict[str, tuple[Any, str]] = {
+    "config": (GPT2Config, "a GPT2Config"),
+    "task": (Task, "a gptclf.Task, such as SingleLabel(classes)"),
+    "preparation": (Preparation, "a Preparation, such as train_set.preparation"),
+    "base": ((str, type(None)), "the name of published weights or None"),
+    "source": ((str, type(None)), "a str or None"),
+}
+_PREPARED = [field.name for field in fields(Preparation)]
 
 
 class GPT2(Renamed, Line):
@@ -81,8 +93,6 @@ class GPT2(Renamed, Line):
         survive_forks()
         self.config = config
         self.trunk: Trunk = Trunk(config)
-        if task is not None:
-            checks.instance("task", task, Task, "a gptclf.Task, such as SingleLabel(classes)")
         if head is not None:
             checks.instance("head", head, Head, "a gptclf.Head: subclass it")
         place = torch.get_default_device() if device is None else checks.device(device)
@@ -104,6 +114,14 @@ class GPT2(Renamed, Line):
             initialise(self, config, seed)
             self.to(place)
         own_before_loading(self)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name in _KEPT:
+            checks.instance(name, value, *_KEPT[name])
+        if name in _PREPARED:
+            remedy = f"set model.preparation = Preparation({name}={value!r})"
+            raise AttributeError(f"a GPT2 has no {name}, so setting it would change nothing; {remedy}")
+        super().__setattr__(name, value)
 
     @property
     def classes(self) -> list[Any] | None:

@@ -90,6 +90,11 @@ class KeepBest(Callback):
         if self._improves(run, scores):
             self.best, self._weights = scores, self._copy(run)
 
+    def on_freeze(self, run: Run) -> None:
+        """Add the parameters that begin to train, which were as they are now when the weights were copied."""
+        if self._weights:
+            self._weights = self._copy(run) | self._weights
+
     def _improves(self, run: Run, scores: Scores) -> bool:
         value = getattr(scores, f"val_{self.measure}")
         if value is None or math.isnan(value):

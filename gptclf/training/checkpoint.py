@@ -106,6 +106,7 @@ class Checkpoint(Callback):
             OSError: The state cannot be written. At the end of a run this is logged instead, so that `train` can return
                 the history.
         """
+        run.follow_freeze()
         path = self.path / f"step-{step.step:08d}.safetensors"
         self._newest = step.step
         try:

@@ -7,22 +7,9 @@ from gptclf.data.batches import TokenRows
 from gptclf.data.windows import TextWindows
 from gptclf.gpt2.model import GPT2, check_encoding, check_language_model
 from gptclf.inference.evaluate import check_ids
-from gptclf.training.loop import check_weight
+from gptclf.training.loop import LEAST_WEIGHT, check_weight
 from gptclf.training.recipe import Recipe
 from gptclf.training.run import Run
-
-
-def check_trainable(model: GPT2) -> None:
-    """Raise if the model has no trainable parameter, one that is not float32, or one that cannot train."""
-    if torch.is_inference_mode_enabled() or any(parameter.is_inference() for parameter in model.parameters()):
-        raise ValueError("nothing trains in torch.inference_mode(), or if made in it; load and train outside of it")
-    trained = [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
-    if not trained:
-        raise ValueError("nothing in the model trains; choose what to train with freeze(model, trainable='last_block')")
-    other = [f"{name} is {parameter.dtype}" for name, parameter in trained if parameter.dtype != torch.float32]
-    if other:
-        advice = "call model.float(), and give precision='bfloat16' for speed"
-        raise ValueError(f"weights train in float32, but {other[0]}; {advice}")
 
 
 def check_windows(model: GPT2, windows: TextWindows, name: str) -> TextWindows:
@@ -51,12 +38,15 @@ def check_training_rows(model: GPT2, rows: TokenRows, recipe: Recipe) -> None:
 def check_weights(run: Run) -> None:
     """Raise if the weights of a step's rows add up to a sum that cannot divide their loss.
 
-    The order of rows is known: it is followed for 100 epochs, and without weights of rows for one.
+    The order of rows is known. The first epoch is followed, and if a row weighs nothing, up to 100 epochs.
     """
     targets, weights = run.train_set.targets(run.task), run.train_set.weights
     batches, step = run.batches(run.train_set), run.recipe.batch_size * run.recipe.accumulate
-    for epoch in range(1 if weights is None else min(run.recipe.epochs, 100)):
+    for epoch in range(1 if weights is None or weights.min() >= LEAST_WEIGHT else min(run.recipe.epochs, 100)):
         order = batches.order(epoch)[: len(batches) * run.recipe.batch_size]
-        for rows in np.split(order, range(step, len(order), step)):
+        starts = np.arange(0, len(order), step)
+        if epoch and weights is not None:  # only the steps that could weigh too little
+            starts = starts[np.add.reduceat(weights[order], starts) < LEAST_WEIGHT]
+        for rows in (order[start : start + step] for start in starts):
             given = None if weights is None else torch.from_numpy(weights[rows])
             check_weight(run.task.weight(torch.from_numpy(targets[rows]), given), rows.tolist())

@@ -16,8 +16,9 @@ from gptclf.features.reuse import prefix_of
 from gptclf.gpt2.model import GPT2, check_classifier
 from gptclf.inference.evaluate import labelled_rows
 from gptclf.progress import format_bytes, format_seconds
-from gptclf.training.checks import check_trainable, check_training_rows
+from gptclf.training.checks import check_training_rows
 from gptclf.training.objective import Objective
+from gptclf.training.optim import check_trainable
 from gptclf.training.recipe import BOOK, Recipe, RecipeChanges, lists_options, recipe_of
 from gptclf.training.run import Run, RunOptions
 

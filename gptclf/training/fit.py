@@ -31,9 +31,11 @@ def fit(run: Run, saved: State | None = None) -> History:
         for callback in run.callbacks:
             callback.on_start(run)
             ending.callback(callback.on_end, run)
-        ending.enter_context(run.learning())
         if saved is not None:
             saved.restore(run)
+        ending.enter_context(run.learning())
+        if saved is not None:
+            saved.restore_generator(run.objective.learner.generator)
         left = run.total_steps - len(run.history.steps)
         if run.options.progress and left:
             objective = run.build_objective(run.objective.learner.depth)

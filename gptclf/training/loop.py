@@ -18,6 +18,9 @@ from gptclf.metrics import blame
 from gptclf.training.objective import mean_over_ranks, objective_of, targets_of
 from gptclf.training.optim import Schedule
 
+# The smallest sum of weights that divides a loss in float32.
+LEAST_WEIGHT = 1e-30
+
 
 @dataclass(frozen=True)
 class Step:
@@ -120,7 +123,7 @@ def _accumulate_gradient(objective: nn.Module, group: list[Batch], trained: list
 
 def check_weight(weight: float, rows: Sequence[int]) -> None:
     """Raise ValueError if the total weight of these rows is too small or too large to divide by in float32."""
-    if not 1e-30 <= weight <= 1e30:
+    if not LEAST_WEIGHT <= weight <= 1e30:
         need = "each step needs a sum from 1e-30 to 1e30: change the weights of rows or classes, or use larger batches"
         raise ValueError(f"the weights of {_listed(rows)} sum to {weight:g}; {need}")
 

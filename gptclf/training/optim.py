@@ -1,7 +1,9 @@
 """The optimizer's parameter groups, and the learning rate over the steps of a run."""
 
 import math
+from typing import Any
 
+import torch
 from torch.optim import AdamW, Optimizer
 
 from gptclf.gpt2.model import GPT2
@@ -9,8 +11,27 @@ from gptclf.gpt2.stages import stages
 from gptclf.training.recipe import Recipe
 
 
+def check_trainable(model: GPT2) -> None:
+    """Raise if the model has no trainable parameter, one that is not float32, or one that cannot train."""
+    if torch.is_inference_mode_enabled() or any(parameter.is_inference() for parameter in model.parameters()):
+        raise ValueError("nothing trains in torch.inference_mode(), or if made in it; load and train outside of it")
+    trained = [(name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad]
+    if not trained:
+        raise ValueError("nothing in the model trains; choose what to train with freeze(model, trainable='last_block')")
+    other = [f"{name} is {parameter.dtype}" for name, parameter in trained if parameter.dtype != torch.float32]
+    if other:
+        advice = "call model.float(), and give precision='bfloat16' for speed"
+        raise ValueError(f"weights train in float32, but {other[0]}; {advice}")
+
+
 def make_optimizer(model: GPT2, recipe: Recipe) -> AdamW:
-    """Build AdamW (Loshchilov & Hutter, 2019) over the parameters that require grad.
+    """Build AdamW (Loshchilov & Hutter, 2019) over the parameters that require grad."""
+    # The fused kernel reads each tensor once where the plain one makes ten passes.
+    return AdamW(parameter_groups(model, recipe), lr=recipe.lr, fused=model.device.type in ("cpu", "cuda"))
+
+
+def parameter_groups(model: GPT2, recipe: Recipe) -> list[dict[str, Any]]:
+    """Return an optimizer's groups of the parameters that require grad, each with its learning rate and weight decay.
 
     Args:
         model: Its trainable parameters are taken.
@@ -28,10 +49,18 @@ def make_optimizer(model: GPT2, recipe: Recipe) -> AdamW:
             lr = recipe.head_lr if recipe.head_lr is not None and stage == head else recipe.lr
             decay = recipe.weight_decay if recipe.decay == "all" or parameter.dim() >= 2 else 0.0
             groups.setdefault((below, lr * recipe.layer_decay**below, -decay), []).append(parameter)
-    # The fused kernel reads each tensor once where the plain one makes ten passes.
     from_the_top = sorted(groups, key=lambda key: (key[0], key[2]))
-    given = [{"params": groups[key], "lr": key[1], "weight_decay": -key[2]} for key in from_the_top]
-    return AdamW(given, lr=recipe.lr, fused=model.device.type in ("cpu", "cuda"))
+    return [{"params": groups[key], "lr": key[1], "weight_decay": -key[2]} for key in from_the_top]
+
+
+def regroup(optimizer: Optimizer, model: GPT2, recipe: Recipe) -> None:
+    """Give an optimizer the parameters that require grad now; those that it had before keep their state."""
+    optimizer.zero_grad(set_to_none=True)
+    optimizer.param_groups.clear()
+    for group in parameter_groups(model, recipe):
+        optimizer.add_param_group(group)
+    for parameter in [parameter for parameter in optimizer.state if not parameter.requires_grad]:
+        del optimizer.state[parameter]
 
 
 class Schedule:
@@ -49,10 +78,14 @@ class Schedule:
     """
 
     def __init__(self, optimizer: Optimizer, recipe: Recipe, total_steps: int) -> None:
-        self.scale = 1.0
+        self.scale, self._done = 1.0, 0
         self._optimizer, self._recipe, self._total_steps = optimizer, recipe, total_steps
-        self._rates = [group["lr"] for group in optimizer.param_groups]
-        self.move_to(0)
+        self.take_groups()
+
+    def take_groups(self) -> None:
+        """Take the learning rates of the optimizer's groups as base rates; call it when the groups are new."""
+        self._rates = [group["lr"] for group in self._optimizer.param_groups]
+        self.move_to(self._done)
 
     def step(self) -> None:
         """Set the rates of the next step."""

@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,7 +23,7 @@ from gptclf.inference.evaluate import measured
 from gptclf.training.history import History, Scores
 from gptclf.training.loop import Step, training_steps
 from gptclf.training.objective import Objective
-from gptclf.training.optim import Schedule, make_optimizer
+from gptclf.training.optim import Schedule, check_trainable, make_optimizer, regroup
 from gptclf.training.recipe import Recipe
 
 TrainingRows = TextDataset | TextWindows
@@ -32,8 +32,8 @@ TrainingRows = TextDataset | TextWindows
 class Callback:
     """Called by `train`; each method does nothing unless a subclass overrides it.
 
-    The set of trained parameters is fixed when `train` begins: `freeze` inside a callback has no effect on the run, and
-    is undone before the next step and at the end.
+    `freeze(run.model, ...)` in a callback holds from the next step on, as in gradual unfreezing (Howard & Ruder, 2018).
+    The optimizer keeps its state of the parameters that still train, and the learning rate its schedule.
 
     Attributes:
         every: Optimizer steps from one call of `on_step` to the next; None calls it at the end of each epoch.
@@ -41,10 +41,9 @@ class Callback:
         measure: Name of a measure that the callback reads; `train` then checks that the model's task has it.
 
     Example:
-        >>> class StopAt(Callback):
-        ...     def on_step(self, run, step):
-        ...         if step.loss < 0.1:
-        ...             run.stop("loss below 0.1")
+        >>> class Stop(Callback):
+        ...     def on_scores(self, run, scores):
+        ...         run.stop("good enough") if scores.train_loss < 0.1 else None
     """
 
     every: int | None = 1
@@ -59,6 +58,9 @@ class Callback:
 
     def on_scores(self, run: "Run", scores: Scores) -> None:
         """React to a measurement on the training and validation sets."""
+
+    def on_freeze(self, run: "Run") -> None:
+        """React to another choice of trained parameters, made in a callback, before the next step."""
 
     def on_end(self, run: "Run") -> None:
         """React to the end of a run, even if an error ends it."""
@@ -130,7 +132,7 @@ class Run:
         self.task = model.task.fitted(train_set.targets(model.task))
         self.precision = resolve_precision(recipe.precision, model)
         own_trainable(model)
-        self._flags = [(name, parameter, parameter.requires_grad) for name, parameter in model.named_parameters()]
+        self._trains = self._trained = self._names_that_train()
         self.optimizer = make_optimizer(model, recipe)
         self._batches_per_epoch = len(self.batches(train_set))
         self.steps_per_epoch = -(-self._batches_per_epoch // recipe.accumulate)
@@ -139,22 +141,33 @@ class Run:
         self.history = History()
         self.scores: Scores | None = None
         self.callbacks: Sequence[Callback] = ()
-        self.begun = self.finished = False
+        self.begun = self.finished = self._outdated = False
+        self._held = ExitStack()
         self.objective: Objective
         self.rows: Sequence[Rows] = ()
         self._start = time.perf_counter()
 
     def trained(self) -> dict[str, nn.Parameter]:
-        """Return the trained parameters by name: those that required grad when the run began."""
-        return {name: parameter for name, parameter, trains in self._flags if trains}
+        """Return the parameters that the run trains, or trained until a callback froze them, by name."""
+        return {name: parameter for name, parameter in self.model.named_parameters() if name in self._trained}
 
     def changing(self) -> dict[str, Tensor]:
         """Return the tensors that steps may change, by name: trained parameters, and buffers of a user's modules."""
         return {**self.trained(), **dict(self.model.named_buffers())}
 
-    def _keep_flags(self) -> None:
-        for _, parameter, trains in self._flags:
-            parameter.requires_grad_(trains)
+    def _names_that_train(self) -> set[str]:
+        return {name for name, parameter in self.model.named_parameters() if parameter.requires_grad}
+
+    def follow_freeze(self) -> None:
+        """Train what requires grad now, if a callback has changed that."""
+        if (trains := self._names_that_train()) != self._trains:
+            check_trainable(self.model)
+            own_trainable(self.model)  # what was set by hand
+            self._trains, self._trained, self._outdated = trains, self._trained | trains, True
+            regroup(self.optimizer, self.model, self.recipe)
+            self.scheduler.take_groups()
+            for callback in self.callbacks:
+                callback.on_freeze(self)
 
     def batches(self, rows: Rows) -> Batches:
         """Return the batches of rows, or of their features, in the run's order."""
@@ -226,25 +239,33 @@ class Run:
     @contextmanager
     def learning(self) -> Iterator[None]:
         """Hold the features of the frozen part, and the learner that trains on them, in the block."""
-        self._keep_flags()
+        self.follow_freeze()
+        with self._held:
+            self._hold()
+            self._check_measures()
+            self.model.task, self.model.preparation = self.task, self.train_set.preparation
+            yield
+
+    def _hold(self) -> None:
         given, precision = self.options, self.recipe.precision
         sets = [rows for rows in (self.train_set, self.val_set) if rows is not None]
         kept: Any = {"cache_dir": check_cache(given.cache_dir, given.cache_limit), "cache_limit": given.cache_limit}
         features: Any = nullcontext((0, sets))
         if self.recipe.reuse_frozen:
             features = features_of(self.model, sets, precision=precision, progress=given.progress, **kept)
-        with features as (depth, self.rows):
-            self.objective = self.build_objective(depth)
-            self._check_measures()
-            self.model.task, self.model.preparation = self.task, self.train_set.preparation
-            try:
-                yield
-            finally:
-                self.objective.learner.give_back()
+        depth, self.rows = self._held.enter_context(features)
+        self.objective, self._outdated = self.build_objective(depth), False
+        self._held.callback(self.objective.learner.give_back)
+
+    def _hold_again(self) -> None:
+        before = self.objective.learner.generator
+        self._held.close()
+        self._hold()
+        if before and (after := self.objective.learner.generator):
+            after.set_state(before.get_state())
 
     def release(self) -> None:
-        """Release the gradients, the features and the learner, as the caller may keep the run for its history."""
-        self._keep_flags()
+        """Release gradients, features and learner, as the caller may keep the run for its history."""
         self.optimizer.zero_grad(set_to_none=True)
         self.rows = ()
         vars(self).pop("objective", None)
@@ -257,19 +278,22 @@ class Run:
 
     def __iter__(self) -> Iterator[Step]:
         """Take the remaining steps; each is in `history` before the callbacks are called."""
-        self.begun, recipe = True, self.recipe
-        if self.history.stopped:  # a callback's restored state says that the run was over
-            return
-        given: Any = {"epochs": recipe.epochs, "accumulate": recipe.accumulate, "clip": recipe.clip}
-        given |= {"scheduler": self.scheduler, "after": self.history.steps[-1] if self.history.steps else None}
-        for step in training_steps(self.objective, self.batches(self.rows[0]), self.optimizer, **given):
-            self._forget_fresh()
-            self.history.steps.append(step)
-            if step.step == self.total_steps:
-                self.history.stopped = None  # nothing was left to stop
-            self.history.seconds = time.perf_counter() - self._start
-            yield step
-            self._keep_flags()
+        self.begun = True
+        given: Any = {name: getattr(self.recipe, name) for name in ("epochs", "accumulate", "clip")}
+        while len(self.history.steps) < self.total_steps and not self.history.stopped:
+            if self._outdated:
+                self._hold_again()
+            given |= {"scheduler": self.scheduler, "after": next(reversed(self.history.steps), None)}
+            for step in training_steps(self.objective, self.batches(self.rows[0]), self.optimizer, **given):
+                self._forget_fresh()
+                self.history.steps.append(step)
+                if step.step == self.total_steps:
+                    self.history.stopped = None  # nothing was left to stop
+                self.history.seconds = time.perf_counter() - self._start
+                yield step
+                self.follow_freeze()
+                if self._outdated:
+                    break
 
     def _forget_fresh(self) -> None:
         """Note that the head is no longer fresh, even if only parameters before it were trained."""

@@ -8,41 +8,23 @@ detects damage. Nothing is unpickled.
 import hashlib
 import json
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
 import torch
 from torch import Tensor
 
-from gptclf.data.batches import TokenRows
-from gptclf.data.windows import TextWindows
 from gptclf.files.atomic import write_file
 from gptclf.files.safetensors_file import read_safetensors, tensor_writer
 from gptclf.gpt2.standard import described, is_standard
-from gptclf.tasks import task_from_record
+from gptclf.training.differences import differences_between
 from gptclf.training.history import History, history_from_dict
-from gptclf.training.recipe import Recipe
+from gptclf.training.row_marks import digest_of_rows, marks_of_rows
 from gptclf.training.run import Callback, Run
 
 # Format 1, of version 0.1.0: no digest, no numbers, torch's global generators, AdamW alone.
 _FORMAT = "2"
-
-# The longest value that a message shows, in characters.
-_LONG = 60
-
-# Descriptions of differences whose values say little.
-_WORDS = {
-    "train_set": "the training set's texts or labels differ",
-    "val_set": "the validation set's texts or labels differ",
-    "train_rows": "the training set had {} rows, has {}",
-    "val_rows": "the validation set had {} rows, has {}",
-    "train_weights": "the training set's row weights differ",
-    "frozen weights": "the weights of the frozen part differ",
-}
-
-# A difference, and another one that it causes.
-_CAUSES = {"train_rows": "train_set", "val_rows": "val_set", "trainable": "frozen weights"}
 
 
 def identity_of(run: Run) -> dict[str, Any]:
@@ -62,8 +44,9 @@ def identity_of(run: Run) -> dict[str, Any]:
         "head": list(described(model.head)) if is_standard(model.head) else type(model.head).__qualname__,
         "task": run.task.record(),
         "preparation": asdict(run.train_set.preparation),
-        **{f"{name}_set": None if rows is None else _digest_of_rows(run, rows) for name, rows in sets.items()},
+        **{f"{name}_set": None if rows is None else digest_of_rows(rows, run.task) for name, rows in sets.items()},
         **{f"{name}_rows": None if rows is None else len(rows) for name, rows in sets.items()},
+        **{f"{name}_marks": None if rows is None else marks_of_rows(rows, run.task) for name, rows in sets.items()},
         "train_weights": None if weights is None else _sha256([weights.tobytes()]),
         "frozen weights": _sha256(part for name, p in frozen.items() for part in (name.encode(), _bytes(p))),
         "trainable": list(trained),
@@ -75,12 +58,6 @@ def identity_of(run: Run) -> dict[str, Any]:
 def with_state(run: Run) -> list[Callback]:
     """Return the callbacks that a resumed run must have again, in the same order; others may come and go."""
     return [callback for callback in run.callbacks if type(callback).state is not Callback.state]
-
-
-def _digest_of_rows(run: Run, rows: TokenRows) -> str:
-    # The targets of windows are their own tokens, many times over.
-    targets = str(rows.length).encode() if isinstance(rows, TextWindows) else rows.targets(run.task).tobytes()
-    return _sha256([rows.ids.tobytes(), rows.offsets.tobytes(), targets])
 
 
 def write_state(path: Path, identity: Mapping[str, Any], run: Run) -> None:
@@ -105,7 +82,8 @@ def write_state(path: Path, identity: Mapping[str, Any], run: Run) -> None:
         {key: v for key, v in group.items() if isinstance(v, bool | int | float) and key not in ("lr", "initial_lr")}
         for group in optimizer.param_groups
     ]
-    numbers = {"lr_scale": run.lr_scale, "groups": groups, "optimizer": kept}
+    trains = [name for name, parameter in trained.items() if parameter.requires_grad]
+    numbers = {"lr_scale": run.lr_scale, "groups": groups, "optimizer": kept, "trains": trains}
     metadata = {"format": _FORMAT, "identity": json.dumps(identity), "history": json.dumps(asdict(run.history))}
     metadata["numbers"] = json.dumps(numbers, default=_refuse)
     whole = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
@@ -161,15 +139,24 @@ class State:
     numbers: dict[str, Any]
 
     def restore(self, run: Run) -> None:
-        """Put the state into a run that was just built in the same way."""
+        """Put the state into a run that was just built in the same way, before its features are computed.
+
+        A callback may have trained what is frozen again, so the frozen part may be another one than at the start.
+        """
+        self._restore_others(run)  # first: if a part of them is damaged, the model is unchanged
+        weights, named = self._under("model."), dict(run.model.named_parameters())
+        for chosen in (weights, self.numbers.get("trains", weights)):  # what had been trained, then what trains
+            for name, parameter in named.items():
+                parameter.requires_grad_(name in chosen)
+            run.follow_freeze()
+        for name, weight in weights.items():
+            named[name].detach().copy_(weight)
         optimizer = run.optimizer
         moments = [(*name.partition("."), value) for name, value in self._under("optimizer.").items()]
         # Most optimizers count their steps on the CPU.
         steps_move = any(optimizer.defaults.get(name) for name in ("fused", "capturable"))
-        self._restore_others(run)  # first: if a part of them is damaged, the model is unchanged
         with torch.no_grad():
             for name, parameter in run.trained().items():
-                parameter.copy_(self.tensors[f"model.{name}"])
                 kept = dict(self.numbers.get("optimizer", {}).get(name, {}))
                 for key, value in [(key, value) for key, _, of, value in moments if of == name]:
                     # A copy, because the tensor is a view on the file. It is laid out like the parameter, because a
@@ -185,18 +172,22 @@ class State:
             group.update(saved)
 
     def _restore_others(self, run: Run) -> None:
-        """Restore the history, the generator and the callbacks."""
-        generator = run.objective.learner.generator
-        random = self.tensors.get("random.learner", self.tensors.get(f"random.{run.model.device.type}"))
+        """Restore the history and the callbacks, and check the state of the generator."""
         try:
-            if random is not None and generator is not None:
-                generator.set_state(random.clone())
+            self.restore_generator(torch.Generator(run.model.device))
             run.take_up(self.history, self.numbers.get("lr_scale", 1.0))
             for i, callback in enumerate(with_state(run)):
                 callback.restore({key: value.clone() for key, value in self._under(f"callback.{i}.").items()}, run)
         except (LookupError, ValueError, TypeError, RuntimeError, StopIteration) as error:
             reason = f"the generator or a callback cannot be restored from it ({error!r})"
             raise DamagedState(f"{self.path} is damaged: {reason}. The model is unchanged") from error
+
+    def restore_generator(self, generator: torch.Generator | None) -> None:
+        """Put the state of the learner's generator into it, once there is one."""
+        if generator is not None:
+            random = self.tensors.get("random.learner", self.tensors.get(f"random.{generator.device.type}"))
+            if random is not None:
+                generator.set_state(random.clone())
 
     def _under(self, prefix: str) -> dict[str, Tensor]:
         return {name.removeprefix(prefix): v for name, v in self.tensors.items() if name.startswith(prefix)}
@@ -228,14 +219,15 @@ def read_state(path: Path, identity: Mapping[str, Any], run: Run) -> State:
     try:
         history = history_from_dict(json.loads(metadata["history"]))
         numbers = json.loads(metadata.get("numbers", "{}"))
-        differences = _differences(json.loads(metadata["identity"]), identity)
+        differences = differences_between(json.loads(metadata["identity"]), identity)
     except (KeyError, ValueError, TypeError, AttributeError) as error:
         raise DamagedState(f"{path} is damaged: its record cannot be read ({error!r})") from error
     if differences:
         advice = "Give what that run was given, or another checkpoint_dir"
         raise ValueError(f"{path} is the state of another run: {'; '.join(differences)}. {advice}")
     shapes = {name: parameter.shape for name, parameter in run.trained().items()}
-    wanted = {f"model.{name}": shape for name, shape in shapes.items()}
+    thawed = {name: run.model.get_parameter(name).shape for name in numbers.get("trains", ())}
+    wanted = {f"model.{name}": shape for name, shape in (shapes | thawed).items()}
     if version == "1":
         wanted |= {f"optimizer.{key}.{name}": shapes[name] for name in shapes for key in ("exp_avg", "exp_avg_sq")}
         wanted |= {f"optimizer.step.{name}": torch.Size([]) for name in shapes}
@@ -243,56 +235,3 @@ def read_state(path: Path, identity: Mapping[str, Any], run: Run) -> State:
     if wrong:
         raise DamagedState(f"{path} is damaged: {', '.join(wrong[:3])} is missing or of another shape")
     return State(path, tensors, history, numbers)
-
-
-def _differences(was: dict[str, Any], now: Mapping[str, Any]) -> list[str]:
-    """Say in words what differs between the run of a state and the current run."""
-    if "task" not in was:  # format 1: the pooling is now in the head; of the classes it kept the number
-        pooling, n = was["model"].pop("pooling"), was["model"].pop("classes")
-        if pooling is not None:
-            was["head"] = [["classifier_head", f"pooling={pooling}"], ["linear"]]
-        names = now["task"].get("classes") or []
-        single = {"kind": "single_label", "classes": names if len(names) == n else list(range(n))}
-        was["task"] = single if n else {"kind": "next_token", "n_outputs": was["model"]["vocab_size"]}
-    # If a state lacks a field, that option did not exist yet, so it had its default.
-    task = task_from_record(was["task"])
-    defaults: dict[str, Any] = {field.name: field.default for field in fields(Recipe)}
-    defaults |= {"optimizer": "AdamW", "train_weights": None} | ({} if task is None else _flat({"task": task.record()}))
-    old, new = _flat(was), _flat(now)
-    old = {**new, **defaults, **old}
-    differing = [name for name in old if old[name] != new.get(name)]
-    caused = {_CAUSES.get(name) for name in differing}
-    found = []
-    for name in differing:
-        before, after = old[name], new.get(name)
-        more = name == "epochs" and after > before
-        if name in caused or (more and now["schedule"] == "constant"):
-            continue  # with a constant rate, no step before depends on how many follow
-        text = _in_words(name, before, after)
-        if more:
-            text += f" (the {now['schedule']} schedule depends on the number of epochs; only a constant one goes on)"
-        found.append(text)
-    return found
-
-
-def _in_words(name: str, before: Any, after: Any) -> str:
-    if name in _WORDS:
-        return _WORDS[name].format(before or "no", after or "no")
-    if isinstance(before, list) and isinstance(after, list) and max(len(repr(before)), len(repr(after))) >= _LONG:
-        sides = {"gained": [x for x in after if x not in before], "lost": [x for x in before if x not in after]}
-        parts = [f"{verb} {x[0]}" + f" and {len(x) - 1} more" * (len(x) > 1) for verb, x in sides.items() if x]
-        if parts:
-            return f"{name} {', '.join(parts)}"
-    return f"{name} was {_short(before)}, is {_short(after)}"
-
-
-def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for key, value in values.items():
-        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {prefix + key: value}
-    return flat
-
-
-def _short(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) < _LONG else text[: _LONG - 3] + "..."

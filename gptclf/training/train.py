@@ -14,9 +14,10 @@ from gptclf.gpt2.model import GPT2
 from gptclf.inference.evaluate import labelled_rows
 from gptclf.training.callbacks import Measure, Progress
 from gptclf.training.checkpoint import Checkpoint
-from gptclf.training.checks import check_trainable, check_training_rows, check_weights, check_windows
+from gptclf.training.checks import check_training_rows, check_weights, check_windows
 from gptclf.training.fit import fit
 from gptclf.training.history import History
+from gptclf.training.optim import check_trainable
 from gptclf.training.recipe import BOOK, LANGUAGE_MODEL, Recipe, RecipeChanges, lists_options, recipe_of
 from gptclf.training.run import Callback, Run, RunOptions, TrainingRows
 
