@@ -50,9 +50,9 @@ def differences_between(was: dict[str, Any], now: Mapping[str, Any]) -> list[str
             continue  # with a constant rate, no step before depends on how many follow
         text = _in_words(name, before, after)
         which, _, what = name.partition("_")
-        marks = [values.get(f"{which}_marks") for values in (was, now)]
-        if what in ("set", "rows") and all(marks):
-            text += f": {first_difference(*marks)}"
+        first, second = (values.get(f"{which}_marks") for values in (was, now))
+        if what in ("set", "rows") and first and second:
+            text += f": {first_difference(first, second)}"
         if more:
             text += f" (the {now['schedule']} schedule depends on the number of epochs; only a constant one goes on)"
         found.append(text)
