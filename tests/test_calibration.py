@@ -300,7 +300,7 @@ def test_wrong_thresholds_are_refused_before_any_work(
 @pytest.mark.parametrize("function", [predict, predict_proba, predict_stream])
 @pytest.mark.parametrize(("value", "error"), [(0, ValueError), (-1.0, ValueError), ("1", TypeError), (True, TypeError)])
 def test_wrong_temperatures_are_refused_before_any_work(function: Any, value: Any, error: type[Exception]) -> None:
-    with pytest.raises(error, match=r"temperature is .*; it must be a finite number above 0"):
+    with pytest.raises(error, match=r"temperature is .*; it must be a finite number of at least 1e-06 and of at most"):
         function(classifier(), 5, temperature=value)
 
 
@@ -420,3 +420,20 @@ def test_a_damaged_record_is_refused(key: str, value: Any, tmp_path: Path) -> No
     (tmp_path / "gptclf.json").write_text(json.dumps(record))
     with pytest.raises(ValueError, match=r"gptclf\.json"):
         load_model(tmp_path)
+
+
+@pytest.mark.parametrize("temperature", [1e-6, 1e6])
+def test_probabilities_are_numbers_at_every_temperature(temperature: float) -> None:
+    outputs = torch.tensor([[1e3, -1e3, 1.0], [0.0, 0.0, 0.0]])
+    assert SingleLabel(WORDS[:3], temperature=temperature).probabilities(outputs).sum(axis=1) == pytest.approx(1)
+
+
+@pytest.mark.parametrize("temperature", [1e-300, 9e-7, 1.1e6])
+def test_a_temperature_at_which_they_are_not_is_refused(temperature: float) -> None:
+    with pytest.raises(ValueError, match=r"temperature is .*; it must be a finite number of at least 1e-06"):
+        predict_proba(classifier(), ["a"], temperature=temperature)
+
+
+def test_a_list_of_thresholds_says_what_to_give() -> None:
+    with pytest.raises(TypeError, match="thresholds is a list; it must be a mapping from labels to numbers, or"):
+        SingleLabel(WORDS[:2], thresholds=[0.5, 0.5])  # type: ignore[arg-type]

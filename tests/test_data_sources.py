@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import os
 import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -332,6 +333,12 @@ class TestSeparatedValues:
         with pytest.raises(ValueError, match=r"the DictReader: row 0 has the surplus fields \['c'\]; put"):
             table(csv.DictReader(["text,label", "a,b,c"]))
 
+    def test_a_short_row_of_a_reader_has_no_label(self) -> None:
+        lines = ["text,label", "a,1", "b", "c,0", "d,"]
+        with pytest.raises(ValueError, match=r"the DictReader: label 1 is missing \(None\), as are rows 3; every"):
+            table(csv.DictReader(lines))
+        assert table(csv.DictReader(lines), drop_missing=True).texts == ["a", "c"]
+
 
 class TestOtherFiles:
     @pytest.mark.parametrize("setting", [{"delimiter": ";"}, {"quoted": True}])
@@ -359,8 +366,14 @@ class TestOtherFiles:
     def test_what_is_not_parquet_is_named(self, tmp_path: Path) -> None:
         with pytest.raises(ValueError, match=r"a\.parquet cannot be read as Parquet \("):
             read(tmp_path / "a.parquet", "text,label")
-        with pytest.raises(FileNotFoundError, match=r"b\.parquet"):
+        with pytest.raises(FileNotFoundError, match=r"b\.parquet does not exist"):
             TextDataset.from_file(tmp_path / "b.parquet", tokenizer=BYTES)
+
+    @pytest.mark.parametrize("suffix", [".csv", ".jsonl", ".parquet"])
+    def test_a_pipe_is_refused_and_not_waited_for(self, suffix: str, tmp_path: Path) -> None:
+        os.mkfifo(tmp_path / f"a{suffix}")
+        with pytest.raises(OSError, match="it must be a regular file"):
+            TextDataset.from_file(tmp_path / f"a{suffix}", tokenizer=BYTES)
 
     def test_a_column_of_parquet_twice_is_refused(self, tmp_path: Path) -> None:
         pq.write_table(pa.table([["a"], ["b"], ["x"]], names=["text", "text", "label"]), tmp_path / "a.parquet")

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from conftest import byte_gpt2
@@ -234,3 +235,17 @@ class TestRegression:
     def test_nothing_to_learn_is_refused_before_the_first_step(self) -> None:
         with pytest.raises(ValueError, match="the same measurements"):
             trained(Regression(), [1.0] * 36)
+
+
+@pytest.mark.parametrize(
+    "thresholds",
+    [pd.Series({"sport": 0.7}), {"sport": 0.7}, (0.7, 0.5), (each for each in (0.7, 0.5)), torch.tensor([0.7, 0.5])],
+)
+def test_thresholds_are_any_mapping_or_iterable(thresholds: Any) -> None:
+    assert MultiLabel(["sport", "politics"], thresholds).thresholds == pytest.approx([0.7, 0.5])
+
+
+@pytest.mark.parametrize("thresholds", [{0.5, 0.7}, "ab", b"ab", None])
+def test_thresholds_without_an_order_are_refused(thresholds: Any) -> None:
+    with pytest.raises(TypeError, match=r"thresholds\[0\] is .*; it must be a finite number"):
+        MultiLabel(["sport", "politics"], thresholds)

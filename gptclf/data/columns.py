@@ -53,8 +53,8 @@ class Columns:
         columns = replace(self, texts=texts, labels=labels, weights=weights)
         without_text = [row for row, text in enumerate(texts) if is_missing(text)]
         # An empty cell is a text, the empty one, but not a label.
-        lacks = (lambda label: label == "") if self.cells else is_missing
-        without_label = [row for row, label in enumerate(labels or ()) if lacks(label)]
+        empty = self.cells
+        without_label = [row for row, label in enumerate(labels or ()) if is_missing(label) or (empty and label == "")]
         if drop_missing:
             columns = columns._without({*without_text, *without_label})
         elif without_text:

@@ -31,9 +31,9 @@ def read_file(
         raise TypeError(f"the columns of {path} are {shown}; {rule}")
     if suffix not in _DELIMITERS and (delimiter is not None or quoted is not None):
         raise ValueError(f"delimiter= and quoted= are for .csv and .tsv files, not for {path}")
+    readable_size(path)
     if suffix == ".parquet":
         return _read_parquet(path, wanted)
-    readable_size(path)
     instance("encoding", encoding, str, "the name of an encoding that Python knows, such as 'utf-8'")
     try:
         codecs.lookup(encoding)

@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from gptclf.checks import number, python_value
+from gptclf.checks import is_iterable, number, python_value
 
 # A sum over rows is the same number in another order only up to this.
 _SAME = 1e-12
@@ -29,6 +29,16 @@ SCORINGS: dict[str, Callable[[Counts, Counts, Counts], NDArray[np.float64]]] = {
 }
 
 
+def check_temperature(given: Any) -> float:
+    """Return a temperature; it is neither so small that outputs divided by it overflow, nor so large that they vanish.
+
+    Raises:
+        TypeError: It is not a number.
+        ValueError: It is out of these bounds.
+    """
+    return number("temperature", given, least=1e-6, most=1e6)
+
+
 def check_thresholds(given: Any, classes: Sequence[Any]) -> dict[Any, float] | None:
     """Return thresholds by label, in the order of the classes; a number is that of the second of two classes.
 
@@ -39,6 +49,9 @@ def check_thresholds(given: Any, classes: Sequence[Any]) -> dict[Any, float] | N
     if given is None:
         return None
     if not hasattr(given, "items"):  # as a mapping and a pandas Series have
+        if is_iterable(given) and not isinstance(given, str | bytes):
+            rule = "a mapping from labels to numbers, or for two classes a number"
+            raise TypeError(f"thresholds is a {type(given).__name__}; it must be {rule}")
         given = number("thresholds", given)
         if len(classes) != 2:
             problem = f"thresholds is {given!r}, but there are {len(classes)} classes"

@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
-from gptclf.checks import number, python_value
+from gptclf.checks import is_iterable, number, python_value
 from gptclf.metrics import class_scores
 from gptclf.tasks.labels import (
     check_classes,
@@ -57,14 +57,15 @@ class MultiLabel(Task):
 
     def check_thresholds(self, thresholds: Any) -> list[float]:
         """Return one threshold for each class, in the order of the classes."""
-        if isinstance(thresholds, Mapping):
+        if hasattr(thresholds, "items"):  # as a mapping and a pandas Series have
             known = {python_value(key): value for key, value in thresholds.items()}
             unknown = [key for key in known if key not in self.classes]
             if unknown:
                 raise ValueError(f"thresholds names {unknown[0]!r}, not among the classes {self.classes[:10]!r}")
             thresholds = [known.get(label, 0.5) for label in self.classes]
-        several = isinstance(thresholds, Sequence | np.ndarray | Tensor) and not isinstance(thresholds, str | bytes)
-        each = list(thresholds) if several and np.ndim(thresholds) else [thresholds] * self.n_outputs
+        # A set has no order that the classes could follow.
+        several = is_iterable(thresholds) and not isinstance(thresholds, str | bytes | set | frozenset)
+        each = list(thresholds) if several else [thresholds] * self.n_outputs
         if len(each) != self.n_outputs:
             raise ValueError(f"thresholds has {len(each)} numbers for {self.n_outputs} classes; give one for each")
         return [number(f"thresholds[{i}]", value, most=1.0) for i, value in enumerate(each)]

@@ -13,7 +13,15 @@ from torch.nn import functional as F
 
 from gptclf.checks import number, python_value
 from gptclf.metrics import confusion_matrix, per_class_scores
-from gptclf.tasks.calibration import SCORINGS, check_thresholds, fit_temperature, fit_thresholds, in_words, log_odds
+from gptclf.tasks.calibration import (
+    SCORINGS,
+    check_temperature,
+    check_thresholds,
+    fit_temperature,
+    fit_thresholds,
+    in_words,
+    log_odds,
+)
 from gptclf.tasks.labels import (
     check_classes,
     check_labels,
@@ -43,8 +51,8 @@ class SingleLabel(Task):
             The latter gives a class with n_c of the n training texts the weight n / (C n_c), as scikit-learn does, when
             training starts; n and n_c count rows, whatever their weights.
         label_smoothing: The share of each target that is spread evenly over all classes, in [0, 1).
-        temperature: Outputs are divided by it before the softmax: above 1, probabilities are less extreme. It shapes
-            answers and measures, not training. `calibrate` fits it.
+        temperature: Outputs are divided by it before the softmax: above 1, probabilities are less extreme. From 1e-6
+            to 1e6. It shapes answers and measures, not training. `calibrate` fits it.
         thresholds: A mapping from labels to numbers in (0, 1) that say how probable a class must be to be answered;
             below 0.5 it is answered more often, above less. With two classes, the one named is answered exactly if
             its probability is at least its threshold, and a number alone is the threshold of the second class, as in
@@ -73,7 +81,7 @@ class SingleLabel(Task):
         self.label_smoothing = number("label_smoothing", label_smoothing)
         if self.label_smoothing >= 1:
             raise ValueError(f"label_smoothing is {label_smoothing!r}; it must be at least 0 and less than 1")
-        self.temperature = number("temperature", temperature, above=0)
+        self.temperature = check_temperature(temperature)
         self.thresholds = check_thresholds(thresholds, self.classes)
         self.class_weight = class_weight
         # A weight per class, in the order of the classes; None if all are 1, or not known before training.
@@ -146,7 +154,7 @@ class SingleLabel(Task):
     def adjusted(self, *, temperature: float | None = None, thresholds: Any = None) -> Self:
         """Return the task with another temperature or other thresholds; {} are none."""
         task = copy.copy(self)
-        task.temperature = number("temperature", self.temperature if temperature is None else temperature, above=0)
+        task.temperature = self.temperature if temperature is None else check_temperature(temperature)
         task.thresholds = self.thresholds if thresholds is None else check_thresholds(thresholds, self.classes)
         return task
 
@@ -177,11 +185,9 @@ class SingleLabel(Task):
 
     def report(self, measures: Mapping[str, float], details: Mapping[str, Any]) -> list[str]:
         """Return the measures, and a line per class if there are at most 20."""
-        accuracy, macro = 100 * measures["accuracy"], 100 * details["macro_f1"]
-        lines = [f"accuracy {accuracy:.2f} %, macro-F1 {macro:.2f} %, loss {measures['loss']:.4f}"]
-        if self.n_outputs <= 20:
-            lines += class_lines(self.classes, details["per_class"])
-        return lines
+        percent = f"accuracy {100 * measures['accuracy']:.2f} %, macro-F1 {100 * details['macro_f1']:.2f} %"
+        lines = [f"{percent}, loss {measures['loss']:.4f}"]
+        return lines + (class_lines(self.classes, details["per_class"]) if self.n_outputs <= 20 else [])
 
     def fitted(self, targets: NDArray[Any]) -> Self:
         """Return the task with the class weights that "balanced" gives for these targets, and temperature 1.
