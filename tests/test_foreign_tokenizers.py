@@ -421,3 +421,22 @@ class TestPinned:
         for _ in range(2):
             with pytest.raises(ValueError, match="has normalizer"):
                 _ = model.tokenizer
+
+
+def test_a_refused_tokenizer_is_not_replaced_by_gpt2s(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = add_classifier_head(load_gpt2("nano"), classes=["ham", "spam"], seed=1)
+    save_model(model, tmp_path / "first")
+    file = tmp_path / "first/tokenizer.json"
+    file.write_text(json.dumps({**json.loads(file.read_text()), "normalizer": {"type": "Lowercase"}}))
+    refused = load_model(tmp_path / "first", verify=False)
+    # As for a vocabulary of GPT-2's size, for which its tokenizer is taken if a folder has none.
+    monkeypatch.setattr("gptclf.tokenizer.find._GPT2_VOCAB_SIZE", 1)
+    monkeypatch.setattr("gptclf.tokenizer.find._from_tiktoken_cache", lambda: model.tokenizer)
+    monkeypatch.setattr("gptclf.tokenizer.find.cached_file", lambda *_, **__: None)
+    loaded = refused
+    for folder in ("again", "once more"):
+        loaded = load_model(save_model(loaded, tmp_path / folder))
+        with pytest.raises(ValueError, match=r"saved without its tokenizer, which is not GPT-2's.*Lowercase"):
+            predict_proba(loaded, ["Hi"])
+    loaded.tokenizer = model.tokenizer
+    assert load_model(save_model(loaded, tmp_path / "own")).tokenizer.encode("hi") == model.tokenizer.encode("hi")

@@ -150,7 +150,9 @@ def _load(source: Path, given: _Given) -> GPT2:
     _own_last_block(model)
     beside, size = source.parent if source.is_file() else source, model.config.vocab_size
     hub = given.repo, given.revision, given.cache_dir
-    model.tokenizer_source = pin_tokenizer(beside, *hub, size, ours=ours, end_of_text=source.is_dir())
+    refused = read_record(source / OURS, verify=False).tokenizer_refused if ours else None
+    rules = {"ours": ours, "end_of_text": source.is_dir()}
+    model.tokenizer_source = pin_tokenizer(beside, *hub, size, refused=refused, **rules)
     return model
 
 

@@ -5,7 +5,7 @@ import hashlib
 import json
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +45,7 @@ class Record:
         exported: Whether the folder is also in Hugging Face's layout.
         trainable: Names of the trainable parameters.
         files: The SHA-256 of each other file of the save; earlier versions wrote none.
+        tokenizer_refused: Why the model was saved without its tokenizer, if that is not GPT-2's.
     """
 
     config: GPT2Config
@@ -57,6 +58,7 @@ class Record:
     exported: bool
     trainable: set[str]
     files: Mapping[str, str]
+    tokenizer_refused: str | None = field(default=None, kw_only=True)
 
     @property
     def tensor_files(self) -> list[str]:
@@ -156,7 +158,7 @@ def read_record(source: Path, *, verify: bool = True) -> Record:
         if not isinstance(task, dict):
             raise ValueError(f"task is {task!r}, not dict")
         kinds = {"max_length": (int, type(None)), "truncation": (str,), "pad_to": (int, type(None))}
-        base, files = values.get("base"), values.get("files", {})
+        base, files, refused = values.get("base"), values.get("files", {}), values.get("tokenizer_refused")
         if not isinstance(files, dict) or not all(Path(name).name == name for name in files):
             raise ValueError(f"files is {files!r}, not names in this folder with digests")
         record = Record(
@@ -170,6 +172,7 @@ def read_record(source: Path, *, verify: bool = True) -> Record:
             exported=get_value(values, "exported", bool),
             trainable=set(names_in(values, "trainable")),
             files=files,
+            tokenizer_refused=refused if isinstance(refused, str) else None,
         )
     if verify and values.get(_DIGEST, digest := _digest(values)) != digest:
         raise ValueError(changed(source))

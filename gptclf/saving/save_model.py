@@ -101,15 +101,12 @@ def save_model(
     tensors = tensors_of(model)
     check_whole(model, tensors)
     mark = digest_of(tensors, model)
-    vocabulary: dict[str, str] = {}
-    try:
-        vocabulary = _tokenizer_files(model)
-    except (OSError, ValueError) as error:  # it cannot be found, or is not of GPT-2's kind
-        logger.warning("saved without its tokenizer: %s", error)
+    vocabulary, refused = _tokenizer_files(model)
     theirs, originals, reason = _divide(model, tensors)
     if reason:
         logger.warning("%s: transformers cannot load this model (%s); gptclf.load_model can", target, reason)
     record = write_record(model, mark=mark, originals=list(originals), exported=theirs is not None)
+    record |= {"tokenizer_refused": refused} if refused else {}
     writers: dict[str, Writer] = {}
     if theirs is not None:
         writers[WEIGHTS] = tensor_writer(theirs, {"format": "pt", SAVE_MARK: mark})
@@ -201,11 +198,19 @@ def _card(model: GPT2, **said: Any) -> Card:
     )
 
 
-def _tokenizer_files(model: GPT2) -> dict[str, str]:
-    """Return the tokenizer's files, with the preparation as far as `transformers` can follow it."""
+def _tokenizer_files(model: GPT2) -> tuple[dict[str, str], str]:
+    """Return the tokenizer's files, with the preparation as far as `transformers` can follow it.
+
+    If there are none, because it cannot be found or is not of GPT-2's kind, the reason is logged. The second value is
+    the reason if it is another tokenizer than GPT-2's, which must then not be taken in its place.
+    """
     context, prepared = model.config.context_length, model.preparation
     length = min(prepared.max_length or context, context)
-    return tokenizer_files(model.tokenizer, length, truncation=prepared.truncation)
+    try:
+        return tokenizer_files(model.tokenizer, length, truncation=prepared.truncation), ""
+    except (OSError, ValueError) as error:
+        logger.warning("saved without its tokenizer: %s", error)
+        return {}, str(error) if isinstance(error, ValueError) else ""
 
 
 def _divide(model: GPT2, tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor] | None, dict[str, Tensor], str]:

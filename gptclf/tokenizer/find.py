@@ -39,6 +39,8 @@ def pin_tokenizer(
     revision: str | None,
     cache_dir: str | Path | None,
     vocab_size: int,
+    *,
+    refused: str | None = None,
     **rules: bool,
 ) -> "Callable[[], tiktoken.Encoding]":
     """Return a function that returns the tokenizer of a model, the same whatever happens to files from now on.
@@ -52,11 +54,12 @@ def pin_tokenizer(
         revision: Branch, tag or commit of `repo`; None means "main".
         cache_dir: The folder of the Hugging Face cache; None means the default.
         vocab_size: The number of tokens in the model's vocabulary.
+        refused: Why the model was saved without its tokenizer, if that is not GPT-2's, which would make other tokens.
         **rules: `ours` and `end_of_text`, as in `read_tokenizer`.
     """
     if cache_dir is not None:
         cache_dir = path("cache_dir", cache_dir).absolute()
-    if repo is not None:
+    if repo is not None and refused is None:
         commit = revision if folder is None else folder.name
         return partial(find_tokenizer, repo, commit, cache_dir, vocab_size, **rules)
     found: tiktoken.Encoding | Exception | None
@@ -64,6 +67,9 @@ def pin_tokenizer(
         found = None if folder is None else read_tokenizer(folder, vocab_size, **rules)
     except (OSError, ValueError) as error:
         found = error
+    if found is None and refused is not None:
+        said = "the model was saved without its tokenizer, which is not GPT-2's: "
+        found = ValueError(said + refused.removeprefix(said))  # which a second save recorded with it
     # Not a function made here, as models are pickled.
     return partial(find_tokenizer, None, None, cache_dir, vocab_size) if found is None else partial(_settled, found)
 
