@@ -151,8 +151,8 @@ def _load(source: Path, given: _Given) -> GPT2:
     beside, size = source.parent if source.is_file() else source, model.config.vocab_size
     hub = given.repo, given.revision, given.cache_dir
     refused = read_record(source / OURS, verify=False).tokenizer_refused if ours else None
-    rules = {"ours": ours, "end_of_text": source.is_dir()}
-    model.tokenizer_source = pin_tokenizer(beside, *hub, size, refused=refused, **rules)
+    where = source.is_dir()
+    model.tokenizer_source = pin_tokenizer(beside, *hub, size, refused=refused, ours=ours, end_of_text=where)
     return model
 
 
