@@ -26,7 +26,7 @@ ROOT = PACKAGE.parent
 LONGEST_FILE = 300
 LONGEST_FUNCTION = 50  # lines after the docstring
 # Lines without docstrings, comments and blank ones; some 2,000 of them are LoRA, quantised matrices and PEFT's files.
-MOST_CODE = 11_600
+MOST_CODE = 11_720
 LARGEST_ROOM = 0.25  # of the package's code
 
 # A module imports from its own room and from lower floors: never upward, never across a floor.
