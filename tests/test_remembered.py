@@ -70,8 +70,8 @@ def test_numbers_of_numpy_and_torch_are_pythons_from_the_door_on(tmp_path: Path)
 @pytest.mark.parametrize(
     ("name", "value", "message"),
     [
-        ("preparation", {"pad_to": 3}, r"preparation is \{'pad_to': 3\} \(dict\); it must be a Preparation"),
-        ("preparation", None, r"preparation is None \(NoneType\); it must be a Preparation"),
+        ("preparation", {"pad_to": 3}, r"preparation is \{'pad_to': 3\}, a dict; give a gptclf\.Preparation"),
+        ("preparation", None, r"preparation is None, a NoneType; give a gptclf\.Preparation"),
         ("task", ["ham", "spam"], r"task is \['ham', 'spam'\] \(list\); it must be a gptclf\.Task"),
         ("config", {"n_layers": 3}, r"config is \{'n_layers': 3\} \(dict\); it must be a GPT2Config"),
         ("base", 124, r"base is 124 \(int\); it must be the name of published weights or None"),
@@ -83,7 +83,7 @@ def test_what_a_model_remembers_is_checked_when_it_is_set(name: str, value: Any,
     before = getattr(clf, name)
     with pytest.raises(TypeError, match=message):
         setattr(clf, name, value)
-    assert getattr(clf, name) is before
+    assert getattr(clf, name) == before
 
 
 @pytest.mark.parametrize(("name", "value"), [("pad_to", 5), ("max_length", 0), ("truncation", "head")])

@@ -37,7 +37,6 @@ _WRAPPED = ("module", "_orig_mod", "model")
 _KEPT: dict[str, tuple[Any, str]] = {
     "config": (GPT2Config, "a GPT2Config"),
     "task": (Task, "a gptclf.Task, such as SingleLabel(classes)"),
-    "preparation": (Preparation, "a Preparation, such as train_set.preparation"),
     "base": ((str, type(None)), "the name of published weights or None"),
     "source": ((str, type(None)), "a str or None"),
 }
