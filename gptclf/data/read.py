@@ -112,6 +112,7 @@ def _read_separated(path: Path, wanted: Mapping[str, Any], encoding: str, delimi
             if not least <= len(row) <= len(names):
                 problem = f"{len(row)} fields, but the {'header' if named else 'first row'} has {len(names)}"
                 advice = SURPLUS if quoted else f"give quoted=True and {SURPLUS}"
+                advice = advice if len(row) > len(names) else "complete the row, or name the delimiter= of the columns"
                 raise ValueError(f"{source}, line {number}: {problem}; {advice}. The delimiter is {delimiter!r}")
             lines.append(number)
             for part, place in places.items():
