@@ -137,7 +137,12 @@ def test_the_order_of_rows_is_followed_as_far_as_the_weights_ask(
 ) -> None:
     epochs: list[int] = []
     order = Batches.order
-    monkeypatch.setattr(Batches, "order", lambda self, epoch: (epochs.append(epoch), order(self, epoch))[1])
+
+    def counted(self: Batches, epoch: int) -> Any:
+        epochs.append(epoch)
+        return order(self, epoch)
+
+    monkeypatch.setattr(Batches, "order", counted)
     clf, rows = classifier(), data(8, weights=[0.0] * weightless + [1.0] * (8 - weightless))
     check_weights(Run(clf, rows, None, Recipe(epochs=10**9, batch_size=4), RunOptions()))
     assert epochs == list(range(followed))

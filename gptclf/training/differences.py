@@ -50,7 +50,7 @@ def differences_between(was: dict[str, Any], now: Mapping[str, Any]) -> list[str
             continue  # with a constant rate, no step before depends on how many follow
         text = _in_words(name, before, after)
         which, _, what = name.partition("_")
-        marks = [values.get(f"{which}_marks") for values in (was, now)]
+        marks: list[Any] = [values.get(f"{which}_marks") for values in (was, now)]
         if what in ("set", "rows") and all(marks):
             text += f": {first_difference(*marks)}"
         if more:
