@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import byte_gpt2, byte_tokenizer, classifier_of
+from consoles import Terminal, standard_error
 from torch.nn.utils import parameters_to_vector
 
 from gptclf import (
@@ -36,6 +37,7 @@ from gptclf import (
     trainable_report,
 )
 from gptclf.features.store import FeatureStore
+from gptclf.progress import Meter
 from gptclf.tokenizer.bpe import byte_characters, make_encoding
 
 CONFIG = GPT2Config(vocab_size=257, context_length=40, emb_dim=16, n_heads=2, n_layers=3)
@@ -241,6 +243,16 @@ def test_a_resumed_run_announces_the_steps_that_are_left(tmp_path: Path, capsys:
     assert capsys.readouterr().err == ""
     train(classifier(), labelled(), epochs=3, resume=True, **options)
     assert capsys.readouterr().err.startswith("10 steps, about ")
+
+
+def test_a_bar_is_cleared_when_the_work_ends_not_when_it_is_forgotten() -> None:
+    pytest.importorskip("tqdm")
+    with standard_error(Terminal()) as terminal:
+        with Meter(3, "counting") as meter:
+            meter.update(1)
+        assert "counting" in terminal.getvalue()
+        assert terminal.getvalue().rstrip("\r").rpartition("\r")[2].strip() == ""
+    assert meter.done == 1
 
 
 def test_a_configuration_without_a_context_length_has_1024_tokens(tmp_path: Path) -> None:
