@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 from conftest import byte_gpt2, byte_tokenizer, classifier_of
+from consoles import Terminal, standard_error
 from torch.nn.utils import parameters_to_vector
 
 from gptclf import (
@@ -36,6 +37,7 @@ from gptclf import (
     trainable_report,
 )
 from gptclf.features.store import FeatureStore
+from gptclf.progress import Meter
 from gptclf.tokenizer.bpe import byte_characters, make_encoding
 
 CONFIG = GPT2Config(vocab_size=257, context_length=40, emb_dim=16, n_heads=2, n_layers=3)
@@ -54,6 +56,12 @@ def classifier(**options: Any) -> GPT2:
 
 def labelled(n: int = len(TEXTS)) -> TextDataset:
     return TextDataset(TEXTS[:n], [i % 2 for i in range(n)], tokenizer=byte_tokenizer())
+
+
+def generators() -> list[Any]:
+    """The states of the global generators."""
+    ours: Any = np.random.get_state()  # noqa: NPY002 - the global one is what must not change
+    return [random.getstate(), ours[1].tolist(), torch.get_rng_state().tolist()]
 
 
 def test_folders_of_states_features_and_models_are_made_with_their_parents(tmp_path: Path) -> None:
@@ -85,9 +93,9 @@ def test_the_last_block_takes_a_limited_number_of_rows_and_tokens_at_once(
     shapes = []
     clf = add_classifier_head(byte_gpt2(), num_classes=2, seed=0)
     kind: Any = type(clf.trunk.blocks[-1])
-    real: Callable[..., torch.Tensor] = kind.at_position
+    real = kind.at_position
 
-    def at_position(block: Any, x: torch.Tensor, position: torch.Tensor) -> torch.Tensor:
+    def at_position(block: Any, x: torch.Tensor, position: torch.Tensor) -> Any:
         shapes.append(tuple(x.shape[:2]))
         return real(block, x, position)
 
@@ -102,9 +110,9 @@ def test_many_rows_of_one_length_are_computed_some_at_a_time(monkeypatch: pytest
     clf = add_classifier_head(byte_gpt2(), num_classes=2, seed=0)
     sizes = []
     kind: Any = type(clf.trunk.blocks[0].attention)
-    real: Callable[..., torch.Tensor] = kind.mix
+    real = kind.mix
 
-    def mix(attention: Any, qkv: torch.Tensor, *more: Any) -> torch.Tensor:
+    def mix(attention: Any, qkv: torch.Tensor, *more: Any) -> Any:
         sizes.append(qkv.shape[0] * qkv.shape[1])
         return real(attention, qkv, *more)
 
@@ -174,10 +182,9 @@ def test_loading_saving_and_predicting_leave_every_global_generator_alone(tmp_pa
         "train": lambda: train(clf, labelled(), epochs=1, progress=False),
     }
     for name, action in actions.items():
-        before = random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state().tolist()  # type: ignore[index]  # noqa: NPY002
+        before = generators()
         action()
-        after = random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state().tolist()  # type: ignore[index]  # noqa: NPY002
-        assert after == before, name
+        assert generators() == before, name
 
 
 @pytest.mark.parametrize(
@@ -236,6 +243,16 @@ def test_a_resumed_run_announces_the_steps_that_are_left(tmp_path: Path, capsys:
     assert capsys.readouterr().err == ""
     train(classifier(), labelled(), epochs=3, resume=True, **options)
     assert capsys.readouterr().err.startswith("10 steps, about ")
+
+
+def test_a_bar_is_cleared_when_the_work_ends_not_when_it_is_forgotten() -> None:
+    pytest.importorskip("tqdm")
+    with standard_error(Terminal()) as terminal:
+        with Meter(3, "counting") as meter:
+            meter.update(1)
+        assert "counting" in terminal.getvalue()
+        assert terminal.getvalue().rstrip("\r").rpartition("\r")[2].strip() == ""
+    assert meter.done == 1
 
 
 def test_a_configuration_without_a_context_length_has_1024_tokens(tmp_path: Path) -> None:

@@ -119,7 +119,7 @@ def merge_lora(model: GPT2) -> GPT2:
         raise ValueError("the model has no LoRA layers, so there is nothing to merge; give what apply_lora returned")
     merged = borrow(model)
     for path, layer in list(lora_layers(merged)):
-        place(merged, path, linear_of(*layer.merged()))
+        place(merged, path, linear_of(*layer.merged()).train(layer.training))
     return merged
 
 

@@ -119,7 +119,8 @@ def save_adapter(
     if originals:
         writers[ADAPTER_ORIGINALS] = tensor_writer(originals, {SAVE_MARK: mark})
     said: dict[str, Any] = {"data": data, "datasets": datasets, "metrics": metrics, "measured_on": measured_on}
-    said |= {"license": license, "adapter": _described(model, named), "base_model": named}
+    described = _described(model, named)  # without the path of a local base, which is private
+    said |= {"license": license, "adapter": described, "base_model": named if described["base"] == named else None}
     writers |= card_writer(model, target, exported=theirs is not None, **said)
     # PEFT's configuration has no digest: a user may name another base in it.
     writers[ADAPTER] = record_writer(record, {PEFT_WEIGHTS, ADAPTER_ORIGINALS} & set(writers))
