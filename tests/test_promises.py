@@ -27,6 +27,7 @@ from gptclf import (
     dataset_accuracy,
     dataset_loss,
     freeze,
+    generate,
     load_adapter,
     load_gpt2,
     load_model,
@@ -281,3 +282,9 @@ def test_a_head_bias_that_folds_to_rounding_is_exported(tmp_path: Path, caplog: 
         clf.head.output.bias.copy_(torch.tensor([0.1, -0.3]))  # type: ignore[operator, union-attr]
     save_model(clf, tmp_path)
     assert (tmp_path / "config.json").exists(), caplog.text
+
+
+def test_a_top_p_of_1_keeps_every_token() -> None:
+    gpt2 = byte_gpt2()
+    options: dict[str, Any] = {"max_new_tokens": 8, "temperature": 1.0, "seed": 0}
+    assert generate(gpt2, "to be", top_p=1, **options) == generate(gpt2, "to be", **options)
