@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from gptclf.checks import python_value
+from gptclf.checks import is_iterable, python_value
 from gptclf.data.columns import Columns
 
 _PARTS = ("texts", "labels", "weights")
@@ -93,6 +93,8 @@ def columns_of_rows(rows: Iterable[Any], wanted: Mapping[str, Any], source: str)
         wanted: The key of each part.
         source: The source's name in errors.
     """
+    if not is_iterable(rows):
+        raise TypeError(f"table is {rows!r:.100} ({type(rows).__name__}); it must be a table with columns, or rows")
     columns: dict[str, list[Any]] = {part: [] for part in wanted}
     seen: set[Any] = set()
     first: list[Any] = []

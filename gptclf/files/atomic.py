@@ -119,15 +119,17 @@ def read_of_one_save(folder: Path, records: Collection[str], read: Callable[[], 
     Raises:
         OSError: A save that was killed cannot be completed, or the folder is saved over and over.
     """
-    for _ in range(_ATTEMPTS):
-        before = _generation(folder, records)
+    for attempt in range(_ATTEMPTS):
+        before, pending = _generation(folder, records), (folder / _PENDING).exists()
         try:
-            if (folder / _PENDING).exists():
+            if pending:
                 _complete(folder)
                 before = _generation(folder, records)
             result = read()
         except (OSError, ValueError):
-            if before == _generation(folder, records):
+            # Looked at in this order: a save that ends in between has written another record.
+            unsettled = pending or (folder / _PENDING).exists() or before != _generation(folder, records)
+            if not unsettled or attempt == _ATTEMPTS - 1:
                 raise
         else:
             if before == _generation(folder, records):
