@@ -209,10 +209,8 @@ def instance(name: str, value: Any, kind: type | tuple[type, ...], rule: str) ->
         TypeError: config is {} (dict); it must be a Path
     """
     if not isinstance(value, kind):
-        shown = (
-            repr(value) if isinstance(value, str | bytes | int | float | list | tuple | dict | None) else "an object"
-        )
-        shown = shown if len(shown) <= _LONGEST else f"{shown[: _LONGEST - 3]}..."
+        plain = isinstance(value, str | bytes | int | float | list | tuple | dict | None)
+        shown = _shown(value) if plain else "an object"
         raise TypeError(f"{name} is {shown} ({type(value).__name__}); it must be {rule}")
 
 
@@ -259,6 +257,10 @@ def device(value: str | torch.device | None) -> torch.device:
 
 
 def _wrong(name: str, value: Any, rule: str, *, right_type: bool) -> Exception:
+    return (ValueError if right_type else TypeError)(f"{name} is {_shown(value)}; it must be {rule}")
+
+
+def _shown(value: Any) -> str:
+    """Return the repr of a value, shortened if it is long."""
     shown = repr(value)
-    shown = shown if len(shown) <= _LONGEST else f"{shown[: _LONGEST - 3]}..."
-    return (ValueError if right_type else TypeError)(f"{name} is {shown}; it must be {rule}")
+    return shown if len(shown) <= _LONGEST else f"{shown[: _LONGEST - 3]}..."

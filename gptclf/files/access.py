@@ -20,7 +20,7 @@ def readable_size(path: Path) -> int:
     """Return the size in bytes of a regular file, after making sure that it may be read.
 
     Raises:
-        FileNotFoundError: There is no such file.
+        FileNotFoundError: The file does not exist.
         PermissionError: This user may not read it.
         OSError: It is a folder, a pipe, a device or a socket, or the system cannot open it.
     """
@@ -54,7 +54,7 @@ def is_there(path: Path) -> bool:
 
 
 def names_in(folder: Path) -> list[str]:
-    """Return the names in a folder, sorted; none if there is no folder."""
+    """Return the sorted names in a folder, or an empty list if the folder does not exist."""
     try:
         return sorted(path.name for path in folder.iterdir())
     except (FileNotFoundError, NotADirectoryError):

@@ -30,7 +30,7 @@ class Renamed(nn.Module):
     def __setattr__(self, name: str, value: Any) -> None:
         if name in _PARTS:
             remedy = "for a new head call add_classifier_head(model, classes=[...])"
-            remedy = remedy if _PARTS[name] == "head" else "to choose what trains call freeze(model, trainable=...)"
+            remedy = remedy if _PARTS[name] == "head" else "to choose what trains, call freeze(model, trainable=...)"
             problem = f"a {type(self).__name__} has no {name}, so setting it would change nothing"
             raise AttributeError(f"{problem}: it is called {_PARTS[name]} here; {remedy}")
         super().__setattr__(name, value)

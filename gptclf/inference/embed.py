@@ -50,7 +50,7 @@ def embed(
         Vectors (N, D), float32, in the order of the texts.
 
     Raises:
-        ValueError: There is no such layer, or it is within a trunk that has to be called as a whole.
+        ValueError: The model does not have the layer, or its trunk has hooks or another class and must be called whole.
 
     Example:
         >>> from gptclf import load_gpt2

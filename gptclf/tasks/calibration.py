@@ -88,7 +88,7 @@ def fit_temperature(outputs: Tensor, targets: Tensor) -> float | None:
     In 1 / T the cross-entropy is convex, so its derivative, the expected output less the target's, has one zero.
 
     Returns:
-        The temperature. None if there is no such minimum: every target has the largest output, or the outputs say no
+        The temperature, or None if no minimum exists: every target has the largest output, or the outputs say no
         more than chance.
     """
     outputs = outputs.double()

@@ -194,6 +194,16 @@ def index_labels(labels: list[Any], classes: list[Any], rows: Sequence[int] | No
     return np.asarray([index[label] for label in labels], dtype=np.int64)
 
 
+def exported_labels(problem_type: str, names: Sequence[str]) -> dict[str, Any]:
+    """Return what a `transformers` config.json says of a classifier with these labels."""
+    return {
+        "architectures": ["GPT2ForSequenceClassification"],
+        "problem_type": problem_type,
+        "id2label": {str(i): name for i, name in enumerate(names)},
+        "label2id": {name: i for i, name in enumerate(names)},
+    }
+
+
 def label_to_json(label: Any) -> Any:
     """Return a label with its type: JSON's own kinds as they are, a tuple as {"tuple": [...]}, others as text."""
     if isinstance(label, tuple):

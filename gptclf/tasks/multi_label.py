@@ -16,6 +16,7 @@ from gptclf.tasks.labels import (
     check_writable,
     class_lines,
     distinct_names,
+    exported_labels,
     index_labels,
     label_from_json,
     label_to_json,
@@ -197,13 +198,7 @@ class MultiLabel(Task):
 
     def exported(self) -> dict[str, Any]:
         """Return the classes under the keys of `transformers`, which has no thresholds."""
-        names = distinct_names(self.classes)
-        return {
-            "architectures": ["GPT2ForSequenceClassification"],
-            "problem_type": "multi_label_classification",
-            "id2label": {str(i): name for i, name in enumerate(names)},
-            "label2id": {name: i for i, name in enumerate(names)},
-        }
+        return exported_labels("multi_label_classification", distinct_names(self.classes))
 
     def record(self) -> dict[str, Any]:
         """Return the classes with their types, and the thresholds."""

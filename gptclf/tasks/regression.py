@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from gptclf.checks import integer, number, python_value
-from gptclf.tasks.labels import as_number
+from gptclf.tasks.labels import as_number, exported_labels
 from gptclf.tasks.task import Task, TaskCard
 
 _LARGEST = float(np.finfo(np.float32).max)
@@ -108,13 +108,7 @@ class Regression(Task):
 
     def exported(self) -> dict[str, Any]:
         """Return the outputs under the keys of `transformers`."""
-        names = [f"LABEL_{i}" for i in range(self.n_outputs)]
-        return {
-            "architectures": ["GPT2ForSequenceClassification"],
-            "problem_type": "regression",
-            "id2label": {str(i): name for i, name in enumerate(names)},
-            "label2id": {name: i for i, name in enumerate(names)},
-        }
+        return exported_labels("regression", [f"LABEL_{i}" for i in range(self.n_outputs)])
 
     @classmethod
     def from_record(cls, values: Mapping[str, Any]) -> Self:

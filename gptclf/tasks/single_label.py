@@ -28,6 +28,7 @@ from gptclf.tasks.labels import (
     check_writable,
     class_lines,
     distinct_names,
+    exported_labels,
     index_labels,
     label_from_json,
     label_to_json,
@@ -247,13 +248,7 @@ class SingleLabel(Task):
 
     def exported(self) -> dict[str, Any]:
         """Return the classes under the keys of `transformers`; labels are written by their repr if two look alike."""
-        names = distinct_names(self.classes)
-        return {
-            "architectures": ["GPT2ForSequenceClassification"],
-            "problem_type": "single_label_classification",
-            "id2label": {str(i): name for i, name in enumerate(names)},
-            "label2id": {name: i for i, name in enumerate(names)},
-        }
+        return exported_labels("single_label_classification", distinct_names(self.classes))
 
     def record(self) -> dict[str, Any]:
         """Return the classes with their types, their weights, the smoothing, temperature and thresholds."""

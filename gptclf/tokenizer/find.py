@@ -101,7 +101,7 @@ def find_tokenizer(
                 raise
             logger.warning("%s has no tokenizer files; taking GPT-2's", repo)
     if vocab_size < _GPT2_VOCAB_SIZE:
-        lacking = "there is no merges.txt, vocab.bpe or tokenizer.json beside the weights"
+        lacking = "neither merges.txt nor vocab.bpe nor tokenizer.json lies beside the weights"
         problem = f"no tokenizer for a vocabulary of {vocab_size} tokens ({_GPT2_VOCAB_SIZE} are GPT-2's): {lacking}"
         raise FileNotFoundError(f"{problem}. Put the files there and load again, or set model.tokenizer")
     for known in dict.fromkeys((repo if repo in _PUBLISHED else _GPT2, _GPT2)):

@@ -145,7 +145,8 @@ class State:
         """
         self._restore_others(run)  # first: if a part of them is damaged, the model is unchanged
         weights, named = self._under("model."), dict(run.model.named_parameters())
-        for chosen in (weights, self.numbers.get("trains", weights)):  # what had been trained, then what trains
+        # First all parameters trained so far, then those that still train.
+        for chosen in (weights, self.numbers.get("trains", weights)):
             for name, parameter in named.items():
                 parameter.requires_grad_(name in chosen)
             run.follow_freeze()
