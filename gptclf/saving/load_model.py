@@ -24,6 +24,7 @@ from gptclf.saving.load_foreign import load_book, load_transformers
 from gptclf.saving.record import (
     ORIGINALS,
     SAVE_MARK,
+    Record,
     check_files,
     check_tensors_named,
     damaged,
@@ -141,8 +142,10 @@ def _load(source: Path, given: _Given) -> GPT2:
         raise ValueError(f"classes= and settings= are for a file of tensors alone; {source} brings its own")
     if not ours and (given.head is not None or given.task is not None):
         raise ValueError(f"head= and task= are for a folder that save_model wrote; {source} is another")
+    refused = None
     if ours:
-        model = _load_ours(source, given)
+        record = read_record(source / OURS, verify=given.verify)
+        model, refused = _load_ours(source, record, given), record.tokenizer_refused
     else:
         book = source.is_file()
         model = load_book(source, given.labels, given.settings, given.pad_to) if book else load_transformers(source)
@@ -150,7 +153,6 @@ def _load(source: Path, given: _Given) -> GPT2:
     _own_last_block(model)
     beside, size = source.parent if source.is_file() else source, model.config.vocab_size
     hub = given.repo, given.revision, given.cache_dir
-    refused = read_record(source / OURS, verify=False).tokenizer_refused if ours else None
     where = source.is_dir()
     model.tokenizer_source = pin_tokenizer(beside, *hub, size, refused=refused, ours=ours, end_of_text=where)
     return model
@@ -222,8 +224,7 @@ def is_folded(place: Path) -> bool:
     return record is not None and record.exported and "trunk.norm.bias" in record.originals
 
 
-def _load_ours(source: Path, given: _Given) -> GPT2:
-    record = read_record(source / OURS, verify=given.verify)
+def _load_ours(source: Path, record: Record, given: _Given) -> GPT2:
     task = task_of(record, given.task, source / OURS)
     head = head_of(record, given.head, task, source / OURS)
     files = {name: read_safetensors(source / name) for name in record.tensor_files}
