@@ -2,6 +2,9 @@
 
 Each function takes the name of the argument and the value given, and returns the value in Python's own type. A wrong
 type is a TypeError and a value out of range a ValueError. Both errors give the value and the allowed values.
+
+numpy and torch are imported only where a value of theirs is at hand, so that the command line can check its arguments
+and show its help before it loads them.
 """
 
 import os
@@ -10,16 +13,21 @@ from contextlib import contextmanager
 from math import inf, isfinite, nan
 from numbers import Integral, Real
 from pathlib import Path
-from typing import Any, TypeGuard, overload
+from typing import TYPE_CHECKING, Any, TypeGuard, overload
 
-import numpy as np
-import torch
+if TYPE_CHECKING:
+    import torch
 
 # torch's generators take no larger one.
 LARGEST_SEED = 2**64 - 1
 
 # The longest repr of a value that an error message shows, in characters.
 _LONGEST = 100
+
+_PYTHONS_OWN = (str, int, float, bool, type(None))
+
+# How matrix products may be computed: `Recipe` and the functions that compute check their argument by it.
+PRECISIONS = ("auto", "float32", "bfloat16")
 
 
 def python_value(value: Any) -> Any:
@@ -29,25 +37,41 @@ def python_value(value: Any) -> Any:
     different values.
 
     Example:
+        >>> import numpy as np, torch
         >>> python_value(np.float32(0.5)), python_value(torch.tensor(3)), python_value("ham")
         (0.5, 3, 'ham')
     """
-    if value is np.ma.masked:
-        return None
-    if isinstance(value, torch.Tensor):
-        return value.item() if value.numel() == 1 else value.tolist()
-    scalar = isinstance(value, np.generic) or (isinstance(value, np.ndarray) and value.ndim == 0)
-    return value.item() if scalar else value
+    if type(value) in _PYTHONS_OWN:
+        return value
+    if _made_by("torch", value):
+        import torch
+
+        if isinstance(value, torch.Tensor):
+            return value.item() if value.numel() == 1 else value.tolist()
+    if _made_by("numpy", value):
+        import numpy as np
+
+        if value is np.ma.masked:
+            return None
+        scalar = isinstance(value, np.generic) or (isinstance(value, np.ndarray) and value.ndim == 0)
+        return value.item() if scalar else value
+    return value
+
+
+def _made_by(library: str, value: Any) -> bool:
+    """Return whether a value's class, or one that it inherits from, is a library's."""
+    return any(base.__module__.partition(".")[0] == library for base in type(value).__mro__)
 
 
 def is_iterable(value: Any) -> TypeGuard[Iterable[Any]]:
     """Return True if one can iterate over `value`; arrays and tensors without dimensions only say that one can.
 
     Example:
+        >>> import numpy as np
         >>> is_iterable([]), is_iterable(np.array(3)), is_iterable(3)
         (True, False, False)
     """
-    return isinstance(value, Iterable) and not (isinstance(value, np.ndarray | torch.Tensor) and value.ndim == 0)
+    return isinstance(value, Iterable) and getattr(value, "ndim", 1) != 0
 
 
 def is_missing(value: Any) -> bool:
@@ -104,6 +128,7 @@ def integer(name: str, value: Any, least: int = 0, *, most: float = inf, optiona
         ValueError: If it is out of bounds.
 
     Example:
+        >>> import numpy as np
         >>> integer("batch_size", np.int64(8), 1)
         8
         >>> integer("batch_size", 0, 1)
@@ -233,7 +258,7 @@ def path(name: str, value: Any) -> Path:
         raise ValueError(f"{name} is {text!r}, whose home directory is unknown; write out the whole path") from error
 
 
-def device(value: str | torch.device | None) -> torch.device:
+def device(value: "str | torch.device | None") -> "torch.device":
     """Return the torch device that `value` names; None is the CPU.
 
     Raises:
@@ -244,6 +269,8 @@ def device(value: str | torch.device | None) -> torch.device:
         >>> device("cpu")
         device(type='cpu')
     """
+    import torch
+
     if value is not None and not isinstance(value, str | torch.device):
         raise _wrong("device", value, "a name such as 'cuda:0', a torch.device or None", right_type=False)
     try:

@@ -13,13 +13,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from gptclf.checks import choice
+from gptclf.checks import PRECISIONS, choice
 from gptclf.gpt2.config import GPT2Config
 from gptclf.gpt2.sharing import twin
 
 logger = logging.getLogger(__name__)
-
-PRECISIONS = ("auto", "float32", "bfloat16")
 
 # Below this width casting costs more than bf16 matrix products save (measured on two cores with AVX512-BF16).
 _WORTH_CASTING = 256

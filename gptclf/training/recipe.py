@@ -6,8 +6,7 @@ from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, fields, replace
 from typing import Any, TypedDict, TypeVar
 
-from gptclf.checks import LARGEST_SEED, boolean, choice, integer, number
-from gptclf.gpt2.arithmetic import PRECISIONS
+from gptclf.checks import LARGEST_SEED, PRECISIONS, boolean, choice, integer, number
 
 DECAYS = ("all", "matrices")
 _MOST = 10**12  # of steps and rows: more never end, and do not fit into the integers of the loop
