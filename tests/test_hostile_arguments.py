@@ -216,7 +216,19 @@ def cases(folder: Path) -> dict[str, Case]:
 
 
 # Made by the library, or a base class: nobody calls them with values of their own.
-MADE = {"Batch", "Callback", "Estimate", "Evaluation", "Head", "History", "Linear", "Prediction", "Run", "Scores"}
+MADE = {
+    "Batch",
+    "Callback",
+    "Comparison",
+    "Estimate",
+    "Evaluation",
+    "Head",
+    "History",
+    "Linear",
+    "Prediction",
+    "Run",
+    "Scores",
+}
 MADE |= {"Step", "Task", "ZeroShot", "__version__", "download_openai_checkpoint"}
 
 
