@@ -229,7 +229,7 @@ MADE = {
     "Run",
     "Scores",
 }
-MADE |= {"Step", "Task", "ZeroShot", "__version__", "download_openai_checkpoint"}
+MADE |= {"Scores", "Step", "Task", "ZeroShot", "__version__", "download_openai_checkpoint"}
 
 
 def test_everything_public_has_a_case(tmp_path: Path) -> None:
