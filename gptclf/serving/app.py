@@ -6,7 +6,6 @@ import re
 import time
 import uuid
 from collections.abc import Awaitable, Callable, Collection
-from functools import partial
 from importlib.resources import files
 from typing import Any
 from urllib.parse import urlsplit
@@ -25,6 +24,9 @@ from gptclf.inference.texts import Cuts
 from gptclf.serving.batching import Batcher, QueueFull
 from gptclf.serving.reading import Limits, as_error, as_json, check_model, read_json, texts_of
 
+# The longest text to explain, in characters, and the number of texts that may wait for it: it takes many times as long.
+_EXPLAINED, _WAITING = 2_000, 50
+
 # Seconds after which a client that was turned away may try again.
 _RETRY_AFTER = "1"
 
@@ -36,6 +38,14 @@ def classify(model: GPT2, texts: list[str], precision: str) -> list[dict[str, An
     tokens = prepared.rows.lengths[prepared.row_of]
     answers = zip(model.task.json_answers(outputs), prepared.truncated.tolist(), tokens.tolist(), strict=True)
     return [{**answer, "truncated": cut, "tokens": n} for answer, cut, n in answers]
+
+
+def explained(model: GPT2, text: str, target: Any) -> dict[str, Any]:
+    """Return the explanation of one text as JSON values."""
+    from gptclf.explanations.explain import explain
+
+    (found,) = explain(model, [text], target)
+    return found.to_dict() | {"target": model.task.output_names[model.task.output_of(found.target)]}
 
 
 class Service:
@@ -52,6 +62,7 @@ class Service:
         self.model, self.name, self.limits = model, name, limits
         self.started = int(time.time())
         self.classifying = Batcher(lambda texts: classify(model, texts, precision), limits.max_waiting)
+        self.explaining = Batcher(lambda asked: [explained(model, *asked[0])], _WAITING, most_texts=1)
         self.page = files("gptclf.serving").joinpath("page.html").read_text(encoding="utf-8")
 
     async def show_page(self, request: Request) -> Response:
@@ -75,6 +86,23 @@ class Service:
             "max_characters": self.limits.max_characters,
         }
         return as_json({"object": "list", "data": [described]})
+
+    async def explain(self, request: Request) -> Response:
+        """Explain the answer to a text, or another class that the request names as its "target"."""
+        body = await read_json(request, self.limits)
+        check_model(body, self.name)
+        names, name = self.model.task.output_names, body.get("target")
+        if name is not None and name not in names:
+            raise HTTPException(400, f"target is {str(name)[:100]!r}; it must be among the names of the outputs")
+        target = None if name is None else self.model.task.target_of(names.index(name))
+        texts = texts_of(body, self.limits)
+        if len(texts) != 1 or len(texts[0]) > _EXPLAINED:
+            raise HTTPException(413, f"one text of at most {_EXPLAINED:,} characters can be explained at a time")
+        try:
+            (found,) = await self.explaining.answer([(texts[0], target)])
+        except ValueError as error:  # a target is needed, or the model has parts that cannot be explained
+            raise HTTPException(400, str(error)) from error
+        return as_json(found)
 
     async def classify(self, request: Request) -> Response:
         """Classify a text or a list of texts."""
@@ -126,13 +154,14 @@ def application(service: Service, hosts: Collection[str] | None) -> ASGIApp:
         Route("/health", service.health),
         Route("/v1/models", service.models),
         Route("/classify", service.classify, methods=["POST"]),
+        Route("/explain", service.explain, methods=["POST"]),
     ]
     reactions: dict[Any, Callable[[Request, Exception], Awaitable[Response]]] = {
         HTTPException: _refused,
         QueueFull: _full,
         Exception: _failed,
     }
-    return partial(_guarded, Starlette(routes=routes, exception_handlers=reactions), hosts, _headers(service.page))
+    return _Guard(Starlette(routes=routes, exception_handlers=reactions), hosts, _headers(service.page))
 
 
 def _headers(page: str) -> dict[str, str]:
@@ -157,24 +186,25 @@ def _digest(code: str) -> str:
     return base64.b64encode(hashlib.sha256(code.encode()).digest()).decode()
 
 
-async def _guarded(
-    app: ASGIApp, hosts: Collection[str] | None, headers: dict[str, str], scope: Scope, receive: Receive, send: Send
-) -> None:
-    """Pass a request on if it is for a known host, and add headers to the response."""
+class _Guard:
+    """Passes requests for known hosts on to an application, and adds headers to all responses."""
 
-    async def send_guarded(message: Message) -> None:
-        if message["type"] == "http.response.start":
-            MutableHeaders(scope=message).update(headers)
-        await send(message)
+    def __init__(self, app: ASGIApp, hosts: Collection[str] | None, headers: dict[str, str]) -> None:
+        self.app, self.hosts, self.headers = app, hosts, headers
 
-    if scope["type"] == "http" and hosts is not None:
-        # A page from elsewhere whose name was made to lead here (DNS rebinding) sends its own name.
-        asked = Headers(scope=scope).get("host", "")
-        if _hostname(asked) not in hosts:
-            problem = f"the host {asked[:100]!r} is not known here; name it in allowed_hosts"
-            await as_error(400, problem)(scope, receive, send_guarded)
-            return
-    await app(scope, receive, send_guarded)
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        async def send_guarded(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                MutableHeaders(scope=message).update(self.headers)
+            await send(message)
+
+        app = self.app
+        if scope["type"] == "http" and self.hosts is not None:
+            # A page from elsewhere whose name was made to lead here (DNS rebinding) sends its own name.
+            asked = Headers(scope=scope).get("host", "")
+            if _hostname(asked) not in self.hosts:
+                app = as_error(400, f"the host {asked[:100]!r} is not known here; name it in allowed_hosts")
+        await app(scope, receive, send_guarded)
 
 
 def _hostname(asked: str) -> str | None:

@@ -175,11 +175,6 @@ class Task:
         """A distinct name for each output: its class, if there are classes."""
         return [f"output {i}" for i in range(self.n_outputs)] if self.classes is None else distinct_names(self.classes)
 
-    @property
-    def output_labels(self) -> list[Any]:
-        """What each output stands for: its class, or its number if there are no classes."""
-        return list(range(self.n_outputs)) if self.classes is None else self.classes
-
     def json_answers(self, outputs: Tensor) -> list[dict[str, Any]]:
         """Return the answer to each row as JSON values, "label" among them; by default the answer as text."""
         return [{"label": str(answer)} for answer in self.answers(outputs)]
