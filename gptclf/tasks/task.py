@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
+from gptclf.checks import integer
 from gptclf.metrics.bootstrap import Statistic
 from gptclf.tasks.labels import distinct_names
 
@@ -148,6 +149,26 @@ class Task:
             TypeError: The task has no probabilities.
         """
         return self.probabilities(outputs).max(axis=1)  # type: ignore[no-any-return]
+
+    def output_of(self, target: Any) -> int:
+        """Return the number of the output that belongs to a class; for a task without classes, the number given.
+
+        Raises:
+            ValueError: There is no such class or output.
+        """
+        if self.classes is None:
+            return integer("target", target, most=self.n_outputs - 1)
+        if target not in self.classes:
+            raise ValueError(f"target is {_short.repr(target)}; the classes are {_short.repr(self.classes)}")
+        return self.classes.index(target)
+
+    def target_of(self, output: int) -> Any:
+        """Return what `output_of` takes for an output: its class, or its number."""
+        return output if self.classes is None else self.classes[output]
+
+    def explained(self, outputs: Tensor) -> list[int]:
+        """Return for each row the output that `explain` explains unless told otherwise: by default the largest."""
+        return outputs.argmax(dim=1).tolist()
 
     def adjusted(self, *, temperature: float | None = None, thresholds: Any = None) -> "Task":
         """Return the task with another temperature or other thresholds; None keeps what it has.
