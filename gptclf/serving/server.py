@@ -50,8 +50,8 @@ def create_app(
     `GET /` is a page to try the model on; `POST /classify` answers in the shape of vLLM's server, `GET /health` says
     that the server runs, and `GET /v1/models` what it serves. Needs `pip install 'gptclf[serve]'`.
 
-    Requests that arrive together are computed together, in one thread. Every answer equals that of `predict` with the
-    same `precision`, bit for bit.
+    Requests that arrive together are computed together, in one thread. Every answer is that of `predict` with the same
+    `precision`; as there, the last digit of a probability may depend on the texts computed with it.
 
     Args:
         model: A classifier, or what `load_model` takes: a folder or a hub repository.
