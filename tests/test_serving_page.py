@@ -19,7 +19,18 @@ import pytest
 from conftest import byte_tokenizer
 
 import gptclf
-from gptclf import GPT2, GPT2Config, Preparation, add_classifier_head, load_gpt2, predict, predict_proba, save_model
+from gptclf import (
+    GPT2,
+    GPT2Config,
+    MultiLabel,
+    Preparation,
+    Regression,
+    add_classifier_head,
+    load_gpt2,
+    predict,
+    predict_proba,
+    save_model,
+)
 from gptclf.serving import create_app
 
 httpx = pytest.importorskip("httpx")
@@ -213,6 +224,29 @@ def test_ten_thousand_lines_of_a_file_are_answered(page: Page, clf: GPT2, tmp_pa
         assert [row["answer"] for row in csv.DictReader(file)] == predict(clf, lines)
 
 
+def test_many_classes_are_shown_on_demand_and_numbers_have_no_bars(page: Page, clf: GPT2) -> None:
+    several = MultiLabel([f"topic {i}" for i in range(20)], thresholds=0.5)
+    for task, bars in ((several, 8), (Regression(2), 0)):
+        other = add_classifier_head(clf, task=task, seed=2)
+        other.head.forget_fresh()
+        other.preparation = clf.preparation
+        with running(create_app(other, name="another model")) as address:
+            page.driver.get(address)
+            until(lambda: page.text("model") == "another model")
+            page.press("win cash", CONTROL, ENTER)
+            until(lambda: page.shown("legend"))
+            assert len(page.driver.find_elements("css selector", "#bars li")) == bars
+            (answer,) = predict(other, ["win cash"])
+            if bars:
+                assert page.text("answer") == ", ".join(answer)
+                page.find("all").click()
+                assert len(page.driver.find_elements("css selector", "#bars li")) == 20
+            else:
+                assert [float(x) for x in page.text("answer").split(", ")] == pytest.approx(answer, rel=1e-3)
+                assert page.text("why-title") == "What speaks for output 0"
+    assert page.complaints() == []
+
+
 def test_the_page_fits_a_small_screen_and_follows_the_wish_for_a_dark_one(page: Page) -> None:
     screen = {"width": 360, "height": 740, "deviceScaleFactor": 2, "mobile": True}
     page.driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", screen)
@@ -249,12 +283,13 @@ def test_two_hundred_requests_at_once_are_all_answered_as_predict_answers(clf: G
 
     answers = asyncio.run(ask())
     assert [answer.status_code for answer in answers] == [200] * 200
-    for texts, answer in zip(asked, answers, strict=True):
-        data = answer.json()["data"]
-        assert [row["label"] for row in data] == predict(clf, texts)
-        found = np.array([row["probs"] for row in data], dtype=np.float32)
-        # The last bits depend on the texts computed with it, in predict as well.
-        np.testing.assert_allclose(found, predict_proba(clf, texts), rtol=1e-5)
+    texts, data = (
+        [text for some in asked for text in some],
+        [row for answer in answers for row in answer.json()["data"]],
+    )
+    assert [row["label"] for row in data] == predict(clf, texts)
+    # The last bits depend on the texts computed with it, in predict as well.
+    np.testing.assert_allclose([row["probs"] for row in data], predict_proba(clf, texts), rtol=1e-5)
 
 
 def test_an_interrupted_server_answers_what_came_before(clf: GPT2, tmp_path: Path) -> None:
