@@ -105,6 +105,10 @@ class Regression(Task):
         if (targets == targets[:1]).all():
             raise ValueError("every row of the training set has the same measurements; there is nothing to learn")
 
+    def json_answers(self, outputs: Tensor) -> list[dict[str, Any]]:
+        """Return each row's numbers; there is no label."""
+        return [{"label": None, "values": values} for values in outputs.tolist()]
+
     def card(self) -> TaskCard:
         """Describe the model."""
         what = "a number" if self.n_outputs == 1 else f"{self.n_outputs} numbers"

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from gptclf.checks import integer
 from gptclf.metrics.bootstrap import Statistic
+from gptclf.tasks.labels import distinct_names
 
 # A task may have thousands of classes, and its repr is part of error messages.
 _short = Repr()
@@ -190,9 +191,18 @@ class Task:
         """
         raise TypeError(f"{type(self).__name__} has nothing to calibrate")
 
+    @property
+    def output_names(self) -> list[str]:
+        """A distinct name for each output: its class, if there are classes."""
+        return [f"output {i}" for i in range(self.n_outputs)] if self.classes is None else distinct_names(self.classes)
+
+    def json_answers(self, outputs: Tensor) -> list[dict[str, Any]]:
+        """Return the answer to each row as JSON values, "label" among them; by default the answer as text."""
+        return [{"label": str(answer)} for answer in self.answers(outputs)]
+
     def columns(self, outputs: Tensor) -> dict[str, NDArray[Any]]:
         """Return the columns of a table of answers, by name; by default one column per output."""
-        return {f"output {i}": column.numpy() for i, column in enumerate(outputs.T)}
+        return dict(zip(self.output_names, outputs.numpy().T, strict=True))
 
     def details(self, outputs: Tensor, targets: Tensor) -> dict[str, Any]:
         """Return further results of an evaluation, by name, such as a confusion matrix."""
