@@ -14,6 +14,7 @@ from gptclf.gpt2.lora import apply_lora, merge_lora
 from gptclf.gpt2.model import GPT2
 from gptclf.gpt2.quantize import quantize
 from gptclf.gpt2.stages import frozen_depth
+from gptclf.inference.baseline import tfidf_baseline
 from gptclf.inference.calibrate import calibrate
 from gptclf.inference.embed import embed
 from gptclf.inference.evaluate import Evaluation, dataset_accuracy, dataset_loss, evaluate, evaluate_many
@@ -51,7 +52,7 @@ __all__ += ["MultiLabel", "NextToken", "Regression", "SingleLabel", "Task"]
 __all__ += ["Batch", "Batches", "Preparation", "TextDataset", "TextWindows", "shared_texts", "split"]
 __all__ += ["Callback", "EarlyStopping", "Estimate", "History", "KeepBest", "Recipe", "Run", "Scores", "Step"]
 __all__ += ["batch_loss", "clear_features", "estimate", "train", "train_lm"]
-__all__ += ["Evaluation", "Prediction", "calibrate", "evaluate"]
+__all__ += ["Evaluation", "Prediction", "calibrate", "evaluate", "tfidf_baseline"]
 __all__ += ["embed", "predict", "predict_logits", "predict_proba", "predict_stream"]
 __all__ += ["evaluate_many", "predict_many", "predict_proba_many"]
 __all__ += ["dataset_accuracy", "dataset_loss"]
