@@ -95,10 +95,10 @@ def plot_confusion(
     return save_figure(figure, path)
 
 
-def short_labels(labels: Sequence[Any]) -> list[str]:
+def short_labels(labels: Sequence[Any], longest: int = _LABEL) -> list[str]:
     """Return labels as they stand beside an axis: on one line, cut if they are long."""
     words = [" ".join(str(label).split()) for label in labels]
-    return [word if len(word) <= _LABEL else f"{word[: _LABEL - 3]}..." for word in words]
+    return [word if len(word) <= longest else f"{word[: longest - 3]}..." for word in words]
 
 
 def new_figure(width: float, height: float) -> Any:

@@ -102,7 +102,7 @@ def test_what_cannot_be_a_floor_is_refused() -> None:
         ((data.texts, data), TypeError, "train_set is .* must be a TextDataset"),
     ):
         with pytest.raises(error, match=message):
-            tfidf_baseline(*given)  # type: ignore[arg-type]
+            tfidf_baseline(*given)
     with pytest.raises(ValueError, match="C is 0; it must be a finite number above 0"):
         tfidf_baseline(data, data, C=0)
 

@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 
 from gptclf.files.atomic import text_writer, write_file
 
-# Characters of a text, or of a label, that are shown.
-_LONGEST = 300
+# Characters of a text, and of a label, that are shown.
+_TEXT, _LABEL = 300, 32
 
 # Beyond this many classes a table has those with the lowest F1, and the confusion matrix is left to a picture.
 _MOST_ROWS, _MOST_COLUMNS = 100, 12
@@ -33,16 +33,17 @@ _STYLE = """
 .gptclf table { border-collapse: collapse; font-variant-numeric: tabular-nums; color: inherit; }
 .gptclf caption, .gptclf h3 { text-align: left; font-size: 1em; font-weight: 600; margin: 0; padding: 0 0 .3em; }
 .gptclf td, .gptclf th { padding: .2em .7em; border: solid var(--line); border-width: 1px 0; text-align: right;
-  background: none; white-space: nowrap; }
+  background: none; white-space: nowrap; vertical-align: top; }
 .gptclf thead th { font-weight: 600; }
-.gptclf tbody th { text-align: left; font-weight: 400; }
-.gptclf td.text { text-align: left; white-space: normal; min-width: 16em; overflow-wrap: anywhere; }
+.gptclf tbody th { font-weight: 400; }
+.gptclf th:first-child, .gptclf td.text { text-align: left; }
+.gptclf td.text { white-space: normal; min-width: 26em; overflow-wrap: anywhere; }
 .gptclf table.matrix td { text-align: center; border-width: 1px; min-width: 3em; }
 .gptclf svg { display: block; width: 100%; max-width: 24em; height: auto; font-size: 9px; }
 """
 
 
-def escaped(value: Any, most: int = _LONGEST) -> str:
+def escaped(value: Any, most: int = _TEXT) -> str:
     """Return a value as text that HTML shows as it is, shortened if it is long."""
     text = str(value)
     text = text if len(text) <= most else f"{text[: most - 1]}…"
@@ -96,7 +97,7 @@ def class_table(
     rows = []
     for i in order.tolist():
         each = [f"{scores[name][i]:.3f}" if np.isfinite(scores[name][i]) else _NONE for name in names]
-        rows.append((escaped(classes[i], 60), _cells(*each, _range(*intervals[i]), f"{scores['support'][i]:,}")))
+        rows.append((escaped(classes[i], _LABEL), _cells(*each, _range(*intervals[i]), f"{scores['support'][i]:,}")))
     return table(title, ["class", *names, f"f1, {level}", "texts"], rows)
 
 
@@ -104,7 +105,7 @@ def confusion_table(classes: Sequence[Any], confusion: NDArray[np.int64]) -> str
     """Return a confusion matrix, the darker the larger the share of the true class; "" if there are many classes."""
     if len(classes) > _MOST_COLUMNS:
         return ""
-    names = [escaped(label, 24) for label in classes]
+    names = [escaped(label, _LABEL) for label in classes]
     strength = 0.6 * confusion / np.maximum(confusion.sum(axis=1, keepdims=True), 1)  # ink stays legible on it
     rows = [
         (
@@ -121,7 +122,7 @@ def error_table(errors: Iterable[Any], *, texts: bool) -> str:
     head = ["row", "probability", "target", "prediction", *["text"] * texts]
     rows = []
     for error in errors:
-        cells = _cells(f"{error.probability:.4f}", escaped(error.target, 60), escaped(error.prediction, 60))
+        cells = _cells(f"{error.probability:.4f}", escaped(error.target, _LABEL), escaped(error.prediction, _LABEL))
         cells += f'<td class="text" dir="auto">{escaped(error.text)}</td>' * texts
         rows.append((f"{error.row:,}", cells))
     return table("Wrong answers that the model was surest of", head, rows) if rows else ""

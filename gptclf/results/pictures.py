@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from gptclf.plotting import new_figure, save_figure, short_labels
 
 # Beyond this many classes a picture shows those with the lowest F1.
-_MOST_CLASSES = 60
+_MOST_CLASSES = 80
 
 # The half width of a 95 % interval of a normal distribution, in standard deviations.
 _Z = 1.96
@@ -38,11 +38,11 @@ def plot_reliability(path: Path, curves: Mapping[str, Any], shares: Mapping[str,
         panel.errorbar(x, y, bars, fmt="o-", color=f"C{i}", markersize=4, linewidth=1.2, elinewidth=0.8, label=label)
         counted = shares[name]
         below.stairs(counted.count / total, counted.edges, color=f"C{i}", fill=True, alpha=0.4, label=name)
-    panel.set(ylabel="share of right answers", xlim=(0, 1), ylim=(0, 1), title="reliability")
+    panel.set(ylabel="share of right answers", xlim=(0, 1), ylim=(0, 1))
     below.set(xlabel="probability of the answer", ylabel="share of texts")
     for each in (panel, below):
         each.grid(alpha=0.3)
-    panel.legend(loc="upper left")
+    figure.legend(*panel.get_legend_handles_labels(), loc="outside upper center")  # it would hide what it explains
     return save_figure(figure, path)
 
 
@@ -70,10 +70,11 @@ def plot_per_class(
     panel = figure.subplots()
     rows = np.arange(len(order))
     panel.errorbar(f1, rows, xerr=np.clip([f1 - low, high - f1], 0, None), fmt="o", markersize=4, elinewidth=1)
-    names = short_labels([classes[i] for i in order])
+    names = short_labels([classes[i] for i in order.tolist()], 40)
     counted = [f"{name}  ({n:,})" for name, n in zip(names, scores["support"][order], strict=True)]
     panel.set_yticks(rows, counted, parse_math=False, fontsize=8)
-    some = f", the lowest {len(order)} of {len(classes):,} classes" * (len(order) < len(classes))
-    panel.set(xlabel=f"F1 (number of texts in brackets){some}", xlim=(-0.02, 1.02), ylim=(len(order) - 0.5, -0.5))
+    panel.set(xlabel="F1 (texts in brackets)", xlim=(-0.02, 1.02), ylim=(len(order) - 0.5, -0.5))
+    if len(order) < len(classes):
+        panel.set_title(f"the lowest {len(order)} of {len(classes):,} classes")
     panel.grid(alpha=0.3, axis="x")
     return save_figure(figure, path)
