@@ -2,7 +2,8 @@
 
 import html
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -68,6 +69,19 @@ def write_page(path: Path, title: str, content: str) -> Path:
     return target
 
 
+def evaluation_parts(result: Any, *, texts: bool) -> Iterator[str]:
+    """Yield what there is to show of an evaluation, part by part; `texts` decides whether errors show theirs."""
+    intervals = result.intervals()
+    yield measures_table(result.metrics, intervals)
+    if "per_class" in result.details:
+        yield class_table(result.classes, result.per_class, intervals)
+    if "confusion" in result.details:
+        yield confusion_table(result.classes, result.confusion)
+    with suppress(TypeError):  # a task without probabilities
+        yield reliability_picture(result.reliability())
+        yield error_table(result.most_confident_errors(), texts=texts)
+
+
 def table(title: str, head: Sequence[str], rows: Iterable[tuple[str, str]], kind: str = "plain") -> str:
     """Return a table that scrolls if it is large; a row is its heading and the cells after it, all of them HTML."""
     top = "".join(f'<th scope="col">{name}</th>' for name in head)
@@ -76,17 +90,17 @@ def table(title: str, head: Sequence[str], rows: Iterable[tuple[str, str]], kind
     return _section(title, f'<table class="{kind}">{content}</table>')
 
 
-def measures_table(measures: Mapping[str, float], intervals: Mapping[str, tuple[float, float]], level: str) -> str:
-    """Return a table of measures with their intervals; `level` is the heading of these."""
+def measures_table(measures: Mapping[str, float], intervals: Mapping[str, tuple[float, float]]) -> str:
+    """Return a table of measures with their intervals."""
     rows = [
         (escaped(name), _cells(f"{value:.4f}", _range(*intervals[name], digits=4) if name in intervals else ""))
         for name, value in measures.items()
     ]
-    return table("Measures", ["measure", "value", level], rows)
+    return table("Measures", ["measure", "value", "95 % interval"], rows)
 
 
 def class_table(
-    classes: Sequence[Any], scores: Mapping[str, NDArray[Any]], intervals: NDArray[np.float64], level: str
+    classes: Sequence[Any], scores: Mapping[str, NDArray[Any]], intervals: Mapping[str, tuple[float, float]]
 ) -> str:
     """Return a table of the scores of each class; of many classes, those with the lowest F1."""
     order, title = np.arange(len(classes)), "Classes"
@@ -97,8 +111,8 @@ def class_table(
     rows = []
     for i in order.tolist():
         each = [f"{scores[name][i]:.3f}" if np.isfinite(scores[name][i]) else _NONE for name in names]
-        rows.append((escaped(classes[i], _LABEL), _cells(*each, _range(*intervals[i]), f"{scores['support'][i]:,}")))
-    return table(title, ["class", *names, f"f1, {level}", "texts"], rows)
+        rows.append((escaped(classes[i], _LABEL), _cells(*each, _range(*intervals[f"f1[{classes[i]}]"]), f"{scores['support'][i]:,}")))
+    return table(title, ["class", *names, "f1, 95 % interval", "texts"], rows)
 
 
 def confusion_table(classes: Sequence[Any], confusion: NDArray[np.int64]) -> str:

@@ -61,11 +61,14 @@ def plot_risk_coverage(path: Path, curve: Any) -> Path:
 
 
 def plot_per_class(
-    path: Path, classes: Sequence[Any], scores: Mapping[str, NDArray[Any]], intervals: NDArray[np.float64]
+    path: Path,
+    classes: Sequence[Any],
+    scores: Mapping[str, NDArray[Any]],
+    intervals: Mapping[str, tuple[float, float]],
 ) -> Path:
-    """Plot the F1 of each class with its interval (C, 2), the lowest at the top; of many classes, the lowest ones."""
+    """Plot the F1 of each class with its interval, the lowest at the top; of many classes, the lowest ones."""
     order = np.argsort(scores["f1"], kind="stable")[:_MOST_CLASSES]
-    f1, (low, high) = scores["f1"][order], intervals[order].T
+    f1, (low, high) = scores["f1"][order], np.array([intervals[f"f1[{classes[i]}]"] for i in order.tolist()]).T
     figure = new_figure(6, 1.2 + 0.22 * len(order))
     panel = figure.subplots()
     rows = np.arange(len(order))
