@@ -213,6 +213,7 @@ def cases(folder: Path) -> dict[str, Case]:
         "export_onnx": Case(gptclf.export_onnx, "external_data", model=clf, path=folder / "m.onnx"),
         "History.plot": Case(history.plot, path=folder / "h.png"),
         "to_frame": Case(found.to_frame),
+        "tfidf_baseline": Case(gptclf.tfidf_baseline, train_set=data, test_set=data),
     }
     for name in ("from_file", "from_table"):
         make[name].valid["tokenizer"] = tokenizer
