@@ -23,10 +23,9 @@ def run(args: Namespace) -> int:
     """Load a model, and write it in the form that the target's suffix says."""
     suffix = Path(args.target).suffix.lower()
     target = check_target("target", args.target, force=args.force, folder=suffix not in (".pth", ".onnx"))
-    labels = vars(args)["classes"]
     file = {
         "settings": None if args.n_heads is None else {"n_heads": args.n_heads},
-        "classes": labels and labels.split(","),
+        "classes": None if args.labels is None else args.labels.split(","),
         "pad_to": args.pad_to,
     }
     model = load_any(args.source, base=args.base, **{name: value for name, value in file.items() if value is not None})
@@ -48,6 +47,7 @@ def _book(model: GPT2) -> dict[str, torch.Tensor]:
     """Return the state dict of the book's `GPTModel` that gives the same answers."""
     if problem := model.head.export_problem() or ("its matrices are quantised" if quantized_layers(model) else ""):
         raise ValueError(f"the book's GPTModel cannot compute this model: {problem}")
-    if labels := model.task.card().labels:
-        write_line(f"gptclf: a .pth file has no labels; the outputs are {', '.join(map(repr, labels[:20]))}")
+    labels = ",".join(map(str, model.task.card().labels))
+    kept = f"--n-heads {model.config.n_heads}{f' --labels {labels}' * bool(labels)}"
+    write_line(f"gptclf: a .pth file holds tensors alone; to convert it back, give {kept}")
     return to_book(dict(model.named_parameters()), model.config)

@@ -1,4 +1,4 @@
-"""Flags: those of a dataclass come from its fields, and their help from its docstring.
+"""Flags out of the fields of dataclasses: names, types, choices and defaults; help out of their docstrings.
 
 Nothing here imports numpy or torch, so that help and errors of usage are immediate.
 """
@@ -7,13 +7,10 @@ import argparse
 import difflib
 import inspect
 import re
-from collections.abc import Callable, Sequence
-from dataclasses import fields
+from collections.abc import Callable, Iterable
+from dataclasses import MISSING, Field, fields
 from types import NoneType
 from typing import Any, NoReturn, get_args
-
-# What stands for a value in help.
-_SHOWN: dict[type, str] = {str: "TEXT", int: "INT", float: "FLOAT"}
 
 
 class UsageError(Exception):
@@ -34,47 +31,37 @@ class Parser(argparse.ArgumentParser):
         self.needed: list[str] = []
 
     def error(self, message: str) -> NoReturn:
-        """Raise the error; it is shown, and the process ended, in one place only."""
+        """Raise the error: it is shown, and the process ended, in one place only."""
         raise UsageError(f"{message}; see {self.prog} --help")
 
-    def argument(self, name: str, text: str, *, nargs: str = "?", needed: bool = True) -> None:
-        """Add a positional argument, which a file of settings may give instead."""
-        self.known[name] = self.add_argument(name, nargs=nargs, default=None, metavar=name.upper(), help=_help(text))
-        self.needed += [name] * needed
+    def add_fields(self, kind: type, title: str = "") -> None:
+        """Add a flag for each field of a dataclass, or an argument if the field has `nargs` in its metadata.
 
-    def flag(
-        self,
-        name: str,
-        text: str,
-        *,
-        kind: Any = str,
-        default: Any = None,
-        choices: Sequence[str] | None = None,
-        metavar: str | None = None,
-        group: Any = None,
-        needed: bool = False,
-    ) -> None:
-        """Add the flag `--name`; a bool also gets `--no-name`, and `none` is a value if `kind` includes None."""
-        option, add = "--" + name.replace("_", "-"), (self if group is None else group).add_argument
-        if _plain(kind) is bool:
-            default = False if kind is bool and default is None else default
-            action = add(option, action=argparse.BooleanOptionalAction, default=default)
-            action.help = _help(text, "yes" if default else None)  # the class would add the default a second time
-        else:
-            shown = metavar or (None if choices else _SHOWN[_plain(kind)])
-            help_ = _help(text, default)
-            action = add(option, type=_reader(kind), default=default, choices=choices, metavar=shown, help=help_)
-        self.known[name] = action
-        self.needed += [name] * needed
-
-    def fields_of(self, kind: type, title: str) -> None:
-        """Add a flag for each field of a dataclass."""
-        group, texts = self.add_argument_group(title), field_texts(kind)
+        A bool also gets `--no-name`, and `none` is a value where None is one.
+        """
+        group, texts = self.add_argument_group(title) if title else self, field_texts(kind)
         for field in fields(kind):
-            choices = field.metadata.get("choices")
-            self.flag(
-                field.name, texts[field.name], kind=field.type, default=field.default, choices=choices, group=group
+            self.known[field.name] = self._added(group, field, texts[field.name])
+            self.needed += [field.name] * (field.default is MISSING)
+
+    def _added(self, group: Any, field: Field[Any], text: str) -> argparse.Action:
+        plain, option = _plain(field.type), "--" + field.name.replace("_", "-")
+        default = None if field.default is MISSING else field.default
+        shown = ("yes" if default else None) if plain is bool else default
+        said = "" if shown is None else f" (default: {shown})"
+        options: dict[str, Any] = {"default": default, "help": f"{text}{said}".replace("%", "%%")}
+        if plain is bool:
+            action = group.add_argument(option, action=argparse.BooleanOptionalAction, default=default)
+            action.help = options["help"]  # the class would add the default a second time
+        elif "nargs" in field.metadata:
+            action = group.add_argument(
+                field.name, metavar=field.name.upper(), nargs=field.metadata["nargs"], **options
             )
+        else:
+            choices, metavar = field.metadata.get("choices"), plain.__name__.upper().replace("STR", "TEXT")
+            options |= {"choices": choices} if choices else {"metavar": metavar}
+            action = group.add_argument(option, type=_reader(field.type), **options)
+        return action  # type: ignore[no-any-return]
 
     def read(self, name: str, value: Any) -> Any:
         """Return the value of a flag that a file of settings gives.
@@ -91,7 +78,7 @@ class Parser(argparse.ArgumentParser):
         if not all(isinstance(one, str | int | float) and not isinstance(one, bool) for one in values):
             raise ValueError(f"{name} is {value!r}; it must be a text, a number or a list of them")
         if action.nargs == "*":
-            return [str(one) for one in values]
+            return list(map(str, values))
         read: Any = action.type or str
         try:
             found = read(",".join(map(str, values)))
@@ -109,13 +96,14 @@ class _Wide(argparse.HelpFormatter):
         super().__init__(prog, max_help_position=30)
 
 
-def nearest(name: str, names: Sequence[str]) -> str:
+def nearest(name: str, names: Iterable[str]) -> str:
     """Return the end of an error about an unknown name: the nearest of those that there are, or all of them.
 
     Example:
         >>> nearest("bach_size", ["batch_size", "epochs"])
         'did you mean batch_size?'
     """
+    names = list(names)
     near = difflib.get_close_matches(name, names, 1)
     return f"did you mean {near[0]}?" if near else f"there are {', '.join(names)}"
 
@@ -129,25 +117,20 @@ def field_texts(kind: type) -> dict[str, str]:
         'The part that a longer text loses: its "tail", its "head" or its "middle".'
     """
     text = inspect.getdoc(kind) or ""
-    section = re.search(r"^(?:Args|Attributes):\n((?:    .*\n|\n)*)", text, re.MULTILINE)
+    section = re.search(r"^(?:Args|Attributes):\n((?:    .*\n?|\n)*)", text, re.MULTILINE)
     found = re.findall(r"^    (\w+): (.*(?:\n {8,}.*)*)", section[1] if section else "", re.MULTILINE)
     return {name: re.sub(r"\s+", " ", said) for name, said in found}
 
 
-def _help(text: str, default: Any = None) -> str:
-    shown = "" if default is None else f" (default: {default})"
-    return f"{text}{shown}".replace("%", "%%")
-
-
-def _plain(kind: Any) -> type:
+def _plain(kind: Any) -> Any:
     """Return a type without None."""
     (plain,) = [part for part in get_args(kind) or (kind,) if part is not NoneType]
-    return plain  # type: ignore[no-any-return]
+    return plain
 
 
 def _reader(kind: Any) -> Callable[[str], Any]:
     """Return what reads a flag's value; argparse names it in errors."""
-    plain: Any = _plain(kind)
+    plain = _plain(kind)
     if plain is kind:
         return plain  # type: ignore[no-any-return]
 

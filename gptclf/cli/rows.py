@@ -109,9 +109,9 @@ def open_rows(place: str | None, format_: Format) -> Rows:
         ValueError: Its format is not known, or its first row cannot be read.
     """
     readers = {"lines": _lines, "jsonl": _objects, "csv": _fields, "tsv": _fields}
+    size = 0 if place is None else readable_size(path("data", place))
     if place is not None and format_.suffix not in (*readers, "parquet"):
         raise ValueError(f"{place}: the suffix names the format; it must be .csv, .tsv, .jsonl, .parquet or .txt")
-    size = 0 if place is None else readable_size(path("data", place))
     if place is not None and format_.suffix == "parquet":
         source, file, found = place, None, _table(path("data", place))
     else:

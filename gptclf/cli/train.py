@@ -4,7 +4,7 @@ import sys
 from argparse import Namespace
 from typing import Any
 
-from gptclf.checks import path
+from gptclf.checks import naming, path
 from gptclf.cli.datasets import read_dataset
 from gptclf.cli.flags import UsageError
 from gptclf.cli.labels import by_label
@@ -40,7 +40,10 @@ def run(args: Namespace) -> int:
     out = check_target("--out", args.out, force=args.force or args.resume)
     gpt2 = load_gpt2(args.model, device=args.device)
     train_set, val_set = _data(args, gpt2)
-    clf = _classifier(args, gpt2, _task(args, train_set.classes))
+    task = _task(args, train_set.classes)
+    with naming(args.data):
+        task.check_outputs()
+    clf = _classifier(args, gpt2, task)
     history = _train(args, clf, train_set, val_set)
     if args.calibrate and val_set is not None:
         clf = calibrate(clf, val_set, scoring=args.scoring, cache_dir=args.cache_dir)
