@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from conftest import byte_tokenizer
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -21,16 +20,15 @@ from gptclf import (
     Task,
     TextDataset,
     add_classifier_head,
+    compare,
     evaluate,
     freeze,
     load_gpt2,
     train,
 )
-from gptclf.inference.evaluate import evaluation_of
 from gptclf.results.errors import ConfidentError
 from gptclf.results.html import error_table, fragment
 
-TOKENIZER = byte_tokenizer()
 SCRIPT = "<script>alert('x')</script>"
 ODD = [SCRIPT, "a\0b\x1f\x7f\ud800\ufffe", "x" * 100_000, '$5_x$ & <b>"it\'s"', "\u202eright to left", "😀 日本語", ""]
 
@@ -54,9 +52,7 @@ def an_evaluation(
         outputs[np.arange(n), targets] += 1.5 * scale
         labels = [(task.classes or [])[i] for i in targets]
     given = [f"secret text {i}" for i in range(n)] if texts is None else [texts[i % len(texts)] for i in range(n)]
-    data = TextDataset(given, labels, tokenizer=TOKENIZER, task=task)
-    found = torch.from_numpy(outputs.astype(np.float32))
-    return evaluation_of(task, found, torch.from_numpy(data.targets(task)), data)
+    return Evaluation.of(task, outputs, labels, given)
 
 
 def checked(page: str) -> Any:
@@ -94,7 +90,7 @@ def test_a_notebook_shows_the_numbers() -> None:
     intervals = result.intervals()
     assert {name: value for name, value, _ in measures} == {k: f"{v:.4f}" for k, v in result.metrics.items()}
     low, high = intervals["accuracy"]
-    assert next(row[2] for row in measures if row[0] == "accuracy") == f"{low:.4f}\u2013{high:.4f}"
+    assert next(row[2] for row in measures if row[0] == "accuracy") == f"{low:.4f} \u2013 {high:.4f}"
     head, *classes = cells(soup, "Classes")
     assert [row[0] for row in classes] == result.classes
     for name, values in result.per_class.items():
@@ -118,15 +114,38 @@ def test_the_reliability_diagram_has_a_point_for_each_bin_with_texts() -> None:
 
 
 def test_many_classes_are_a_table_of_the_worst_and_no_matrix() -> None:
-    result = an_evaluation(SingleLabel(range(500)), 2000)
+    result = an_evaluation(SingleLabel(range(150)), 300)
     page = result._repr_html_()
     assert len(page) < 60_000
     soup = checked(whole(page))
-    rows = cells(soup, "100 of 500 classes with the lowest F1")[1:]
+    rows = cells(soup, "100 of 150 classes with the lowest F1")[1:]
     assert len(rows) == 100
     assert [int(row[0]) for row in rows] == np.argsort(result.per_class["f1"], kind="stable")[:100].tolist()
     assert soup.find("section", attrs={"aria-label": re.compile("true class")}) is None
-    assert "lowest" not in an_evaluation(SingleLabel(range(100)), 500)._repr_html_()
+    assert "lowest" not in an_evaluation(SingleLabel(range(30)))._repr_html_()
+
+
+def test_a_comparison_is_shown_with_its_signs() -> None:
+    a, b = (an_evaluation(SingleLabel(["ham", "spam"]), scale=scale) for scale in (1.0, 3.0))
+    found = compare(a, b)
+    soup = checked(whole(found._repr_html_()))
+    rows = {name: (value, bounds) for name, value, bounds in cells(soup, "B minus A")[1:]}
+    assert {name: value for name, (value, _) in rows.items()} == {k: f"{v:+.4f}" for k, v in found.differences.items()}
+    low, high = found.intervals["log_loss"]
+    assert rows["log_loss"][1] == f"{low:+.4f} \u2013 {high:+.4f}"
+    assert found.table is not None
+    assert [row[1:] for row in cells(soup, "McNemar")[1:]] == [[f"{n}" for n in row] for row in found.table]
+    numbers = [an_evaluation(Regression(), seed=1) for _ in range(2)]
+    assert "McNemar" not in compare(*numbers)._repr_html_()
+
+
+def test_a_notebook_does_not_wait_for_the_intervals_of_a_large_set(monkeypatch: pytest.MonkeyPatch) -> None:
+    result = an_evaluation(SingleLabel(range(3)))
+    assert "from 1,000 resamples" in result._repr_html_()
+    monkeypatch.setattr("gptclf.results.evaluation._MANY", 599)
+    found = cells(checked(whole(result._repr_html_())), "from 100 resamples")
+    low, high = result.intervals(n_resamples=100)["brier"]
+    assert next(row[2] for row in found if row[0] == "brier") == f"{low:.4f} \u2013 {high:.4f}"
 
 
 def test_a_notebook_shows_no_texts_and_a_page_shows_those_of_errors(tmp_path: Path) -> None:
@@ -197,9 +216,7 @@ def test_other_tasks_show_what_they_have(task: Task, tmp_path: Path) -> None:
 
 def two_measurements(task: Task) -> Evaluation:
     labels = np.random.default_rng(0).normal(size=(50, 2)).tolist()
-    data = TextDataset(["x"] * 50, labels, tokenizer=TOKENIZER, task=task)
-    targets = torch.from_numpy(data.targets(task))
-    return evaluation_of(task, targets + 0.5, targets, data)
+    return Evaluation.of(task, np.asarray(labels) + 0.5, labels)
 
 
 # The surest errors
@@ -314,15 +331,16 @@ def test_a_picture_of_classes_has_their_intervals_the_lowest_first(monkeypatch: 
     panel = drawn(monkeypatch, result.plot_per_class).axes[0]
     f1 = np.sort(result.per_class["f1"])
     np.testing.assert_array_equal(panel.containers[0].lines[0].get_xdata(), f1)
+    assert result.classes is not None
     names = [label.get_text() for label in panel.get_yticklabels()]
     order = np.argsort(result.per_class["f1"])
     assert names == [f"{result.classes[i]}  ({result.per_class['support'][i]})" for i in order]
     assert not any(label.get_parse_math() for label in panel.get_yticklabels())
     segments = panel.containers[0].lines[2][0].get_segments()
     assert all(low[0] <= middle <= high[0] for (low, high), middle in zip(segments, f1, strict=True))
-    many = drawn(monkeypatch, an_evaluation(SingleLabel(range(500)), 800).plot_per_class).axes[0]
+    many = drawn(monkeypatch, an_evaluation(SingleLabel(range(100))).plot_per_class).axes[0]
     assert len(many.get_yticklabels()) == 80
-    assert many.get_title() == "the lowest 80 of 500 classes"
+    assert many.get_title() == "the lowest 80 of 100 classes"
 
 
 @pytest.mark.parametrize("classes", [["a", "b"], [f"$label_{i}$ {'long ' * 10}" for i in range(77)]])

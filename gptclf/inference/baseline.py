@@ -4,12 +4,11 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from gptclf import checks
 from gptclf.data.dataset import TextDataset
-from gptclf.inference.evaluate import Evaluation, evaluation_of
+from gptclf.results.evaluation import Evaluation
 from gptclf.tasks import SingleLabel
 
 # The probability of a class that has no row in the training set.
@@ -71,11 +70,11 @@ def tfidf_baseline(
     with checks.naming("train_set"):
         task.check_training(targets)
     with checks.naming("test_set"):
-        true = torch.from_numpy(test_set.targets(task))
+        test_set.targets(task)
     found = _fit(train_set, targets, task, checks.number("C", C, above=0))
     outputs = np.full((len(test_set), task.n_outputs), np.log(_NEVER), dtype=np.float32)
     outputs[:, found.classes_] = found.predict_log_proba(test_set.texts)
-    return evaluation_of(task, torch.from_numpy(outputs), true, test_set)
+    return Evaluation.of(task, outputs, test_set.labels_for(task), test_set.texts)
 
 
 def _fit(train_set: TextDataset, targets: NDArray[np.int64], task: SingleLabel, C: float) -> Any:

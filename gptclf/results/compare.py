@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 from gptclf import checks
 from gptclf.metrics.bootstrap import values
 from gptclf.results.evaluation import Evaluation
+from gptclf.results.html import fragment, measures_table, pairs_table
 from gptclf.results.intervals import checked_intervals
 
 Floats = NDArray[np.float64]
@@ -47,6 +48,12 @@ class Comparison:
             lines.append(f"both right {both:,}, only A {only_a:,}, only B {only_b:,}, both wrong {neither:,}")
             lines.append(f"McNemar's exact test: p = {self.p_value:.3g}")
         return "\n".join(lines)
+
+    def _repr_html_(self) -> str:
+        parts = [measures_table("B minus A", self.differences, self.intervals, confidence=self.confidence, sign="+")]
+        if self.table is not None and self.p_value is not None:
+            parts.append(pairs_table(self.table, self.p_value))
+        return fragment(f"Comparison of two models, A and B, on {self.n:,} texts", parts)
 
 
 def compare(

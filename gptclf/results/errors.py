@@ -54,14 +54,15 @@ def find_errors(
     Of equally probable ones, those come first whose label is the least probable.
 
     Raises:
-        TypeError: The task has no probabilities.
+        TypeError: The task has no probabilities, or its answers are not right or wrong.
     """
-    probabilities, sure = task.probabilities(torch.from_numpy(outputs)), task.confidences(torch.from_numpy(outputs))
+    found = torch.from_numpy(outputs)
+    probabilities, sure = task.probabilities(found), task.confidences(found)
     true, chosen, rows = task.targets(targets), task.targets(predictions), np.arange(len(targets))
     of_target = np.zeros(len(rows))
     if true.ndim == 1:  # one class for each text; thresholds may have chosen another than the most probable one
         sure, of_target = probabilities[rows, chosen], probabilities[rows, true]
-    wrong = np.flatnonzero((true != chosen).reshape(len(rows), -1).any(axis=1))
+    wrong = np.flatnonzero(~task.right(found, torch.from_numpy(true)))
     order = wrong[np.lexsort((wrong, of_target[wrong], -sure[wrong]))][:n]
     return ConfidentErrors(
         ConfidentError(int(i), texts[i], targets[i], predictions[i], float(sure[i])) for i in order.tolist()

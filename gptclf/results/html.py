@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gptclf.files.atomic import text_writer, write_file
+from gptclf.metrics.probabilities import Reliability
 
 # Characters of a text, and of a label, that are shown.
 _TEXT, _LABEL = 300, 32
@@ -19,7 +20,7 @@ _TEXT, _LABEL = 300, 32
 _MOST_ROWS, _MOST_COLUMNS = 100, 12
 
 # Between two bounds, and where there is no number.
-_NONE = "\u2013"
+_TO = "\u2013"
 
 # What a page may not contain, or shows as nothing: controls, halves of characters, and code points that are none.
 _UNSHOWN = re.compile("[\x00-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\ud800-\udfff\ufdd0-\ufdef\ufffe\uffff]")
@@ -69,12 +70,21 @@ def write_page(path: Path, title: str, content: str) -> Path:
     return target
 
 
-def evaluation_parts(result: Any, *, texts: bool) -> Iterator[str]:
-    """Yield what there is to show of an evaluation, part by part; `texts` decides whether errors show theirs."""
-    intervals = result.intervals()
-    yield measures_table(result.metrics, intervals)
+def evaluation_parts(
+    result: Any, bounds: Mapping[str, NDArray[np.float64]], n_resamples: int, *, texts: bool
+) -> Iterator[str]:
+    """Yield what there is to show of an evaluation, part by part.
+
+    Args:
+        result: The evaluation.
+        bounds: The 95 % interval of each measure (2,), and of each class's F1 (C, 2) by the name "f1_per_class".
+        n_resamples: How many resamples they come from.
+        texts: Whether errors show their texts.
+    """
+    title = f"Measures, with bootstrap intervals from {n_resamples:,} resamples"
+    yield measures_table(title, result.metrics, bounds)
     if "per_class" in result.details:
-        yield class_table(result.classes, result.per_class, intervals)
+        yield class_table(result.classes, result.per_class, bounds["f1_per_class"])
     if "confusion" in result.details:
         yield confusion_table(result.classes, result.confusion)
     with suppress(TypeError):  # a task without probabilities
@@ -90,18 +100,24 @@ def table(title: str, head: Sequence[str], rows: Iterable[tuple[str, str]], kind
     return _section(title, f'<table class="{kind}">{content}</table>')
 
 
-def measures_table(measures: Mapping[str, float], intervals: Mapping[str, tuple[float, float]]) -> str:
-    """Return a table of measures with their intervals."""
-    rows = [
-        (escaped(name), _cells(f"{value:.4f}", _range(*intervals[name], digits=4) if name in intervals else ""))
-        for name, value in measures.items()
-    ]
-    return table("Measures", ["measure", "value", "95 % interval"], rows)
-
-
-def class_table(
-    classes: Sequence[Any], scores: Mapping[str, NDArray[Any]], intervals: Mapping[str, tuple[float, float]]
+def measures_table(
+    title: str, measures: Mapping[str, float], bounds: Mapping[str, Any], *, confidence: float = 0.95, sign: str = ""
 ) -> str:
+    """Return a table of measures with their intervals; with "+" for `sign` all numbers have one."""
+    number = f"{{:{sign}.4f}}"
+    rows = [
+        (escaped(name), _cells(number.format(value), _range(bounds[name], number))) for name, value in measures.items()
+    ]
+    return table(title, ["measure", "value", f"{100 * confidence:g} % interval"], rows)
+
+
+def pairs_table(pairs: NDArray[np.int64], p_value: float) -> str:
+    """Return a table of how many rows both, one or none of two models answer rightly, with McNemar's p-value."""
+    rows = [(name, _cells(*(f"{n:,}" for n in row))) for name, row in zip(("A right", "A wrong"), pairs, strict=True)]
+    return table(f"Texts (McNemar's exact test: p = {p_value:.3g})", ["", "B right", "B wrong"], rows)
+
+
+def class_table(classes: Sequence[Any], scores: Mapping[str, NDArray[Any]], bounds: NDArray[np.float64]) -> str:
     """Return a table of the scores of each class; of many classes, those with the lowest F1."""
     order, title = np.arange(len(classes)), "Classes"
     if len(order) > _MOST_ROWS:
@@ -110,13 +126,8 @@ def class_table(
     names = [name for name in scores if name != "support"]
     rows = []
     for i in order.tolist():
-        each = [f"{scores[name][i]:.3f}" if np.isfinite(scores[name][i]) else _NONE for name in names]
-        rows.append(
-            (
-                escaped(classes[i], _LABEL),
-                _cells(*each, _range(*intervals[f"f1[{classes[i]}]"]), f"{scores['support'][i]:,}"),
-            )
-        )
+        each = [f"{scores[name][i]:.3f}" if np.isfinite(scores[name][i]) else _TO for name in names]
+        rows.append((escaped(classes[i], _LABEL), _cells(*each, _range(bounds[i]), f"{scores['support'][i]:,}")))
     return table(title, ["class", *names, "f1, 95 % interval", "texts"], rows)
 
 
@@ -147,7 +158,7 @@ def error_table(errors: Iterable[Any], *, texts: bool) -> str:
     return table("Wrong answers that the model was surest of", head, rows) if rows else ""
 
 
-def reliability_picture(curve: Any) -> str:
+def reliability_picture(curve: Reliability) -> str:
     """Return a reliability diagram: the share of right answers over the mean probability in each bin that has texts."""
     side, left, top = 180, 30, 8
     has = np.flatnonzero(curve.count)
@@ -187,5 +198,6 @@ def _cells(*values: str) -> str:
     return "".join(f"<td>{value}</td>" for value in values)
 
 
-def _range(low: float, high: float, digits: int = 3) -> str:
-    return f"{low:.{digits}f}{_NONE}{high:.{digits}f}" if np.isfinite(low) else _NONE
+def _range(bounds: Iterable[float], number: str = "{:.3f}") -> str:
+    low, high = bounds
+    return f"{number} {_TO} {number}".format(low, high) if np.isfinite(low) else _TO
