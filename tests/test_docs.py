@@ -27,7 +27,7 @@ PAGES = [
 # "# warning: its beginning". Three dots stand for any text.
 ENDS_IN = re.compile(r"# (\w+Error|warning): (.+)\n")
 # What the code of a page needs beside the package.
-EXTRAS = {"docs/export.md": ["onnxscript", "onnxruntime"]}
+EXTRAS = {"docs/export.md": ["onnxscript", "onnxruntime"], "docs/serving.md": ["starlette", "httpx"]}
 
 
 def code_blocks(page: str) -> list[tuple[int, str]]:
