@@ -5,7 +5,8 @@ try:
 except ImportError as error:
     raise ImportError("gptclf.sklearn needs scikit-learn: pip install 'gptclf[sklearn]'", name="sklearn") from error
 
+from gptclf.sklearn.classifier import GPT2Classifier
 from gptclf.sklearn.features import GPT2Features
 from gptclf.sklearn.zero_shot import ZeroShotGPT2Classifier
 
-__all__ = ["GPT2Features", "ZeroShotGPT2Classifier"]
+__all__ = ["GPT2Classifier", "GPT2Features", "ZeroShotGPT2Classifier"]
