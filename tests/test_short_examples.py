@@ -93,3 +93,10 @@ def test_a_search_shows_every_setting(example: Any) -> None:
     said = example("search", "mails.csv")
     assert re.search(r"best: \{'features__layer': \d, 'logistic__C': [\d.]+\}, accuracy 0\.\d+", said)
     assert is_picture("runs/search/scores.png")
+
+
+def test_imbalanced_compares_three_ways(example: Any) -> None:
+    pytest.importorskip("sklearn")
+    said = example("imbalanced", "mails.csv")
+    assert len(re.findall(r"precision \d\.\d\d, recall \d\.\d\d, average precision \d\.\d\d", said)) == 3
+    assert is_picture("runs/imbalanced/precision-recall.png")
