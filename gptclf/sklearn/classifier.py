@@ -1,14 +1,12 @@
-"""`GPT2Classifier`: a classifier of raw strings with scikit-learn's interface."""
+"""`GPT2Classifier`: a classifier of texts with scikit-learn's interface."""
 
-import inspect
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import fields
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Self, TypeVar, Unpack
+from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
-from sklearn.base import BaseEstimator, ClassifierMixin
+from sklearn.base import ClassifierMixin
 from sklearn.utils import check_consistent_length
 from sklearn.utils.validation import check_is_fitted
 from torch import Tensor
@@ -18,48 +16,30 @@ from gptclf.data.dataset import TextDataset
 from gptclf.data.splits import split
 from gptclf.features.cache import check_cache
 from gptclf.features.reuse import kept_features
-from gptclf.gpt2.classifier import HeadSource, add_classifier_head
-from gptclf.gpt2.freezing import Trainable, freeze
 from gptclf.gpt2.learner import Learner
-from gptclf.gpt2.lora import apply_lora
 from gptclf.gpt2.model import GPT2
-from gptclf.gpt2.quantize import quantize
 from gptclf.inference.outputs import compute_outputs
 from gptclf.inference.predict import text_outputs
 from gptclf.inference.texts import Cuts
-from gptclf.preparation import Preparation
-from gptclf.sklearn.bases import Base, base_of
+from gptclf.sklearn.folders import read_estimator, write_estimator
 from gptclf.sklearn.inputs import labels_of, seed_of, texts_of, weights_of
-from gptclf.tasks import SingleLabel, Task
+from gptclf.sklearn.pickling import PackedModel, packed
+from gptclf.sklearn.settings import Settings
 from gptclf.training.callbacks import EarlyStopping
-from gptclf.training.recipe import Recipe, RecipeChanges, refuse_unknown
+from gptclf.training.recipe import Recipe
 from gptclf.training.run import Callback
 from gptclf.training.train import train
 
-_Init = TypeVar("_Init", bound=Callable[..., None])
 
-# `random_state` takes the place of `seed`.
-_RECIPE = {name: field for name, field in inspect.signature(Recipe).parameters.items() if name != "seed"}
-
-
-def _lists_recipe(init: _Init) -> _Init:
-    """List the fields of `Recipe` in the signature of a constructor, where scikit-learn looks for parameters."""
-    signature = inspect.signature(init)
-    own = list(signature.parameters.values())[:-1]
-    init.__signature__ = signature.replace(parameters=[*own, *_RECIPE.values()])  # type: ignore[attr-defined]
-    return init
-
-
-def _parameters() -> list[str]:
-    return [*inspect.signature(GPT2Classifier).parameters]
-
-
-class GPT2Classifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
+class GPT2Classifier(ClassifierMixin, Settings):  # type: ignore[misc]
     """A GPT-2 that classifies texts, as an estimator of scikit-learn.
 
     `fit` is `add_classifier_head`, `freeze` and `train`, with the same steps and the same answers. What folds,
     candidates of a search and members of an ensemble have in common is computed once: each text goes through the
-    frozen blocks once, and the result is kept in this process's memory, as in `train`.
+    frozen blocks once, and the result is kept in this process's memory, as `train` does.
+
+    A pickle of a fitted estimator holds what was trained. Frozen weights are in it by their name and digest if they
+    are found again by a name or in a folder, else whole. `save` writes a folder for `load` and `load_model`.
 
     Args:
         model: A name or folder that `load_gpt2` takes, a `GPT2`, which is never changed, or a `GPT2Config` for random
@@ -71,7 +51,7 @@ class GPT2Classifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             function that makes one from the list of classes. With `MultiLabel`, `y` is a table of 0 and 1.
         lora: The rank of factors on every matrix, or a dictionary of `apply_lora`'s arguments; None trains no factors.
         quantized: Keep the frozen matrices in these bits, as in `quantize`; None keeps float32.
-        class_weight: As in `SingleLabel`, as in scikit-learn: weights by label, or "balanced".
+        class_weight: As in `SingleLabel`: weights by label, or "balanced".
         label_smoothing: As in `SingleLabel`.
         max_length: Longest text in tokens, as in `TextDataset`.
         truncation: The part that a longer text loses, as there.
@@ -100,56 +80,6 @@ class GPT2Classifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         ['spam', 'ham']
     """
 
-    @_lists_recipe
-    def __init__(
-        self,
-        model: Base = "gpt2",
-        *,
-        trainable: Trainable = "last_block",
-        pooling: str = "last",
-        head: HeadSource | None = None,
-        task: Task | Callable[[list[Any]], Task] | None = None,
-        lora: int | Mapping[str, Any] | None = None,
-        quantized: str | None = None,
-        class_weight: str | Mapping[Any, float] | None = None,
-        label_smoothing: float = 0.0,
-        max_length: int | None = None,
-        truncation: str = "tail",
-        pad_to: int | None = None,
-        early_stopping: bool = False,
-        validation_fraction: float = 0.1,
-        n_iter_no_change: int = 5,
-        callbacks: Sequence[Callback] | None = None,
-        cache_dir: str | Path | None = None,
-        random_state: Any = 123,
-        progress: bool = False,
-        **recipe: Unpack[RecipeChanges],
-    ) -> None:
-        if "seed" in recipe:
-            raise TypeError("there is no option 'seed'; give random_state=, as to any estimator of scikit-learn")
-        refuse_unknown(recipe, _parameters())
-        self.model = model
-        self.trainable = trainable
-        self.pooling = pooling
-        self.head = head
-        self.task = task
-        self.lora = lora
-        self.quantized = quantized
-        self.class_weight = class_weight
-        self.label_smoothing = label_smoothing
-        self.max_length = max_length
-        self.truncation = truncation
-        self.pad_to = pad_to
-        self.early_stopping = early_stopping
-        self.validation_fraction = validation_fraction
-        self.n_iter_no_change = n_iter_no_change
-        self.callbacks = callbacks
-        self.cache_dir = cache_dir
-        self.random_state = random_state
-        self.progress = progress
-        for name, field in _RECIPE.items():
-            setattr(self, name, recipe.get(name, field.default))
-
     def fit(self, X: Any, y: Any, sample_weight: Any = None, eval_set: tuple[Any, Any] | None = None) -> Self:
         """Train on texts and their labels, from the start.
 
@@ -162,21 +92,18 @@ class GPT2Classifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         Returns:
             The estimator itself.
         """
-        texts, labels = self._checked(X, y)
-        texts, labels, weights = _weighted(texts, labels, sample_weight)
-        task = self._task(np.unique(labels_of(y)), labels)
+        rows = self._read(X, y, sample_weight, reset=True)
         seed = seed_of(self.random_state)
-        model = self._new_model(task, seed)
-        rows, val_rows = self._rows(model, texts, labels, weights), None
+        model = self._new_model(self._task_over(_classes_of(labels_of(y), rows[1])), seed)
+        train_set, val_set = self._rows(model, *rows), None
         if eval_set is not None:
-            val_rows = self._rows(model, *self._checked(*eval_set, reset=False), None)
+            val_set = self._rows(model, *self._read(*eval_set, reset=False))
         elif boolean("early_stopping", self.early_stopping):
             share = number("validation_fraction", self.validation_fraction, above=0.0, most=1.0)
-            rows, val_rows = split(rows, (1 - share, share), seed=seed, stratify=labels.ndim == 1)
-        callbacks = [*(self.callbacks or ())]
-        if self.early_stopping:
-            callbacks.append(EarlyStopping(self.n_iter_no_change))
-        self._train(model, rows, val_rows, self._recipe(seed), callbacks)
+            stratify = rows[1].ndim == 1
+            train_set, val_set = split(train_set, (1 - share, share), seed=seed, stratify=stratify)
+        stopping = [EarlyStopping(self.n_iter_no_change)] if self.early_stopping else []
+        self._train(model, train_set, val_set, self._recipe(seed), stopping)
         self.n_iter_ = self.history_.steps[-1].epoch
         return self
 
@@ -192,39 +119,34 @@ class GPT2Classifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         Returns:
             The estimator itself.
         """
-        first = not hasattr(self, "model_")
-        texts, labels = self._checked(X, y, reset=first)
-        texts, labels, weights = _weighted(texts, labels, sample_weight)
+        first, seed = not hasattr(self, "model_"), seed_of(self.random_state)
+        rows = self._read(X, y, sample_weight, reset=first)
         if isinstance(self.class_weight, str):
-            remedy = "give the weight of each class, such as compute_class_weight gives for all labels"
-            raise ValueError(
-                f"class_weight is {self.class_weight!r}, but partial_fit sees a part of the texts; {remedy}"
-            )
-        if not first and classes is not None and not np.array_equal(np.unique(classes), self.classes_):
-            raise ValueError(f"classes are {np.unique(classes)!r}, but the first call had {self.classes_!r}")
-        done = 0 if first else self.n_iter_
-        seed = seed_of(self.random_state)
+            remedy = "give the weight of each class"
+            raise ValueError(f"class_weight is {self.class_weight!r}, but partial_fit sees only a part; {remedy}")
+        known = None if classes is None else np.unique(classes)
         if first:
-            task = self._task(np.unique(labels if classes is None else classes), labels)
-            model = self._new_model(task, seed)
-        else:
-            model = self.model_
-        recipe = self._recipe((seed + done) % (LARGEST_SEED + 1), epochs=1)
-        self._train(model, self._rows(model, texts, labels, weights), None, recipe, [*(self.callbacks or ())])
-        self.n_iter_ = done + 1
+            self.model_ = self._new_model(
+                self._task_over(_classes_of(rows[1] if known is None else known, rows[1])), seed
+            )
+            self.n_iter_ = 0
+        elif known is not None and not np.array_equal(known, self.classes_):
+            raise ValueError(f"classes are {known.tolist()!r}, but the first call had {self.classes_.tolist()!r}")
+        recipe = self._recipe((seed + self.n_iter_) % (LARGEST_SEED + 1), epochs=1)
+        self._train(self.model_, self._rows(self.model_, *rows), None, recipe, [])
+        self.n_iter_ += 1
         return self
 
     def predict(self, X: Any) -> NDArray[Any]:
         """Return the label of each text (N,); with `MultiLabel` a table of 0 and 1 (N, C)."""
         outputs = self._outputs(X)
-        task = self.model_.task
-        found = task.targets(task.answers(outputs))
+        found = self.model_.task.targets(self.model_.task.answers(outputs))
         return self.classes_[found] if found.ndim == 1 else found.astype(np.int64)  # type: ignore[no-any-return]
 
     def predict_proba(self, X: Any) -> NDArray[np.float32]:
         """Return the probability of each class for each text (N, C), columns in the order of `classes_`."""
         outputs = self._outputs(X)
-        return self.model_.task.probabilities(outputs)
+        return self.model_.task.probabilities(outputs)  # type: ignore[no-any-return]
 
     def predict_log_proba(self, X: Any) -> NDArray[np.float32]:
         """Return the logarithms of the probabilities (N, C)."""
@@ -232,16 +154,34 @@ class GPT2Classifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
             return np.log(self.predict_proba(X))
 
     def decision_function(self, X: Any) -> NDArray[np.float32]:
-        """Return the model's outputs (N, C); for two classes their difference (N,), above 0 for the second class."""
+        """Return the model's outputs (N, C); of two classes their difference (N,), above 0 for the second one."""
         outputs = self._outputs(X).numpy()
         pair = outputs.shape[1] == 2 and self.model_.task.targets([]).ndim == 1
         return outputs[:, 1] - outputs[:, 0] if pair else outputs
 
+    def save(self, folder: str | Path) -> Path:
+        """Write the fitted estimator to a folder, which `load` reads, and `load_model` as well.
+
+        Parameters that JSON cannot express, such as callbacks, are not written; their names are logged.
+        """
+        check_is_fitted(self)
+        return write_estimator(self, folder)
+
+    @classmethod
+    def load(cls, folder: str | Path, **options: Any) -> Self:
+        """Return the estimator that `save` wrote to a folder, ready to predict.
+
+        Args:
+            folder: The folder.
+            **options: Of `load_model`, such as `head` and `task` if they are your own.
+        """
+        return read_estimator(cls, folder, **options)
+
     def _outputs(self, X: Any) -> Tensor:
         """Return the model's outputs (N, n_outputs) for texts.
 
-        Features are kept where the estimator was fitted, since folds and thresholds ask for the same texts again; an
-        estimator that was loaded keeps nothing of the texts it answers.
+        Where the estimator was fitted, features are kept: the next fold trains on what this one predicts. Where it was
+        loaded, nothing is kept of the texts.
         """
         check_is_fitted(self)
         model, precision, texts = self.model_, self.precision, self._texts(X, reset=False)
@@ -256,70 +196,57 @@ class GPT2Classifier(ClassifierMixin, BaseEstimator):  # type: ignore[misc]
         return compute_outputs(scored, kept.rows[0], precision=precision)[prepared.row_of]
 
     def _texts(self, X: Any, *, reset: bool) -> list[str]:
-        """Return the texts in X; `reset` says whether it is what the estimator is trained on."""
+        """Return the texts in X; `reset` says that the estimator starts to learn from them."""
         return texts_of(X)
 
-    def _checked(self, X: Any, y: Any, *, reset: bool = True) -> tuple[list[str], NDArray[Any]]:
-        texts, labels = self._texts(X, reset=reset), labels_of(y)
+    def _read(
+        self, X: Any, y: Any, sample_weight: Any = None, *, reset: bool
+    ) -> tuple[list[str], NDArray[Any], NDArray[Any] | None]:
+        """Return texts, labels and weights without the rows of weight 0, which are as if they were not there."""
+        texts, labels, weights = self._texts(X, reset=reset), labels_of(y), None
         check_consistent_length(texts, labels)
-        return texts, labels
-
-    def _task(self, classes: NDArray[Any], labels: NDArray[Any]) -> Task:
-        """Return the task over some classes, and note its classes."""
-        names = classes.tolist()
-        if self.task is None:
-            if labels.ndim == 2:
-                raise ValueError("y is a table; for several labels per text give task=MultiLabel([...])")
-            if (n := len(np.unique(labels))) < 2 <= len(labels) or len(names) < 2:
-                raise ValueError(f"y has {n} class; a classifier needs texts of at least two classes to learn from")
-            return SingleLabel(names, self.class_weight, self.label_smoothing)
-        return self.task if isinstance(self.task, Task) else self.task(names)
-
-    def _new_model(self, task: Task, seed: int) -> GPT2:
-        """Return the classifier that training starts from."""
-        drawn = {"seed": seed} if self.head is None else {}
-        base = base_of(self.model, seed)
-        model = add_classifier_head(base, task=task, pooling=self.pooling, head=self.head, **drawn)
-        policy = self.trainable
-        if self.lora is not None:
-            factors = self.lora if isinstance(self.lora, Mapping) else {"rank": self.lora}
-            model = apply_lora(model, **{"seed": seed, **factors})
-            policy = "lora" if policy == "last_block" else policy
-        freeze(model, trainable=policy)
-        return model if self.quantized is None else quantize(model, self.quantized)
-
-    def _rows(self, model: GPT2, texts: list[str], labels: NDArray[Any], weights: Any) -> TextDataset:
-        prepared = {field.name: getattr(self, field.name) for field in fields(Preparation)}
-        named = labels.tolist() if labels.ndim == 1 else list(labels)
-        return TextDataset(texts, named, tokenizer=model.tokenizer, task=model.task, weights=weights, **prepared)
-
-    def _recipe(self, seed: int, **changes: Any) -> Recipe:
-        return Recipe(**{name: getattr(self, name) for name in _RECIPE} | {"seed": seed} | changes)
+        if sample_weight is not None:
+            weights = weights_of(sample_weight, texts)
+            kept = np.flatnonzero(weights)
+            texts, labels, weights = [texts[i] for i in kept], labels[kept], weights[kept]
+        return texts, labels, weights
 
     def _train(
-        self, model: GPT2, rows: TextDataset, val_rows: TextDataset | None, recipe: Recipe, callbacks: list[Callback]
+        self,
+        model: GPT2,
+        train_set: TextDataset,
+        val_set: TextDataset | None,
+        recipe: Recipe,
+        callbacks: Sequence[Callback],
     ) -> None:
-        options = {"callbacks": callbacks, "cache_dir": self.cache_dir, "progress": self.progress}
-        history = train(model, rows, val_rows, recipe=recipe, **options)
-        classes = np.asarray(model.classes)
-        if not np.array_equal(classes, np.unique(classes)):
-            raise ValueError(
-                f"the task's classes are {classes.tolist()!r}; sort them, as scikit-learn's classifiers do"
-            )
-        self.model_, self.history_, self.classes_, self._fitted_here = model, history, classes, True
+        options: Any = {"callbacks": [*(self.callbacks or ()), *callbacks]}
+        options |= {"cache_dir": self.cache_dir, "progress": self.progress}
+        history = train(model, train_set, val_set, recipe=recipe, **options)
+        self.model_, self.history_, self.classes_ = model, history, np.asarray(model.classes)
+        self._fitted_here = True
+
+    def __getstate__(self) -> dict[str, Any]:
+        state = {name: value for name, value in super().__getstate__().items() if name != "_fitted_here"}
+        return {name: packed(value) if isinstance(value, GPT2) else value for name, value in state.items()}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        found = {name: value.unpacked() for name, value in state.items() if isinstance(value, PackedModel)}
+        super().__setstate__(state | found)
 
     def __sklearn_tags__(self) -> Any:
         tags = super().__sklearn_tags__()
         tags.input_tags.string, tags.input_tags.one_d_array, tags.input_tags.two_d_array = True, True, False
+        tags.classifier_tags.multi_label = self.task is not None
         return tags
 
 
-def _weighted(
-    texts: list[str], labels: NDArray[Any], sample_weight: Any
-) -> tuple[list[str], NDArray[Any], NDArray[Any] | None]:
-    """Return the rows whose weight is not 0, and their weights: such a row is as if it were not there."""
-    weights = weights_of(sample_weight, texts)
-    if weights is None:
-        return texts, labels, None
-    rows = np.flatnonzero(weights)
-    return [texts[i] for i in rows], labels[rows], weights[rows]
+def _classes_of(labels: NDArray[Any], learned: NDArray[Any]) -> NDArray[Any]:
+    """Return the classes among labels; raise if those that are learned from have fewer than two.
+
+    A table of several labels per text has a column for each class, which its task names.
+    """
+    if labels.ndim == 1 and (n := len(np.unique(learned))) < 2:
+        raise ValueError(
+            f"y has {n} class, not counting texts of weight 0; a classifier needs at least two to learn from"
+        )
+    return np.unique(labels) if labels.ndim == 1 else np.arange(labels.shape[1])
