@@ -9,6 +9,7 @@ Accuracy says little here: calling everything ham is right 19 times in 20.
 import sys
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -28,7 +29,7 @@ rare = min(Counter(labels).items(), key=lambda pair: pair[1])[0]
 print(f"{len(texts)} texts, {np.mean(labels == rare):.1%} {rare}")
 train_x, test_x, train_y, test_y = train_test_split(texts, labels, test_size=0.3, stratify=labels, random_state=123)
 
-options = {"epochs": 3, "batch_size": 16, "lr": 1e-3, "schedule": "cosine", "clip": 1.0}
+options: Any = {"epochs": 3, "batch_size": 16, "lr": 1e-3, "schedule": "cosine", "clip": 1.0}
 f1 = metrics.make_scorer(metrics.f1_score, pos_label=rare)
 candidates = {
     "as it is": GPT2Classifier("nano", **options),

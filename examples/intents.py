@@ -10,6 +10,7 @@ The questions are short, and the mean over their tokens says more than the last 
 import argparse
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 from sources import find_banking77, read_banking77, texts_from
 
@@ -34,7 +35,7 @@ data, test_set = sets if len(sets) == 2 else split(sets[0], (0.8, 0.2), seed=123
 train_set, val_set = split(data, (0.9, 0.1), seed=123)
 print(f"train {train_set}\nvalidation {val_set}\ntest {test_set}")
 
-options = {"schedule": "cosine", "warmup_steps": 100, "clip": 1.0, "eval_batches": 30}
+options: Any = {"schedule": "cosine", "warmup_steps": 100, "clip": 1.0, "eval_batches": 30}
 history = train(clf, train_set, val_set, epochs=args.epochs, batch_size=32, lr=1e-3, seed=123, **options)
 print(f"trained {len(history.steps):,} steps in {history.seconds:.0f} s\nmodel: {save_model(clf, args.out / 'model')}")
 

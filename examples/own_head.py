@@ -5,6 +5,7 @@ python examples/own_head.py mails.csv        # a file with the columns text and 
 """
 
 import sys
+from typing import Any
 
 import torch
 from matplotlib.figure import Figure
@@ -22,7 +23,7 @@ class AttentionPooling(gptclf.Head):
         self.query = nn.Linear(emb_dim, 1)
         self.output = nn.Linear(emb_dim, n_outputs)
 
-    def weights(self, hidden: Tensor, lengths: Tensor | None = None) -> Tensor:
+    def weights(self, hidden: Tensor, lengths: Tensor | None = None) -> Any:
         """Return the weight of each token (B, T); the padding to the right of a row has none."""
         scores = self.query(hidden).squeeze(2)
         if lengths is not None:
@@ -30,7 +31,7 @@ class AttentionPooling(gptclf.Head):
             scores = scores.masked_fill(padding, -torch.inf)
         return scores.softmax(dim=1)
 
-    def forward(self, hidden: Tensor, lengths: Tensor | None = None) -> Tensor:
+    def forward(self, hidden: Tensor, lengths: Tensor | None = None) -> Any:
         """Map the states (B, T, D) to the outputs (B, n_outputs)."""
         return self.output((self.weights(hidden, lengths)[:, :, None] * hidden).sum(dim=1))
 
@@ -44,11 +45,12 @@ gptclf.train(clf, train_set, epochs=4, batch_size=16, lr=1e-3, schedule="cosine"
 print(f"test: {gptclf.evaluate(clf, test_set)}")
 clf = gptclf.load_model(gptclf.save_model(clf, "runs/own_head/model"), head=AttentionPooling)
 
+head: Any = clf.head
 figure = Figure(figsize=(9, 5), layout="constrained")
 for axes, text in zip(figure.subplots(1, 3), test_set.texts[:3], strict=True):
     ids = clf.tokenizer.encode_ordinary(text)
     with torch.inference_mode():
-        weights = clf.head.weights(clf.hidden_states(torch.tensor([ids])))[0].numpy()
+        weights = head.weights(clf.hidden_states(torch.tensor([ids])))[0].numpy()
     axes.barh(range(len(ids)), weights)
     axes.set_yticks(range(len(ids)), [clf.tokenizer.decode([i]) for i in ids], fontsize=7, parse_math=False)
     axes.invert_yaxis()

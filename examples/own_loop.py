@@ -34,7 +34,7 @@ for epoch in range(EPOCHS):
     for batch in batches.epoch(epoch):
         loss = batch_loss(clf, batch)
         optimizer.zero_grad()
-        loss.backward()
+        loss.backward()  # type: ignore[no-untyped-call]
         torch.nn.utils.clip_grad_norm_(trainable, 1.0)
         optimizer.step()
         schedule.step()

@@ -43,8 +43,8 @@ scores = np.array(search.cv_results_["mean_test_score"]).reshape(len(LAYERS), le
 figure = Figure(figsize=(6, 5), layout="constrained")
 axes = figure.subplots()
 figure.colorbar(axes.imshow(scores, cmap="viridis"), label="accuracy in cross-validation")
-axes.set_xticks(range(len(STRENGTHS)), STRENGTHS)
-axes.set_yticks(range(len(LAYERS)), LAYERS)
+axes.set_xticks(range(len(STRENGTHS)), map(str, STRENGTHS))
+axes.set_yticks(range(len(LAYERS)), map(str, LAYERS))
 axes.set(xlabel="C of the logistic regression", ylabel="layer of nano", title="Which layer classifies best?")
 for (row, column), score in np.ndenumerate(scores):
     color = "black" if score > (scores.min() + scores.max()) / 2 else "white"

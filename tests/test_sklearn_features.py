@@ -1,5 +1,6 @@
 """`GPT2Features`: `embed` as a transformer of scikit-learn, with vectors that are computed once and kept."""
 
+import pickle
 from typing import Any
 
 import numpy as np
@@ -21,7 +22,17 @@ from sklearn.pipeline import make_pipeline
 from sklearn.utils.estimator_checks import estimator_checks_generator
 from sklearn.utils.validation import check_is_fitted, validate_data
 
-from gptclf import GPT2, Preparation, TextWindows, add_classifier_head, clear_features, embed, freeze, train_lm
+from gptclf import (
+    GPT2,
+    Preparation,
+    TextWindows,
+    add_classifier_head,
+    clear_features,
+    embed,
+    freeze,
+    load_gpt2,
+    train_lm,
+)
 from gptclf.features import cache
 from gptclf.gpt2 import packed
 from gptclf.sklearn import GPT2Features
@@ -129,6 +140,7 @@ def test_vectors_are_kept_by_everything_that_determines_them(counted: list[int])
 
 def test_clear_features_releases_the_vectors(counted: list[int]) -> None:
     features = GPT2Features(byte_gpt2()).fit(TEXTS)
+    assert not counted
     vectors = features.transform(TEXTS)
     assert clear_features() == vectors.nbytes
     np.testing.assert_array_equal(features.transform(TEXTS), vectors)
@@ -209,3 +221,13 @@ def test_clusters_and_neighbours_are_those_of_the_vectors() -> None:
     nearest = pipeline[-1].kneighbors(pipeline[:-1].transform(TEXTS), return_distance=False)
     distances = np.linalg.norm(vectors[:, None] - vectors, axis=2)
     assert nearest.tolist() == distances.argsort(axis=1)[:, :2].tolist()
+
+
+def test_a_pickle_holds_the_name_of_what_is_found_again_and_else_the_model() -> None:
+    by_name, small = pickle.dumps(GPT2Features("nano", layer=1).fit(TEXTS)), pickle.dumps(GPT2Features("nano"))
+    given = pickle.dumps(GPT2Features(load_gpt2("nano"), layer=1).fit(TEXTS))
+    own = pickle.dumps(GPT2Features(byte_gpt2(), layer=1).fit(TEXTS))
+    weights = sum(parameter.nbytes for parameter in load_gpt2("nano").parameters())
+    assert max(len(by_name), len(given), len(small)) < weights / 20
+    for content, model in ((by_name, load_gpt2("nano")), (given, load_gpt2("nano")), (own, byte_gpt2())):
+        np.testing.assert_array_equal(pickle.loads(content).transform(TEXTS), embed(model, TEXTS, layer=1))

@@ -27,7 +27,7 @@ def kept_vectors(identity: str, rows: TokenRows, width: int, compute: Callable[[
 
     with cache.filling(identity):
         store = cache.in_memory(identity, needed, renew=True)
-        if store is None or not texts:
+        if store is None:
             return compute(range(len(texts)))
         if missing := missing_rows(texts, store):
             store.add([text_key(texts[i]) for i in missing], [1] * len(missing), compute(missing))

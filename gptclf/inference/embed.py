@@ -1,7 +1,6 @@
 """`embed`: one vector per text, from the hidden states of any layer."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from functools import cached_property
 
 import numpy as np
 import torch
@@ -38,6 +37,7 @@ def embed(
     batch_size: int | None = None,
     precision: str = "auto",
     progress: bool = False,
+    keep: bool = False,
 ) -> NDArray[np.float32]:
     """Return a vector for each text, from the hidden states of its tokens at one layer.
 
@@ -54,6 +54,9 @@ def embed(
         batch_size: As in `predict`.
         precision: As in `predict`.
         progress: As in `predict`.
+        keep: Keep the vectors in this process's memory, as `train` keeps features, and take those that are there:
+            each text is computed once. `clear_features` releases them. If the model has hooks or parts of other
+            classes, nothing is kept.
 
     Returns:
         Vectors (N, D), float32, in the order of the texts.
@@ -66,20 +69,14 @@ def embed(
         >>> embed(load_gpt2("nano"), ["you won a prize", "see you at six"]).shape
         (2, 192)
     """
-    return Embedder(model, layer, pooling, batch_size, precision, progress)(texts)
+    return _Embedder(model, layer, pooling, batch_size, precision, progress, keep)(texts)
 
 
-class Embedder:
-    """The arguments of `embed`, checked, as a function of texts. Its model must not change."""
+class _Embedder:
+    """The arguments of `embed`, checked, as a function of texts."""
 
     def __init__(
-        self,
-        model: GPT2,
-        layer: int = -1,
-        pooling: str = "mean",
-        batch_size: int | None = None,
-        precision: str = "auto",
-        progress: bool = False,
+        self, model: GPT2, layer: int, pooling: str, batch_size: int | None, precision: str, progress: bool, keep: bool
     ) -> None:
         n_blocks = len(check_gpt2(model).blocks)
         self.model = model
@@ -92,46 +89,39 @@ class Embedder:
         if not self._staged and self.layer < n_blocks:
             problem = f"layer is {self.layer}, but the model or its trunk has hooks or is of another class"
             raise ValueError(f"{problem}, so it is called as a whole; take layer=-1 or remove them")
-        self.progress = boolean("progress", progress)
+        self.progress, self.keep = boolean("progress", progress), boolean("keep", keep)
+
+    def __call__(self, texts: Iterable[str]) -> NDArray[np.float32]:
+        """Return the vectors (N, D) of texts."""
+        check_source(texts)
+        cuts = Cuts()
+        prepared = cuts.prepare(self.model, texts)
+        cuts.log()
+        rows, place = prepared.rows, self._address() if self.keep and len(prepared.rows) else None
+        if place is None:
+            vectors = self._vectors(rows, range(len(rows)))
+        else:
+            vectors = kept_vectors(place, rows, self._width, lambda chosen: self._vectors(rows, chosen))
+        return vectors[prepared.row_of].numpy()
 
     @property
-    def width(self) -> int:
-        """Numbers per vector (D)."""
+    def _width(self) -> int:
         return self.model.config.emb_dim
 
-    @cached_property
-    def identity(self) -> str | None:
-        """A digest of everything but the text that determines a vector; None if parts of the model have no digest."""
+    def _address(self) -> str | None:
+        """Return a digest of everything but the text that determines a vector, or None if there is none."""
         # The last layer's states have passed the final norm.
         depth = self.layer + (2 if self.layer == len(self.model.blocks) else 1)
         if not self._staged or not all(is_standard(stage) for _, stage in stages(self.model)[:depth]):
             return None
         return address(self.model, depth, self.arithmetic, vectors=self.pooling)
 
-    def __call__(self, texts: Iterable[str], *, keep: bool = False) -> NDArray[np.float32]:
-        """Return the vectors (N, D) of texts.
-
-        Args:
-            texts: Strings.
-            keep: Whether to take vectors that are in this process's memory, and to keep the others there.
-        """
-        check_source(texts)
-        cuts = Cuts()
-        prepared = cuts.prepare(self.model, texts)
-        cuts.log()
-        rows = prepared.rows
-        if keep and self.identity is not None:
-            vectors = kept_vectors(self.identity, rows, self.width, lambda chosen: self._vectors(rows, chosen))
-        else:
-            vectors = self._vectors(rows, range(len(rows)))
-        return vectors[prepared.row_of].numpy()
-
     def _vectors(self, rows: TokenRows, chosen: Sequence[int]) -> Tensor:
         """Compute the vectors of the chosen rows, sorted by length and without padding."""
         model, pooled, numbers = self.model, POOLINGS[self.pooling], np.array(chosen, dtype=np.int64)
         lengths = rows.lengths[numbers]
         order = np.argsort(lengths, kind="stable")
-        vectors = torch.empty(len(numbers), self.width, dtype=torch.float32, device="cpu")
+        vectors = torch.empty(len(numbers), self._width, dtype=torch.float32, device="cpu")
         with (
             Meter(int(lengths.sum()), "embedding", unit="tok", enabled=self.progress) as meter,
             evaluating(model) as still,
@@ -154,7 +144,7 @@ class Embedder:
             return
         size = piece_size(model.device)
         # Filled up to whole pieces, so that every product has one shape.
-        x = packed.embed(model.embed, ids, groups, capacity=-(-len(ids) // size) * size, width=self.width)
+        x = packed.embed(model.embed, ids, groups, capacity=-(-len(ids) // size) * size, width=self._width)
         for block in model.blocks[: self.layer]:
             packed.advance(block, x, groups, self.arithmetic)
         for group in groups:

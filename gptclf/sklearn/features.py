@@ -7,7 +7,7 @@ from numpy.typing import NDArray
 from sklearn.base import ClassNamePrefixFeaturesOutMixin, TransformerMixin
 from sklearn.utils.validation import check_is_fitted
 
-from gptclf.inference.embed import Embedder
+from gptclf.inference.embed import embed
 from gptclf.sklearn.inputs import texts_of
 from gptclf.sklearn.pretrained import Pretrained
 
@@ -64,14 +64,17 @@ class GPT2Features(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Pretrained
         """
         texts_of(X)
         self.model_ = self._frozen()
-        self._embedder = Embedder(self.model_, self.layer, self.pooling, self.batch_size, self.precision)
-        self._n_features_out = self._embedder.width
+        self._n_features_out = self._vectors([]).shape[1]
         return self
 
     def transform(self, X: Any) -> NDArray[np.float32]:
         """Return the vectors (N, D) of texts."""
         check_is_fitted(self)
-        return self._embedder(texts_of(X), keep=True)
+        return self._vectors(texts_of(X))
+
+    def _vectors(self, texts: list[str]) -> NDArray[np.float32]:
+        options = {name: getattr(self, name) for name in ("layer", "pooling", "batch_size", "precision")}
+        return embed(self.model_, texts, **options, keep=True)
 
     def __sklearn_tags__(self) -> Any:
         tags = super().__sklearn_tags__()

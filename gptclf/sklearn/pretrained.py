@@ -1,16 +1,17 @@
 """`Pretrained`: what the estimators have in common that compute with a model as it is."""
 
-from typing import Any, Self
+from typing import Any
 
 from sklearn.base import BaseEstimator
 
 from gptclf.gpt2.model import GPT2
 from gptclf.gpt2.sharing import borrow
 from gptclf.sklearn.bases import base_of
+from gptclf.sklearn.pickling import PackedModel, packed
 
 
 class Pretrained(BaseEstimator):  # type: ignore[misc]
-    """An estimator over texts whose parameter `model` is shared by its clones and never changed."""
+    """An estimator over texts whose parameter `model` is never changed, and pickled by its name if it has one."""
 
     model: Any
 
@@ -18,8 +19,13 @@ class Pretrained(BaseEstimator):  # type: ignore[misc]
         """Return the parameter's model over tensors that stay as they are, whoever trains it."""
         return borrow(base_of(self.model, seed=0))
 
-    def __sklearn_clone__(self) -> Self:
-        return type(self)(**self.get_params(deep=False))
+    def __getstate__(self) -> dict[str, Any]:
+        state = super().__getstate__()
+        return {name: packed(value) if isinstance(value, GPT2) else value for name, value in state.items()}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        found = {name: value.unpacked() for name, value in state.items() if isinstance(value, PackedModel)}
+        super().__setstate__(state | found)
 
     def __sklearn_tags__(self) -> Any:
         tags = super().__sklearn_tags__()
