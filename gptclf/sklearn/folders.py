@@ -44,7 +44,7 @@ def read_estimator(kind: type[_Estimator], folder: str | Path, **options: Any) -
     place = path("folder", folder)
     record = read_json(place / ESTIMATOR)
     model = load_model(place, **options)
-    estimator: Any = kind(**{"model": str(place), **record["params"]})
+    estimator: Any = kind(**{"model": model.base or str(place), **record["params"]})
     estimator.model_, estimator.classes_ = model, np.asarray(model.classes)
     estimator.n_iter_, estimator.history_ = record["n_iter"], history_from_dict(record["history"])
     return estimator  # type: ignore[no-any-return]

@@ -10,11 +10,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from gptclf.files.digest import tensor_digests
+from gptclf.files.digest import kept_digests
 from gptclf.gpt2.model import GPT2
 from gptclf.gpt2.sharing import mark_borrowed
 from gptclf.sklearn.bases import named
 from gptclf.weights.locate import is_cached, locate
+
+# The name of a base's tensor, and whether the model has it as a copy in the usual layout.
+_Shared = tuple[str, bool]
 
 
 @dataclass(frozen=True)
@@ -48,9 +51,9 @@ class PackedModel:
                     f"{problem}. Put them back, or exchange what `save` writes, which is whole"
                 ) from error
         unpickler = _Unpickler(io.BytesIO(self.content))
-        unpickler.base, unpickler.found = tensors, {}
+        unpickler.base, unpickler.made = tensors, {}
         model: GPT2 = unpickler.load()
-        if _digest(unpickler.found) != self.digest:
+        if _digest({name: tensors[name] for name, _ in unpickler.made if name in tensors}) != self.digest:
             problem = f"the weights of {self.base!r} are not those that this pickle was made with"
             raise ValueError(f"{problem}; restore them, or exchange what `save` writes, which is whole")
         return model
@@ -63,13 +66,13 @@ def packed(model: GPT2) -> PackedModel:
         if base is None:
             continue
         tensors = dict(base.named_parameters())
-        ours = {id(p): other for name, p in model.named_parameters() if (other := _alike(name, p, tensors))}
+        ours = {id(p): found for key, p in model.named_parameters() if (found := _alike(key, p, tensors))}
         if ours:
-            return _packed(model, ours, name, _digest({other: tensors[other] for other in ours.values()}))
+            return _packed(model, ours, name, _digest({key: tensors[key] for key, _ in ours.values()}))
     return _packed(model, {}, None, _digest({}))
 
 
-def _packed(model: GPT2, shared: dict[int, str], base: str | None, digest: str) -> PackedModel:
+def _packed(model: GPT2, shared: Mapping[int, _Shared], base: str | None, digest: str) -> PackedModel:
     content = io.BytesIO()
     pickler = _Pickler(content, pickle.HIGHEST_PROTOCOL)
     pickler.shared = shared
@@ -78,21 +81,24 @@ def _packed(model: GPT2, shared: dict[int, str], base: str | None, digest: str) 
 
 
 class _Pickler(pickle.Pickler):
-    shared: Mapping[int, str]
+    shared: Mapping[int, _Shared]
 
-    def persistent_id(self, value: Any) -> str | None:
+    def persistent_id(self, value: Any) -> _Shared | None:
         return self.shared.get(id(value))
 
 
 class _Unpickler(pickle.Unpickler):
     base: Mapping[str, Tensor]
-    found: dict[str, nn.Parameter]
+    made: dict[_Shared, nn.Parameter]
 
-    def persistent_load(self, name: str) -> nn.Parameter:
-        if name not in self.found:
-            theirs = self.base.get(name, torch.empty(0, device="cpu", dtype=torch.float32))
-            self.found[name] = mark_borrowed(nn.Parameter(theirs.detach(), requires_grad=False))
-        return self.found[name]
+    def persistent_load(self, shared: _Shared) -> nn.Parameter:
+        if shared not in self.made:
+            name, own = shared
+            theirs = self.base.get(name, torch.empty(0, device="cpu", dtype=torch.float32)).detach()
+            # A matrix in another layout than its file's was a copy, and multiplies by other kernels.
+            copied = nn.Parameter(theirs.contiguous() if own else theirs, requires_grad=False)
+            self.made[shared] = copied if own else mark_borrowed(copied)
+        return self.made[shared]
 
 
 def _found(name: str) -> GPT2 | None:
@@ -104,24 +110,21 @@ def _found(name: str) -> GPT2 | None:
         return None
 
 
-def _alike(name: str, parameter: nn.Parameter, tensors: Mapping[str, Tensor]) -> str | None:
-    """Return the name of the base's tensor with the values of a frozen parameter, if there is one."""
+def _alike(name: str, parameter: nn.Parameter, tensors: Mapping[str, Tensor]) -> _Shared | None:
+    """Return the place of a frozen parameter's values among the base's tensors, if they are there."""
     name = name.replace(".base.", ".")  # beneath factors
     other = tensors.get(name)
-    if (
-        other is None
-        or parameter.requires_grad
-        or parameter.shape != other.shape
-        or parameter.stride() != other.stride()
-    ):
+    if other is None or parameter.requires_grad or parameter.device != other.device or parameter.shape != other.shape:
         return None
-    here = parameter.device == other.device
-    return name if here and (parameter.data_ptr() == other.data_ptr() or torch.equal(parameter, other)) else None
+    own = parameter.stride() != other.stride()
+    if (own and not parameter.is_contiguous()) or parameter.dtype != other.dtype:
+        return None
+    return (name, own) if parameter.data_ptr() == other.data_ptr() or torch.equal(parameter, other) else None
 
 
 def _digest(tensors: Mapping[str, Tensor]) -> str:
     names = sorted(tensors)
-    digests = tensor_digests((tensors[name].detach() for name in names), layouts=False)
+    digests = kept_digests(tensors[name].detach() for name in names)
     return hashlib.sha256(
         "".join(f"{name} {digest}\n" for name, digest in zip(names, digests, strict=True)).encode()
     ).hexdigest()

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from sklearn.base import BaseEstimator
 
 from gptclf.data.dataset import TextDataset
-from gptclf.gpt2.classifier import HeadSource, add_classifier_head
+from gptclf.gpt2.classifier import HeadSource, add_classifier_head, fresh_head
 from gptclf.gpt2.freezing import Trainable, freeze
 from gptclf.gpt2.lora import apply_lora
 from gptclf.gpt2.model import GPT2
@@ -102,9 +102,12 @@ class Settings(BaseEstimator):  # type: ignore[misc]
 
     def _new_model(self, task: Task, seed: int) -> GPT2:
         """Return the classifier that training starts from."""
-        drawn = {"seed": seed} if self.head is None else {}
         base = base_of(self.model, seed)
-        model = add_classifier_head(base, task=task, pooling=self.pooling, head=self.head, **drawn)
+        if self.head is None:  # drawn here, so that a search does not log each of its heads
+            head, _ = fresh_head(base.config, task.n_outputs, pooling=self.pooling, seed=seed)
+            model = add_classifier_head(base, task=task, head=head)
+        else:
+            model = add_classifier_head(base, task=task, head=self.head, pooling=self.pooling)
         policy = self.trainable
         if self.lora is not None:
             factors = self.lora if isinstance(self.lora, Mapping) else {"rank": self.lora}
