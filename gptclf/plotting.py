@@ -81,8 +81,7 @@ def plot_confusion(
     image = panel.imshow(shown, cmap="Blues", vmin=0, vmax=1 if normalize else None)
     figure.colorbar(image, ax=panel, shrink=0.8)
     every = -(-n // _MOST_LABELS)
-    words = [" ".join(str(label).split()) for label in (range(n) if labels is None else labels)][::every]
-    words = [word if len(word) <= _LABEL else f"{word[: _LABEL - 3]}..." for word in words]
+    words = list(map(_shortened, range(n) if labels is None else labels))[::every]
     given = {"fontsize": min(10, 400 / n) if every == 1 else 6.5, "parse_math": False}  # a $ is a $
     panel.set_xticks(range(0, n, every), words, rotation=90, **given)
     panel.set_yticks(range(0, n, every), words, **given)
@@ -94,6 +93,39 @@ def plot_confusion(
                 number, color = (f"{value:.2f}" if normalize else f"{value:,}"), "white" if value > half else "black"
                 panel.text(column, row, number, ha="center", va="center", color=color, fontsize=min(10, 130 / n))
     return _save(figure, path)
+
+
+def plot_words(path: Path, words: Sequence[str], attributions: NDArray[Any], title: str) -> Path:
+    """Plot a horizontal bar per word, the first one on top, and save the figure.
+
+    Args:
+        path: The file to write. Its suffix sets the format; without a suffix, .png is added.
+        words: The words.
+        attributions: Each one's number.
+        title: The title.
+
+    Returns:
+        The path of the file.
+
+    Raises:
+        ImportError: If matplotlib is not installed.
+    """
+    figure = _figure(6, 1.2 + 0.25 * len(words))
+    panel = figure.subplots()
+    panel.barh(range(len(words)), attributions, color=["C0" if number >= 0 else "C1" for number in attributions])
+    panel.set_yticks(range(len(words)), [_shortened(word) for word in words], parse_math=False)
+    panel.set_title(_shortened(title, 60), parse_math=False)
+    panel.invert_yaxis()
+    panel.axvline(0, color="0.5", linewidth=0.8)
+    panel.set_xlabel("against  ←  change of the output  →  for")
+    panel.grid(axis="x", alpha=0.3)
+    return _save(figure, path)
+
+
+def _shortened(label: Any, most: int = _LABEL) -> str:
+    """Return a label on one line of at most `most` characters."""
+    word = " ".join(str(label).split())
+    return word if len(word) <= most else f"{word[: most - 3]}..."
 
 
 def _figure(width: float, height: float) -> Any:
