@@ -194,6 +194,7 @@ def cases(folder: Path) -> dict[str, Case]:
         "embed": Case(gptclf.embed, model=clf, texts=TEXTS),
         "explain": Case(gptclf.explain, model=clf, texts=TEXTS),
         "explain leave_one_out": Case(gptclf.explain, model=clf, texts=TEXTS, method="leave_one_out"),
+        "nearest": Case(gptclf.nearest, model=clf, texts=TEXTS, train_set=data, k=1),
         "plot": Case(explained.plot, path=folder / "e.png"),
         "calibrate": Case(gptclf.calibrate, model=clf, val_set=data),
         "plot_confusion": Case(found.plot_confusion, path=folder / "c.png"),
@@ -220,7 +221,7 @@ def cases(folder: Path) -> dict[str, Case]:
 
 # Made by the library, or a base class: nobody calls them with values of their own.
 MADE = {"Batch", "Callback", "Estimate", "Evaluation", "Head", "History", "Linear", "Prediction", "Run", "Scores"}
-MADE |= {"Explanation", "Step", "Task", "ZeroShot", "__version__", "download_openai_checkpoint"}
+MADE |= {"Explanation", "Neighbours", "Step", "Task", "ZeroShot", "__version__", "download_openai_checkpoint"}
 
 
 def test_everything_public_has_a_case(tmp_path: Path) -> None:
