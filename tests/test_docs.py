@@ -20,6 +20,7 @@ PAGES = [
     "docs/chapter-5.md",
     "docs/chapter-6.md",
     "docs/export.md",
+    "docs/scikit-learn.md",
     "docs/from-the-book.md",
     "docs/when-something-goes-wrong.md",
 ]
@@ -27,7 +28,11 @@ PAGES = [
 # "# warning: its beginning". Three dots stand for any text.
 ENDS_IN = re.compile(r"# (\w+Error|warning): (.+)\n")
 # What the code of a page needs beside the package.
-EXTRAS = {"docs/export.md": ["onnxscript", "onnxruntime"], "docs/serving.md": ["starlette", "httpx"]}
+EXTRAS = {
+    "docs/export.md": ["onnxscript", "onnxruntime"],
+    "docs/scikit-learn.md": ["sklearn", "pandas"],
+    "docs/serving.md": ["starlette", "httpx"],
+}
 
 
 def code_blocks(page: str) -> list[tuple[int, str]]:
