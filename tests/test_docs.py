@@ -42,7 +42,7 @@ def code_blocks(page: str) -> list[tuple[int, str, str | None]]:
     text = (ROOT / page).read_text(encoding="utf-8")
     blocks = r"^```python\n(.*?)^```$(?:\n\n```text\n(.*?)^```$)?"
     found = re.finditer(blocks, text, flags=re.MULTILINE | re.DOTALL)
-    return [(text[: match.start(1)].count("\n"), *match.groups()) for match in found]
+    return [(text[: match.start(1)].count("\n"), match.group(1), match.group(2)) for match in found]
 
 
 def pattern_of(shown: str) -> re.Pattern[str]:
