@@ -17,6 +17,8 @@ ROOT = Path(__file__).resolve().parents[1]
 PAGES = [
     "README.md",
     "docs/getting-started.md",
+    "docs/how-it-works.md",
+    "docs/choosing-what-trains.md",
     "docs/answers.md",
     "docs/extending.md",
     "docs/serving.md",
