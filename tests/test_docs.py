@@ -25,15 +25,21 @@ PAGES = [
     "docs/adapters.md",
     "docs/chapter-5.md",
     "docs/chapter-6.md",
+    "docs/saving-and-sharing.md",
     "docs/export.md",
     "docs/from-the-book.md",
+    "docs/from-transformers.md",
     "docs/when-something-goes-wrong.md",
 ]
 # The first line of a block that ends in an error, "# ValueError: its beginning", or that says something,
 # "# warning: its beginning". Three dots stand for any text.
 ENDS_IN = re.compile(r"# (\w+Error|warning): (.+)\n")
 # What the code of a page needs beside the package.
-EXTRAS = {"docs/export.md": ["onnxscript", "onnxruntime"]}
+EXTRAS = {
+    "docs/export.md": ["onnxscript", "onnxruntime"],
+    "docs/from-transformers.md": ["accelerate", "datasets", "peft", "transformers"],
+    "docs/saving-and-sharing.md": ["transformers"],
+}
 
 
 def code_blocks(page: str) -> list[tuple[int, str, str | None]]:
