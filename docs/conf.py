@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from sphinx.application import Sphinx
+from sphinx.domains.python import PyObject
 
 import gptclf
 
@@ -45,6 +46,7 @@ python_use_unqualified_type_names = True
 add_module_names = False
 
 html_theme = "furo"
+pygments_dark_style = "github-dark"
 html_title = f"gptclf {version}"
 html_static_path = ["_static"]
 html_css_files = ["site.css"]
@@ -91,6 +93,7 @@ def link_pages(*event: Any) -> None:
 
 
 def setup(app: Sphinx) -> None:
-    """Rewrite links in pages, and in the files that pages include."""
+    """Rewrite links in pages and in the files that pages include, and call attributes by their name."""
+    next(field for field in PyObject.doc_field_types if field.name == "variable").label = "Attributes"
     app.connect("source-read", link_pages)
     app.connect("include-read", link_pages)
