@@ -5,10 +5,15 @@ import zlib
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import numpy.typing
 from sphinx.application import Sphinx
 from sphinx.domains.python import PyObject
 
-import gptclf
+# Signatures name an array's class without the parameters that NDArray spells out; the text says its type.
+numpy.typing.NDArray = type("NDArray", (), {"__class_getitem__": lambda _, dtype: np.ndarray})
+
+import gptclf  # noqa: E402 - after that
 
 HERE = Path(__file__).parent
 BUILD = HERE.parent / "build" / "inventories"
