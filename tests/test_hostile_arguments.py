@@ -187,6 +187,7 @@ def cases(folder: Path) -> dict[str, Case]:
         "clear_features": Case(gptclf.clear_features),
         "evaluate": Case(evaluate, model=clf, dataset=data),
         "evaluate_many": Case(gptclf.evaluate_many, models=[clf, other], dataset=data),
+        "compare": Case(gptclf.compare, evaluation_a=evaluate(clf, data), evaluation_b=evaluate(other, data)),
         "predict": Case(gptclf.predict, model=clf, texts=TEXTS),
         "predict_proba": Case(gptclf.predict_proba, model=clf, texts=TEXTS),
         "predict_logits": Case(gptclf.predict_logits, model=clf, texts=TEXTS),

@@ -25,7 +25,7 @@ from gptclf.gpt2.model import GPT2
 from gptclf.gpt2.packed import advance, at_position, chunks_of, embed, row_groups
 from gptclf.gpt2.stages import frozen_depth, stages
 from gptclf.gpt2.standard import described, is_standard
-from gptclf.metrics import check_finite
+from gptclf.metrics.finite import check_finite
 
 # Increased whenever features or their address would differ from those of an earlier version.
 _VERSION = 2

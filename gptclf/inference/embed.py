@@ -14,7 +14,7 @@ from gptclf.gpt2.arithmetic import Arithmetic, arithmetic_for, evaluating, piece
 from gptclf.gpt2.model import GPT2, check_gpt2
 from gptclf.gpt2.standard import is_standard_alone
 from gptclf.inference.texts import Cuts
-from gptclf.metrics import check_finite
+from gptclf.metrics.finite import check_finite
 from gptclf.progress import Meter
 
 POOLINGS = ("mean", "last", "first")

@@ -9,7 +9,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from gptclf.checks import is_iterable, number, python_value
-from gptclf.metrics import class_scores
+from gptclf.metrics import statistics
+from gptclf.metrics.bootstrap import Statistic
+from gptclf.metrics.counts import class_scores
 from gptclf.tasks.labels import (
     check_classes,
     check_labels,
@@ -164,6 +166,15 @@ class MultiLabel(Task):
         """Return a column of probabilities per class."""
         names = [f"p({name})" for name in distinct_names(self.classes)]
         return dict(zip(names, self.probabilities(outputs).T, strict=True))
+
+    def right(self, outputs: Tensor, targets: Tensor) -> NDArray[np.bool_]:
+        """Return which rows have every class right (N,)."""
+        return (self._chosen(outputs) == (targets.numpy() > 0.5)).all(axis=1)  # type: ignore[no-any-return]
+
+    def statistic(self, outputs: Tensor, targets: Tensor) -> Statistic:
+        """Return scikit-learn's measures of several labels per row, as functions of the rows' weights."""
+        probabilities = outputs.double().sigmoid().numpy()
+        return statistics.multi_label(targets.numpy() > 0.5, self._chosen(outputs), probabilities)
 
     def report(self, measures: Mapping[str, float], details: Mapping[str, Any]) -> list[str]:
         """Return the measures, and a line per class if there are at most 20."""

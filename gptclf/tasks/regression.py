@@ -9,6 +9,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from gptclf.checks import integer, number, python_value
+from gptclf.metrics import statistics
+from gptclf.metrics.bootstrap import Statistic
 from gptclf.tasks.labels import as_number, exported_labels
 from gptclf.tasks.task import Task, TaskCard
 
@@ -82,6 +84,10 @@ class Regression(Task):
         same = (true == true[:1]).all(dim=0)
         r2 = torch.where(same, (squares == 0).double(), 1 - squares / spread.clamp(min=torch.finfo(true.dtype).tiny))
         return {"loss": float(squares.mean()), "mae": float(errors.abs().mean()), "r2": float(r2.mean())}
+
+    def statistic(self, outputs: Tensor, targets: Tensor) -> Statistic:
+        """Return errors and R², means over the outputs, as functions of the rows' weights."""
+        return statistics.regression(targets.double().numpy(), outputs.double().numpy())
 
     def answers(self, outputs: Tensor) -> list[Any]:
         """Return each row's number, or its list of numbers."""

@@ -9,6 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
+from gptclf.metrics.bootstrap import Statistic
+
 # A task may have thousands of classes, and its repr is part of error messages.
 _short = Repr()
 _short.maxlist = _short.maxdict = 10
@@ -174,6 +176,21 @@ class Task:
     def details(self, outputs: Tensor, targets: Tensor) -> dict[str, Any]:
         """Return further results of an evaluation, by name, such as a confusion matrix."""
         return {}
+
+    def right(self, outputs: Tensor, targets: Tensor) -> NDArray[np.bool_]:
+        """Return which answers are right (N,).
+
+        Raises:
+            TypeError: The task's answers are not right or wrong.
+        """
+        raise TypeError(f"the answers of a {type(self).__name__} are not simply right or wrong")
+
+    def statistic(self, outputs: Tensor, targets: Tensor) -> Statistic:
+        """Return a function from weights per row (B, N) to measures by name, each (B,), or (B, C) if per class.
+
+        `Evaluation.metrics` and its intervals come from it; by default there are none.
+        """
+        return lambda weights: {}
 
     def report(self, measures: Mapping[str, float], details: Mapping[str, Any]) -> list[str]:
         """Return the lines that an evaluation prints: the measures, then any details."""
