@@ -41,6 +41,16 @@ class Preparation:
         object.__setattr__(self, "truncation", choice("truncation", self.truncation, TRUNCATIONS))
         object.__setattr__(self, "pad_to", pad_to)
 
+    def kept(self, length: int, limit: int) -> tuple[slice, slice]:
+        """Return the parts of a row of `length` tokens that are left if it may have `limit`.
+
+        Example:
+            >>> Preparation(truncation="middle").kept(length=9, limit=4)
+            (slice(0, 2, None), slice(7, 9, None))
+        """
+        head = limit - {"tail": 0, "head": limit, "middle": limit // 2}[self.truncation]
+        return slice(0, head), slice(max(length - limit + head, head), length)
+
     def export_problem(self) -> str:
         """Say why a pipeline of `transformers` cannot prepare texts like this; "" if it can.
 

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from gptclf.features.store import FeatureStore, text_key
-from gptclf.files.digest import tensor_digests
+from gptclf.files.digest import kept_digests
 from gptclf.gpt2.arithmetic import Arithmetic, evaluating, piece_size
 from gptclf.gpt2.heads import reads_of
 from gptclf.gpt2.model import GPT2
@@ -89,7 +89,7 @@ class FrozenPrefix:
             tensors |= {f"{name}.{key}": tensor.detach() for key, tensor in named}
         values = {
             "version": _VERSION,
-            "weights": [list(pair) for pair in zip(tensors, tensor_digests(tensors.values()), strict=True)],
+            "weights": [list(pair) for pair in zip(tensors, kept_digests(tensors.values()), strict=True)],
             "modules": [part for _, stage in line for part in described(stage)],
             "config": self.model.config.to_dict(),
             "depth": self.depth,

@@ -110,17 +110,22 @@ def _evaluations(
         targets.append(torch.from_numpy(rows.targets(model.task)))
     found = compute_all(scored, inputs, batch_size=batch_size, precision=precision)
     return [
-        Evaluation(
-            model.task,
-            model.task.scores(outputs, true),
-            model.task.details(outputs, true),
-            outputs.numpy(),
-            list(dataset.labels_for(model.task)),
-            model.task.answers(outputs),
-            dataset.texts,
-        )
+        evaluation_of(model.task, outputs, true, dataset)
         for model, outputs, true in zip(models, found, targets, strict=True)
     ]
+
+
+def evaluation_of(task: Task, outputs: Tensor, targets: Tensor, dataset: TextDataset) -> Evaluation:
+    """Return the evaluation of a data set from the outputs on its rows and their targets under a task."""
+    return Evaluation(
+        task,
+        task.scores(outputs, targets),
+        task.details(outputs, targets),
+        outputs.numpy(),
+        list(dataset.labels_for(task)),
+        task.answers(outputs),
+        dataset.texts,
+    )
 
 
 def dataset_loss(
