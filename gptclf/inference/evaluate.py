@@ -23,7 +23,6 @@ from gptclf.inference.predict import warn_of_fresh_head
 from gptclf.inference.predict_many import check_classifiers
 from gptclf.preparation import Preparation
 from gptclf.results.evaluation import Evaluation
-from gptclf.tasks import Task
 
 logger = logging.getLogger(__name__)
 

@@ -144,7 +144,7 @@ class Evaluation:
 
     @property
     def statistic(self) -> Statistic:
-        """The measures as a function of weights per row (B, N): (B,) each, and (B, C) per class."""
+        """The measures, as a function of weights per row (B, N), that gives (B,) each and (B, C) per class."""
         return self.task.statistic(*self._tensors)
 
     @cached_property
