@@ -39,7 +39,6 @@ from gptclf.gpt2.trunk import Attention
 
 pytest.importorskip("sklearn")
 
-import joblib
 import sklearn
 from sklearn.base import clone
 from sklearn.calibration import CalibratedClassifierCV
@@ -58,6 +57,8 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import FunctionTransformer
 
 from gptclf.sklearn import GPT2Classifier
+
+joblib: Any = pytest.importorskip("joblib")  # scikit-learn brings it
 
 WORDS = ["cash", "prize", "phone", "dinner", "meeting", "train", "winner", "call", "urgent", "tomorrow"]
 PAIRS = [(a, b) for a in WORDS for b in WORDS if a < b][:40]
@@ -96,7 +97,7 @@ class Tokens:
             return real(attention, qkv, *more)
 
         fitted = estimator(epochs=1).fit(TEXTS, LABELS)
-        self.first = {fitted.model_.trunk.blocks[0].attention.qkv.weight.data_ptr()}
+        self.first = {fitted.model_.get_parameter("trunk.blocks.0.attention.qkv.weight").data_ptr()}
         clear_features()
         monkeypatch.setattr(Attention, "mix", mix)
 
@@ -355,7 +356,12 @@ class TestOnce:
         from gptclf.sklearn import bases
 
         loaded: list[str] = []
-        monkeypatch.setattr(bases, "load_gpt2", lambda name: loaded.append(name) or load_gpt2(name))
+
+        def noted(name: str) -> GPT2:
+            loaded.append(name)
+            return load_gpt2(name)
+
+        monkeypatch.setattr(bases, "load_gpt2", noted)
         bases._load.cache_clear()
         folder = str(save_model(load_gpt2("nano"), tmp_path / "model"))
         for _ in range(2):
@@ -432,7 +438,7 @@ class TestKept:
             pickle.loads(content)
         other = load_gpt2(tmp_path / "elsewhere")
         with torch.no_grad():
-            other.trunk.blocks[0].mlp.up.weight[3, 5] += 1
+            other.get_parameter("trunk.blocks.0.mlp.up.weight")[3, 5] += 1
         save_model(other, folder)
         with pytest.raises(ValueError, match="are not those that this pickle was made with"):
             pickle.loads(content)
