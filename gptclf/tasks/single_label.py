@@ -29,7 +29,6 @@ from gptclf.tasks.labels import (
     check_labels,
     check_writable,
     class_lines,
-    distinct_names,
     exported_labels,
     index_labels,
     label_from_json,
@@ -138,6 +137,10 @@ class SingleLabel(Task):
         """Return the label of each row: the most probable one, or the one that the thresholds say."""
         return [self.classes[i] for i in self._chosen(outputs).tolist()]
 
+    def explained(self, outputs: Tensor) -> list[int]:
+        """Return the output of each row's answer."""
+        return self._chosen(outputs).tolist()
+
     def _chosen(self, outputs: Tensor) -> Tensor:
         """Return the column of each row's answer."""
         if self.thresholds is None:
@@ -167,9 +170,15 @@ class SingleLabel(Task):
         probabilities, scores = task.probabilities(outputs), outputs.double().numpy() / task.temperature
         return task.adjusted(thresholds=fit_thresholds(probabilities, scores, targets.numpy(), scoring, self.classes))
 
+    def json_answers(self, outputs: Tensor) -> list[dict[str, Any]]:
+        """Return the name of each row's class, and the probabilities."""
+        names = self.output_names
+        rows = zip(self._chosen(outputs).tolist(), self.probabilities(outputs).tolist(), strict=True)
+        return [{"label": names[column], "probs": probabilities} for column, probabilities in rows]
+
     def columns(self, outputs: Tensor) -> dict[str, NDArray[Any]]:
         """Return a column of probabilities per class. Column names are distinct, even for the labels 1 and "1"."""
-        names = [f"p({name})" for name in distinct_names(self.classes)]
+        names = [f"p({name})" for name in self.output_names]
         return dict(zip(names, self.probabilities(outputs).T, strict=True))
 
     def details(self, outputs: Tensor, targets: Tensor) -> dict[str, Any]:
@@ -180,10 +189,9 @@ class SingleLabel(Task):
         occurs = (confusion.sum(axis=0) + confusion.sum(axis=1)) > 0
         return {"confusion": confusion, "per_class": per_class, "macro_f1": float(per_class["f1"][occurs].mean())}
 
-    def decisions(self, outputs: Tensor, targets: Tensor) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
-        """Return the probability of each answer, and which rows are answered with their class, both (N,)."""
-        chosen, exact = self._chosen(outputs), (outputs.double() / self.temperature).softmax(dim=1)
-        return exact.gather(1, chosen[:, None])[:, 0].numpy(), (chosen == targets).numpy()
+    def right(self, outputs: Tensor, targets: Tensor) -> NDArray[np.bool_]:
+        """Return which rows are answered with their class (N,)."""
+        return (self._chosen(outputs) == targets).numpy()
 
     def statistic(self, outputs: Tensor, targets: Tensor) -> Statistic:
         """Return scikit-learn's measures of a classifier, and calibration errors, as functions of the rows' weights."""
@@ -254,7 +262,7 @@ class SingleLabel(Task):
 
     def exported(self) -> dict[str, Any]:
         """Return the classes under the keys of `transformers`; labels are written by their repr if two look alike."""
-        return exported_labels("single_label_classification", distinct_names(self.classes))
+        return exported_labels("single_label_classification", self.output_names)
 
     def record(self) -> dict[str, Any]:
         """Return the classes with their types, their weights, the smoothing, temperature and thresholds."""
