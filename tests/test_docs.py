@@ -14,6 +14,7 @@ PAGES = [
     "README.md",
     "docs/getting-started.md",
     "docs/answers.md",
+    "docs/explanations.md",
     "docs/extending.md",
     "docs/serving.md",
     "docs/adapters.md",
