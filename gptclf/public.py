@@ -17,15 +17,18 @@ from gptclf.gpt2.lora import apply_lora, merge_lora
 from gptclf.gpt2.model import GPT2
 from gptclf.gpt2.quantize import quantize
 from gptclf.gpt2.stages import frozen_depth
+from gptclf.inference.baseline import tfidf_baseline
 from gptclf.inference.calibrate import calibrate
 from gptclf.inference.embed import embed
-from gptclf.inference.evaluate import Evaluation, dataset_accuracy, dataset_loss, evaluate, evaluate_many
+from gptclf.inference.evaluate import dataset_accuracy, dataset_loss, evaluate, evaluate_many
 from gptclf.inference.predict import Prediction, predict, predict_logits, predict_proba, predict_stream
 from gptclf.inference.predict_many import predict_many, predict_proba_many
 from gptclf.language.generate import generate, generate_ids
 from gptclf.language.scoring import perplexity, token_log_probs
 from gptclf.language.zero_shot import ZeroShot, zero_shot
 from gptclf.preparation import Preparation
+from gptclf.results.compare import Comparison, compare
+from gptclf.results.evaluation import Evaluation
 from gptclf.saving.export_onnx import export_onnx
 from gptclf.saving.load_adapter import load_adapter
 from gptclf.saving.load_model import load_model
@@ -54,7 +57,7 @@ __all__ += ["MultiLabel", "NextToken", "Regression", "SingleLabel", "Task"]
 __all__ += ["Batch", "Batches", "Preparation", "TextDataset", "TextWindows", "shared_texts", "split"]
 __all__ += ["Callback", "EarlyStopping", "Estimate", "History", "KeepBest", "Recipe", "Run", "Scores", "Step"]
 __all__ += ["batch_loss", "clear_features", "estimate", "train", "train_lm"]
-__all__ += ["Evaluation", "Prediction", "calibrate", "evaluate"]
+__all__ += ["Comparison", "Evaluation", "Prediction", "calibrate", "compare", "evaluate", "tfidf_baseline"]
 __all__ += ["Explanation", "Neighbours", "explain", "nearest"]
 __all__ += ["embed", "predict", "predict_logits", "predict_proba", "predict_stream"]
 __all__ += ["evaluate_many", "predict_many", "predict_proba_many"]

@@ -1,8 +1,7 @@
-"""`evaluate` and `evaluate_many`: measures and every answer on a labelled data set."""
+"""`evaluate` and `evaluate_many`: the results of models on a labelled data set."""
 
 import logging
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,80 +21,13 @@ from gptclf.gpt2.model import GPT2, check_classifier, check_encoding
 from gptclf.inference.outputs import compute_all, compute_outputs
 from gptclf.inference.predict import warn_of_fresh_head
 from gptclf.inference.predict_many import check_classifiers
-from gptclf.plotting import data_frame, plot_confusion
 from gptclf.preparation import Preparation
-from gptclf.tasks import Task
+from gptclf.results.evaluation import Evaluation
 
 logger = logging.getLogger(__name__)
 
 # Seed of the rows that a measurement on a few batches takes.
 _SAMPLE_SEED = 0
-
-
-@dataclass(frozen=True, eq=False, repr=False)
-class Evaluation:
-    """The results of a model on a labelled data set.
-
-    Every measure of the model's task is an attribute. For a classifier these are `loss` (mean cross-entropy in nats),
-    `accuracy` (0 to 1), `macro_f1`, `confusion` (counts (C, C): rows are true classes, columns predicted ones) and
-    `per_class` (precision, recall, F1 and support, each (C,)).
-
-    Attributes:
-        task: The model's task.
-        measures: The measures by name.
-        details: Further results of the task by name.
-        outputs: The model's outputs (N, n_outputs), float32.
-        targets: The label of each row.
-        predictions: The answer to each row.
-        texts: The rows' texts.
-    """
-
-    task: Task
-    measures: dict[str, float]
-    details: dict[str, Any]
-    outputs: NDArray[np.float32]
-    targets: list[Any]
-    predictions: list[Any]
-    texts: list[str]
-
-    def __getattr__(self, name: str) -> Any:
-        values = {**vars(self).get("details", {}), **vars(self).get("measures", {})}
-        if name not in values:
-            raise AttributeError(f"this evaluation has no {name!r}; it has {', '.join(values) or 'no measures'}")
-        return values[name]
-
-    @property
-    def classes(self) -> list[Any] | None:
-        """The model's classes, or None if its task has none."""
-        return self.task.classes
-
-    @property
-    def probabilities(self) -> NDArray[np.float32]:
-        """Probabilities (N, C), columns in the order of `classes`. Raises a TypeError if the task has none."""
-        return self.task.probabilities(torch.from_numpy(self.outputs))
-
-    def to_frame(self) -> Any:
-        """Return a DataFrame (pandas) of texts, targets, predictions, and a column per class or output."""
-        columns: dict[Any, Any] = {"text": self.texts, "target": self.targets, "prediction": self.predictions}
-        return data_frame(columns | self.task.columns(torch.from_numpy(self.outputs)))
-
-    def plot_confusion(self, path: str | Path, *, normalize: bool = False) -> Path:
-        """Plot the confusion matrix and save the figure to `path` (requires matplotlib).
-
-        Args:
-            path: The file to write. Its suffix sets the format; without a suffix, .png is added.
-            normalize: Show the shares of each true class, which sum to 1 in a row, instead of counts.
-        """
-        normalize = checks.boolean("normalize", normalize)
-        return plot_confusion(checks.path("path", path), self.confusion, self.classes, normalize=normalize)
-
-    def __repr__(self) -> str:
-        measures = "".join(f", {name}={value:.4g}" for name, value in self.measures.items())
-        return f"Evaluation({self.task.summary}, {len(self.targets):,} texts{measures})"
-
-    def __str__(self) -> str:
-        first, *rest = self.task.report(self.measures, self.details)
-        return "\n".join([f"{first} on {len(self.targets):,} texts", *rest])
 
 
 def evaluate(

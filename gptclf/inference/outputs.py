@@ -23,7 +23,7 @@ from gptclf.gpt2.learner import Learner
 from gptclf.gpt2.model import GPT2
 from gptclf.gpt2.packed import RowGroup, advance, before_norm, chunks_of, embed, row_groups
 from gptclf.gpt2.standard import described, is_standard
-from gptclf.metrics import check_finite
+from gptclf.metrics.finite import check_finite
 
 Model = GPT2 | Learner
 Report = Callable[[int], None]

@@ -11,7 +11,7 @@ from gptclf.gpt2.model import GPT2, check_language_model
 from gptclf.language.decoding import Decoder
 from gptclf.language.logits import has_standard_parts, rows_of_ids
 from gptclf.language.sampling import Sampler
-from gptclf.metrics import check_finite
+from gptclf.metrics.finite import check_finite
 from gptclf.tokenizer.tokens import Ids, encode, token_ids_to_text
 
 # Tokens for which room is allocated at first.

@@ -19,7 +19,7 @@ from gptclf.gpt2.arithmetic import arithmetic_for, casting, evaluating
 from gptclf.gpt2.model import GPT2
 from gptclf.gpt2.packed import CHUNK_TOKENS, advance, chunks_of, embed, row_groups
 from gptclf.language.logits import candidate_log_probs, check_scoring, has_standard_parts, picked_log_probs, rows_of_ids
-from gptclf.metrics import check_finite
+from gptclf.metrics.finite import check_finite
 from gptclf.tokenizer.tokens import Ids, encode
 
 

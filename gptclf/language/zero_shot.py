@@ -17,7 +17,7 @@ from gptclf.gpt2.attend import masked
 from gptclf.gpt2.model import GPT2
 from gptclf.language.logits import candidate_log_probs, check_scoring, has_standard_parts
 from gptclf.language.scoring import Window, window_log_probs
-from gptclf.metrics import check_finite
+from gptclf.metrics.finite import check_finite
 from gptclf.tokenizer.tokens import encode
 
 logger = logging.getLogger(__name__)

@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -80,6 +81,18 @@ def in_words(temperature: float, thresholds: Mapping[Any, float] | None) -> str:
 def log_odds(probability: float) -> float:
     """Return log(p / (1 - p))."""
     return math.log(probability / (1 - probability))
+
+
+def answers_by_thresholds(
+    outputs: Tensor, temperature: float, thresholds: Mapping[Any, float], classes: Sequence[Any]
+) -> Tensor:
+    """Return the column of each row's answer (N,) from outputs (N, C)."""
+    if len(classes) == 2:
+        [(label, threshold)] = thresholds.items()
+        column = classes.index(label)
+        return torch.where((outputs / temperature).softmax(dim=1)[:, column] >= threshold, column, 1 - column)
+    shifts = [log_odds(thresholds.get(label, 0.5)) for label in classes]
+    return (outputs.double() / temperature - outputs.new_tensor(shifts, dtype=torch.float64)).argmax(dim=1)
 
 
 def fit_temperature(outputs: Tensor, targets: Tensor) -> float | None:

@@ -9,13 +9,14 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from gptclf.checks import is_iterable, number, python_value
-from gptclf.metrics import class_scores
+from gptclf.metrics import statistics
+from gptclf.metrics.bootstrap import Statistic
+from gptclf.metrics.counts import class_scores
 from gptclf.tasks.labels import (
     check_classes,
     check_labels,
     check_writable,
     class_lines,
-    distinct_names,
     exported_labels,
     index_labels,
     label_from_json,
@@ -160,10 +161,28 @@ class MultiLabel(Task):
         super().adjusted(temperature=temperature)
         return self if thresholds is None else type(self)(self.classes, thresholds)
 
+    def json_answers(self, outputs: Tensor) -> list[dict[str, Any]]:
+        """Return the names of each row's classes, and the probabilities; no class is "the" label."""
+        names = self.output_names
+        rows = zip(self._chosen(outputs), self.probabilities(outputs).tolist(), strict=True)
+        return [
+            {"label": None, "labels": [names[i] for i in np.flatnonzero(chosen)], "probs": probabilities}
+            for chosen, probabilities in rows
+        ]
+
     def columns(self, outputs: Tensor) -> dict[str, NDArray[Any]]:
         """Return a column of probabilities per class."""
-        names = [f"p({name})" for name in distinct_names(self.classes)]
+        names = [f"p({name})" for name in self.output_names]
         return dict(zip(names, self.probabilities(outputs).T, strict=True))
+
+    def right(self, outputs: Tensor, targets: Tensor) -> NDArray[np.bool_]:
+        """Return which rows have every class right (N,)."""
+        return (self._chosen(outputs) == (targets.numpy() > 0.5)).all(axis=1)  # type: ignore[no-any-return]
+
+    def statistic(self, outputs: Tensor, targets: Tensor) -> Statistic:
+        """Return scikit-learn's measures of several labels per row, as functions of the rows' weights."""
+        probabilities = outputs.double().sigmoid().numpy()
+        return statistics.multi_label(targets.numpy() > 0.5, self._chosen(outputs), probabilities)
 
     def report(self, measures: Mapping[str, float], details: Mapping[str, Any]) -> list[str]:
         """Return the measures, and a line per class if there are at most 20."""
@@ -198,7 +217,7 @@ class MultiLabel(Task):
 
     def exported(self) -> dict[str, Any]:
         """Return the classes under the keys of `transformers`, which has no thresholds."""
-        return exported_labels("multi_label_classification", distinct_names(self.classes))
+        return exported_labels("multi_label_classification", self.output_names)
 
     def record(self) -> dict[str, Any]:
         """Return the classes with their types, and the thresholds."""

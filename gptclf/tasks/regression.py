@@ -9,6 +9,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from gptclf.checks import integer, number, python_value
+from gptclf.metrics import statistics
+from gptclf.metrics.bootstrap import Statistic
 from gptclf.tasks.labels import as_number, exported_labels
 from gptclf.tasks.task import Task, TaskCard
 
@@ -83,6 +85,10 @@ class Regression(Task):
         r2 = torch.where(same, (squares == 0).double(), 1 - squares / spread.clamp(min=torch.finfo(true.dtype).tiny))
         return {"loss": float(squares.mean()), "mae": float(errors.abs().mean()), "r2": float(r2.mean())}
 
+    def statistic(self, outputs: Tensor, targets: Tensor) -> Statistic:
+        """Return errors and R², means over the outputs, as functions of the rows' weights."""
+        return statistics.regression(targets.double().numpy(), outputs.double().numpy())
+
     def answers(self, outputs: Tensor) -> list[Any]:
         """Return each row's number, or its list of numbers."""
         rows: list[list[float]] = outputs.tolist()
@@ -98,6 +104,10 @@ class Regression(Task):
         """Raise if all rows have the same measurements."""
         if (targets == targets[:1]).all():
             raise ValueError("every row of the training set has the same measurements; there is nothing to learn")
+
+    def json_answers(self, outputs: Tensor) -> list[dict[str, Any]]:
+        """Return each row's numbers; there is no label."""
+        return [{"label": None, "values": values} for values in outputs.tolist()]
 
     def card(self) -> TaskCard:
         """Describe the model."""

@@ -12,22 +12,23 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from gptclf.checks import number, python_value
-from gptclf.metrics import confusion_matrix, per_class_scores
+from gptclf.metrics import statistics
+from gptclf.metrics.bootstrap import Statistic
+from gptclf.metrics.counts import confusion_matrix, per_class_scores
 from gptclf.tasks.calibration import (
     SCORINGS,
+    answers_by_thresholds,
     check_temperature,
     check_thresholds,
     fit_temperature,
     fit_thresholds,
     in_words,
-    log_odds,
 )
 from gptclf.tasks.labels import (
     check_classes,
     check_labels,
     check_writable,
     class_lines,
-    distinct_names,
     exported_labels,
     index_labels,
     label_from_json,
@@ -144,13 +145,7 @@ class SingleLabel(Task):
         """Return the column of each row's answer."""
         if self.thresholds is None:
             return outputs.argmax(dim=1)
-        if self.n_outputs == 2:
-            [(label, threshold)] = self.thresholds.items()
-            column = self.classes.index(label)
-            reached = torch.from_numpy(self.probabilities(outputs)[:, column] >= threshold)
-            return torch.where(reached, column, 1 - column)
-        shifts = [log_odds(self.thresholds.get(label, 0.5)) for label in self.classes]
-        return (outputs.double() / self.temperature - outputs.new_tensor(shifts, dtype=torch.float64)).argmax(dim=1)
+        return answers_by_thresholds(outputs, self.temperature, self.thresholds, self.classes)
 
     def probabilities(self, outputs: Tensor) -> NDArray[np.float32]:
         """Return the softmax over the classes (N, C), at the temperature."""
@@ -175,9 +170,15 @@ class SingleLabel(Task):
         probabilities, scores = task.probabilities(outputs), outputs.double().numpy() / task.temperature
         return task.adjusted(thresholds=fit_thresholds(probabilities, scores, targets.numpy(), scoring, self.classes))
 
+    def json_answers(self, outputs: Tensor) -> list[dict[str, Any]]:
+        """Return the name of each row's class, and the probabilities."""
+        names = self.output_names
+        rows = zip(self._chosen(outputs).tolist(), self.probabilities(outputs).tolist(), strict=True)
+        return [{"label": names[column], "probs": probabilities} for column, probabilities in rows]
+
     def columns(self, outputs: Tensor) -> dict[str, NDArray[Any]]:
         """Return a column of probabilities per class. Column names are distinct, even for the labels 1 and "1"."""
-        names = [f"p({name})" for name in distinct_names(self.classes)]
+        names = [f"p({name})" for name in self.output_names]
         return dict(zip(names, self.probabilities(outputs).T, strict=True))
 
     def details(self, outputs: Tensor, targets: Tensor) -> dict[str, Any]:
@@ -187,6 +188,15 @@ class SingleLabel(Task):
         # A class occurs if it is a target or a prediction, which is scikit-learn's convention.
         occurs = (confusion.sum(axis=0) + confusion.sum(axis=1)) > 0
         return {"confusion": confusion, "per_class": per_class, "macro_f1": float(per_class["f1"][occurs].mean())}
+
+    def right(self, outputs: Tensor, targets: Tensor) -> NDArray[np.bool_]:
+        """Return which rows are answered with their class (N,)."""
+        return (self._chosen(outputs) == targets).numpy()
+
+    def statistic(self, outputs: Tensor, targets: Tensor) -> Statistic:
+        """Return scikit-learn's measures of a classifier, and calibration errors, as functions of the rows' weights."""
+        probabilities = (outputs.double() / self.temperature).softmax(dim=1).numpy()
+        return statistics.single_label(targets.numpy(), self._chosen(outputs).numpy(), probabilities)
 
     def report(self, measures: Mapping[str, float], details: Mapping[str, Any]) -> list[str]:
         """Return the measures, and a line per class if there are at most 20."""
@@ -252,7 +262,7 @@ class SingleLabel(Task):
 
     def exported(self) -> dict[str, Any]:
         """Return the classes under the keys of `transformers`; labels are written by their repr if two look alike."""
-        return exported_labels("single_label_classification", distinct_names(self.classes))
+        return exported_labels("single_label_classification", self.output_names)
 
     def record(self) -> dict[str, Any]:
         """Return the classes with their types, their weights, the smoothing, temperature and thresholds."""

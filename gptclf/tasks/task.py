@@ -10,6 +10,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from gptclf.checks import integer
+from gptclf.metrics.bootstrap import Statistic
+from gptclf.tasks.labels import distinct_names
 
 # A task may have thousands of classes, and its repr is part of error messages.
 _short = Repr()
@@ -99,7 +101,7 @@ class Task:
 
     @property
     def summary(self) -> str:
-        """A few words about the task: the number of its classes, or its name."""
+        """A few words about the task, such as the number of its classes, or its name."""
         return f"task {type(self).__name__}" if self.classes is None else f"{len(self.classes)} classes"
 
     def targets(self, labels: Sequence[Any]) -> NDArray[Any]:
@@ -189,13 +191,37 @@ class Task:
         """
         raise TypeError(f"{type(self).__name__} has nothing to calibrate")
 
+    @property
+    def output_names(self) -> list[str]:
+        """A distinct name for each output: its class, if there are classes."""
+        return [f"output {i}" for i in range(self.n_outputs)] if self.classes is None else distinct_names(self.classes)
+
+    def json_answers(self, outputs: Tensor) -> list[dict[str, Any]]:
+        """Return the answer to each row as JSON values, "label" among them; by default the answer as text."""
+        return [{"label": str(answer)} for answer in self.answers(outputs)]
+
     def columns(self, outputs: Tensor) -> dict[str, NDArray[Any]]:
         """Return the columns of a table of answers, by name; by default one column per output."""
-        return {f"output {i}": column.numpy() for i, column in enumerate(outputs.T)}
+        return dict(zip(self.output_names, outputs.numpy().T, strict=True))
 
     def details(self, outputs: Tensor, targets: Tensor) -> dict[str, Any]:
         """Return further results of an evaluation, by name, such as a confusion matrix."""
         return {}
+
+    def right(self, outputs: Tensor, targets: Tensor) -> NDArray[np.bool_]:
+        """Return which answers are right (N,).
+
+        Raises:
+            TypeError: The task's answers are not right or wrong.
+        """
+        raise TypeError(f"the answers of a {type(self).__name__} are not simply right or wrong")
+
+    def statistic(self, outputs: Tensor, targets: Tensor) -> Statistic:
+        """Return a function from weights per row (B, N) to measures by name, each (B,), or (B, C) if per class.
+
+        `Evaluation.metrics` and its intervals come from it; by default there are none.
+        """
+        return lambda weights: {}
 
     def report(self, measures: Mapping[str, float], details: Mapping[str, Any]) -> list[str]:
         """Return the lines that an evaluation prints: the measures, then any details."""

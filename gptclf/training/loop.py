@@ -14,7 +14,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from gptclf.data.batches import Batch, Batches
-from gptclf.metrics import blame
+from gptclf.metrics.finite import blame
 from gptclf.training.objective import mean_over_ranks, objective_of, targets_of
 from gptclf.training.optim import Schedule
 
