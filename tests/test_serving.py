@@ -2,6 +2,8 @@
 
 import asyncio
 import json
+import socket
+import sys
 import threading
 from collections.abc import Awaitable, Callable, Iterator
 from pathlib import Path
@@ -18,6 +20,7 @@ from gptclf import (
     Regression,
     SingleLabel,
     add_classifier_head,
+    explain,
     predict,
     predict_proba,
     save_model,
@@ -144,6 +147,23 @@ def test_a_language_model_and_a_wrong_argument_are_refused_before_anything_liste
     assert (described["id"], described["outputs"]) == ("mails", ["ham", "spam", "other"])
 
 
+@pytest.mark.parametrize("missing", ["starlette.applications", "uvicorn"])
+def test_without_a_server_library_it_says_what_to_install(
+    missing: str, clf: GPT2, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delitem(sys.modules, "gptclf.serving.app", raising=False)
+    monkeypatch.setitem(sys.modules, missing, None)
+    with pytest.raises(ImportError, match=r"pip install 'gptclf\[serve\]'"):
+        serve(clf, port=0)
+
+
+def test_a_port_in_use_is_found_before_the_model_is_loaded() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as other:
+        port = other.getsockname()[1]
+        with pytest.raises(OSError, match=rf"port {port}: .*in use; give another port, or 0 for any that is free"):
+            serve("nowhere/at/all", port=port)
+
+
 def test_health_is_empty_and_unknown_ways_are_errors_in_json(clf: GPT2) -> None:
     app = create_app(clf)
     health = get(app, "/health")
@@ -196,6 +216,55 @@ def test_a_body_without_a_length_is_read_no_further_than_the_limit(clf: GPT2) ->
     answer = post(create_app(clf, max_bytes=5000), content=endless(), headers={"content-type": "application/json"})
     assert answer.status_code == 413
     assert answer.headers["connection"] == "close"
+
+
+def test_a_client_that_sends_too_slowly_is_turned_away(clf: GPT2, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def slow() -> Any:
+        yield b'{"input": '
+        await asyncio.sleep(10)
+
+    monkeypatch.setattr("gptclf.serving.reading._PATIENCE", 0.01)
+    answer = post(create_app(clf), content=slow(), headers={"content-type": "application/json"})
+    assert answer.status_code == 408
+
+
+@pytest.mark.parametrize("task", [SingleLabel([1, "1"]), MultiLabel(["sport", "news"]), Regression()], ids=repr)
+def test_an_explanation_is_that_of_explain(task: Any) -> None:
+    clf = classifier(task)
+    app = create_app(clf, name="mails")
+    text = "win <b>cash</b> 🎉"
+    last = task.output_names[-1]
+    for target, ours in ((None, None), (last, task.target_of(task.n_outputs - 1))):
+        found = post(app, "/explain", json={"model": "mails", "input": text, "target": target}).json()
+        (expected,) = explain(clf, [text], ours)
+        assert found.pop("target") == task.output_names[task.output_of(expected.target)]
+        assert found == {key: value for key, value in expected.to_dict().items() if key != "target"}
+    assert post(app, "/explain", **escaped(input="\ud800")).json()["text"] == "\ufffd"
+
+
+@pytest.mark.parametrize(
+    ("body", "status", "reason"),
+    [
+        ({"input": "x", "target": "eggs"}, 400, "target is 'eggs'"),
+        ({"input": "x", "target": ["ham"]}, 400, "target is"),
+        ({"input": "x", "model": "gpt-4"}, 404, "does not exist"),
+        ({"input": ["x", "y"]}, 413, "one text of at most 2,000 characters"),
+        ({"input": "x" * 2001}, 413, "one text of at most 2,000 characters"),
+        ({"input": []}, 413, "one text of at most 2,000 characters"),
+    ],
+)
+def test_what_cannot_be_explained_is_refused_with_the_reason(
+    body: dict[str, Any], status: int, reason: str, clf: GPT2
+) -> None:
+    answer = post(create_app(clf), "/explain", json=body)
+    assert answer.status_code == status
+    assert reason in answer.json()["error"]["message"]
+
+
+def test_numbers_are_explained_one_at_a_time() -> None:
+    answer = post(create_app(classifier(Regression(2))), "/explain", json={"input": "x"})
+    assert answer.status_code == 400
+    assert "target is None" in answer.json()["error"]["message"]
 
 
 @pytest.mark.parametrize(

@@ -18,6 +18,7 @@ from starlette.responses import HTMLResponse, Response
 from starlette.routing import Route
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from gptclf.explanations.explain import explain
 from gptclf.gpt2.model import GPT2
 from gptclf.inference.outputs import compute_outputs
 from gptclf.inference.texts import Cuts
@@ -32,7 +33,7 @@ _RETRY_AFTER = "1"
 
 
 def classify(model: GPT2, texts: list[str], precision: str) -> list[dict[str, Any]]:
-    """Return the answer to each text as JSON values, and its number of tokens; equal to `predict`'s, bit for bit."""
+    """Return the answer to each text as JSON values, and its number of tokens; the answers are those of `predict`."""
     prepared = Cuts().prepare(model, texts)
     outputs = compute_outputs(model, prepared.rows, precision=precision)[prepared.row_of]
     tokens = prepared.rows.lengths[prepared.row_of]
@@ -42,8 +43,6 @@ def classify(model: GPT2, texts: list[str], precision: str) -> list[dict[str, An
 
 def explained(model: GPT2, text: str, target: Any) -> dict[str, Any]:
     """Return the explanation of one text as JSON values."""
-    from gptclf.explanations.explain import explain
-
     (found,) = explain(model, [text], target)
     return found.to_dict() | {"target": model.task.output_names[model.task.output_of(found.target)]}
 

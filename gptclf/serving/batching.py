@@ -17,7 +17,7 @@ class QueueFull(RuntimeError):
 
 @dataclass(eq=False)
 class _Request:
-    waiting: deque[str]
+    waiting: deque[Any]
     wanted: int
     answers: list[Any]
     done: asyncio.Future[list[Any]]
@@ -30,7 +30,8 @@ class Batcher:
     long one that came before. A text that cannot be computed fails its own request alone.
 
     Args:
-        compute: Answers texts, one answer for each, whatever the others are; called in a thread, one call at a time.
+        compute: Answers texts, or other values that have a length, one answer for each, whatever the others are. It is
+            called in a thread, one call at a time.
         most_waiting: The number of texts that may wait.
         most_texts: The most texts of a call.
 
@@ -41,14 +42,14 @@ class Batcher:
     """
 
     def __init__(
-        self, compute: Callable[[list[str]], list[Any]], most_waiting: int, *, most_texts: int = _TEXTS
+        self, compute: Callable[[list[Any]], list[Any]], most_waiting: int, *, most_texts: int = _TEXTS
     ) -> None:
         self._compute, self._most_waiting, self._most_texts = compute, most_waiting, most_texts
         self._requests: deque[_Request] = deque()
         self._waiting = 0
         self._worker: asyncio.Task[None] | None = None
 
-    async def answer(self, texts: Sequence[str]) -> list[Any]:
+    async def answer(self, texts: Sequence[Any]) -> list[Any]:
         """Return the answer to each text.
 
         Raises:
@@ -69,9 +70,9 @@ class Batcher:
         while batch := self._take():
             await self._settle(batch)
 
-    def _take(self) -> list[tuple[_Request, str]]:
+    def _take(self) -> list[tuple[_Request, Any]]:
         """Return the texts to compute next, one of each request in turn."""
-        batch: list[tuple[_Request, str]] = []
+        batch: list[tuple[_Request, Any]] = []
         characters = 0
         while self._requests and len(batch) < self._most_texts and characters < _CHARACTERS:
             request = self._requests.popleft()
@@ -85,7 +86,7 @@ class Batcher:
         self._waiting -= len(batch)
         return batch
 
-    async def _settle(self, batch: list[tuple[_Request, str]]) -> None:
+    async def _settle(self, batch: list[tuple[_Request, Any]]) -> None:
         """Compute a batch, and finish the requests that this completes."""
         computing = asyncio.to_thread(self._compute, [text for _, text in batch])
         found = (await asyncio.gather(computing, return_exceptions=True))[0]

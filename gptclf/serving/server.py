@@ -16,8 +16,6 @@ from gptclf.saving.load_model import load_model
 # Names by which only programs of this machine reach a server.
 LOOPBACK = ("localhost", "127.0.0.1", "::1")
 
-# Seconds that requests have to end after Ctrl-C.
-_GRACE = 30
 # Connections beyond these are turned away.
 _CONNECTIONS = 1000
 
@@ -45,13 +43,13 @@ def create_app(
     max_bytes: int = 8_000_000,
     max_waiting: int = 10_000,
 ) -> Any:
-    """Return an ASGI application that answers with a classifier, for uvicorn, gunicorn or a server of your own.
+    """Return an ASGI application that answers with a classifier, for uvicorn or another server.
 
     `GET /` is a page to try the model on; `POST /classify` answers in the shape of vLLM's server, `GET /health` says
     that the server runs, and `GET /v1/models` what it serves. Needs `pip install 'gptclf[serve]'`.
 
-    Requests that arrive together are computed together, in one thread. Every answer equals that of `predict` with the
-    same `precision`, bit for bit.
+    Requests that arrive together are computed together, in one thread. Every answer is that of `predict` with the same
+    `precision`; as there, the last digit of a probability may depend on the texts computed with it.
 
     Args:
         model: A classifier, or what `load_model` takes: a folder or a hub repository.
@@ -142,12 +140,7 @@ def serve(model: GPT2 | str | Path, host: str = "127.0.0.1", port: int = 8000, *
             options = {"allowed_hosts": None, **options}
         app = create_app(model, **options)
         config = uvicorn.Config(
-            app,
-            log_config=None,
-            access_log=False,
-            server_header=False,
-            limit_concurrency=_CONNECTIONS,
-            timeout_graceful_shutdown=_GRACE,
+            app, log_config=None, access_log=False, server_header=False, limit_concurrency=_CONNECTIONS
         )
         shown = f"[{host}]" if ":" in host else host
         write_line(f"gptclf serves at http://{shown}:{listener.getsockname()[1]} (Ctrl-C ends)")
@@ -160,7 +153,8 @@ def _listening(host: str, port: int) -> socket.socket:
     try:
         return socket.create_server((host, port), family=socket.AF_INET6 if ":" in host else socket.AF_INET)
     except OSError as error:
-        problem = f"cannot listen at host {host!r}, port {port}: {error.strerror or error}"
+        reason = str(error.strerror).partition(" (")[0]  # what follows repeats the address
+        problem = f"cannot listen at host {host!r}, port {port}: {reason}"
         raise OSError(error.errno, f"{problem}; give another port, or 0 for any that is free") from error
 
 

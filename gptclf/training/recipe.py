@@ -151,14 +151,18 @@ def recipe_of(recipe: Recipe, options: Mapping[str, Any], others: Collection[str
     if not isinstance(recipe, Recipe):
         raise TypeError(f"recipe is a {type(recipe).__name__}; it must be a gptclf.Recipe")
     names = [field.name for field in fields(Recipe)]
-    allowed = [*names, *others]
+    refuse_unknown(options, [*names, *others])
+    changes = {name: value for name, value in options.items() if name in names}
+    return replace(recipe, **changes), {name: value for name, value in options.items() if name not in names}
+
+
+def refuse_unknown(options: Collection[str], allowed: Collection[str]) -> None:
+    """Raise a TypeError if an option is not among those allowed; it says which one may have been meant."""
     for name in [name for name in options if name not in allowed]:
         near = difflib.get_close_matches(name, allowed, 1)
         hint = f"did you mean {near[0]!r}?" if near else f"the options are {', '.join(allowed)}"
         hint = _BOOKS.get(name, hint)
         raise TypeError(f"there is no option {name!r}; {hint}")
-    changes = {name: value for name, value in options.items() if name in names}
-    return replace(recipe, **changes), {name: value for name, value in options.items() if name not in names}
 
 
 def lists_options(of: type | None = None) -> Callable[[_Function], _Function]:
