@@ -153,9 +153,11 @@ class _Asked:
             by_token, by_word, value = found[: len(ids)], found[len(ids) :], float(outputs[0, column])
             given = {"baseline": None, "baseline_output": None, "n_steps": None}
         else:
-            here = torch.from_numpy(ids.astype(np.int64)).to(self.model.device)
-            path = make_path(self.learner, self.model, here, column, self.baseline)
-            by_token, steps = integrate(path, self.n_steps, self.batch_size)
+            device = self.model.device
+            with torch.inference_mode(mode=False), torch.autocast(device.type, enabled=False):  # the caller may be in
+                here = torch.from_numpy(ids.astype(np.int64)).to(device)
+                path = make_path(self.learner, self.model, here, column, self.baseline)
+                by_token, steps = integrate(path, self.n_steps, self.batch_size)
             by_word, value = np.array([by_token[word].sum() for word in words]), path.ends[1]
             given = {"baseline": self.baseline, "baseline_output": path.ends[0], "n_steps": steps}
         [prediction] = task.answers(outputs)

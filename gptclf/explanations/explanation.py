@@ -11,9 +11,9 @@ from numpy.typing import NDArray
 from gptclf import checks
 from gptclf.explanations import html
 from gptclf.explanations.integrated import gap
+from gptclf.explanations.results import json_label
 from gptclf.explanations.spans import Span
 from gptclf.plotting import data_frame, plot_words
-from gptclf.tasks.labels import label_to_json
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -84,9 +84,8 @@ class Explanation:
                 {"text": text, "start": start, "end": end, "attribution": number}
                 for text, (start, end), number in zip(texts, spans, numbers, strict=True)
             ]
-        answer = self.prediction
-        found["prediction"] = list(map(label_to_json, answer)) if isinstance(answer, list) else label_to_json(answer)
-        return found | {"target": label_to_json(self.target), "gap": self.gap, "relative_gap": self.relative_gap}
+        labels = {name: json_label(found[name]) for name in ("target", "prediction")}
+        return found | labels | {"gap": self.gap, "relative_gap": self.relative_gap}
 
     def to_frame(self) -> Any:
         """Return a DataFrame (pandas) with a row per token: its text, start, end, word and attribution."""

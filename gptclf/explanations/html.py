@@ -19,14 +19,15 @@ _FOR, _AGAINST = ("31,119,180", "solid"), ("230,110,10", "dotted")
 # Opacity of the strongest colour: text stays readable on it.
 _OPACITY = 0.6
 
-# Characters of an unread part that are shown at either end.
-_UNREAD = 100
+# Characters that are shown at either end of what is shortened.
+_SHOWN = 150
 
 # Control characters as their pictures; tab and new line are laid out.
 _PICTURES = {code: 0x2400 + code for code in range(32) if chr(code) not in "\t\n"} | {0x7F: 0x2421}
 
 _BOX = "font:inherit;line-height:1.9;margin:0.5em 0;max-width:60em"
 _TEXT = "white-space:pre-wrap;overflow-wrap:anywhere;margin:0.2em 0"
+_CELL = "text-align:left;vertical-align:top;padding:0.1em 1em 0.1em 0"
 _SMALL = "font-size:0.85em;opacity:0.8"
 
 
@@ -54,6 +55,19 @@ def explanation(
         f'<div style="{_BOX}"><div><b>{shown(head)}</b></div><div style="{_TEXT}" dir="auto">{parts}</div>'
         f'<div style="{_SMALL}">{legend} · {shown(note)}</div></div>'
     )
+
+
+def neighbours(head: str, rows: Sequence[Sequence[str]]) -> str:
+    """Return a line and, below it, a table of texts as HTML."""
+    cells = ("".join(f'<td style="{_CELL}">{shown(shortened(cell))}</td>' for cell in row) for row in rows)
+    table = "".join(f"<tr>{row}</tr>" for row in cells)
+    return f'<div style="{_BOX}"><b>{shown(shortened(head))}</b><table style="{_TEXT}">{table}</table></div>'
+
+
+def shortened(text: str) -> str:
+    """Return a text without its middle, if it is long."""
+    missing = len(text) - 2 * _SHOWN
+    return text if missing <= 0 else f"{text[:_SHOWN]} … {missing:,} characters … {text[-_SHOWN:]}"
 
 
 def _parts(text: str, tokens: Iterable[tuple[str, Span, float]]) -> Iterator[str]:
@@ -100,6 +114,4 @@ def _unread(text: str) -> str:
     """Return a part of a text that the model did not read, shortened in the middle if it is long."""
     if not text:
         return ""
-    if len(text) > 2 * _UNREAD:
-        text = f"{text[:_UNREAD]} … {len(text) - 2 * _UNREAD:,} characters … {text[-_UNREAD:]}"
-    return f'<span style="opacity:0.5;text-decoration:line-through" title="not read">{shown(text)}</span>'
+    return f'<span style="opacity:0.5;text-decoration:line-through" title="not read">{shown(shortened(text))}</span>'

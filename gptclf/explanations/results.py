@@ -5,6 +5,7 @@ from typing import Any, Protocol, TypeVar
 import numpy as np
 
 from gptclf.plotting import data_frame
+from gptclf.tasks.labels import label_to_json
 
 
 class Result(Protocol):
@@ -32,3 +33,8 @@ class Results(list[R]):
 
     def _repr_html_(self) -> str:
         return "".join(result._repr_html_() for result in self)
+
+
+def json_label(label: Any) -> Any:
+    """Return a label or an answer, which may be a list, as a value that JSON has."""
+    return list(map(label_to_json, label)) if isinstance(label, list) else label_to_json(label)
