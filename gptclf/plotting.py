@@ -30,7 +30,7 @@ def plot_training(
     Raises:
         ImportError: If matplotlib is not installed.
     """
-    figure = _figure(5 * len(curves), 4)
+    figure = new_figure(5 * len(curves), 4)
     panels = figure.subplots(1, len(curves), squeeze=False)[0]
     styles = {"training": ("C0", "o-"), "validation": ("C1", "s--")}
     for panel, (quantity, series) in zip(panels, curves.items(), strict=True):
@@ -44,14 +44,14 @@ def plot_training(
         panel.set(xlabel="epochs", ylabel=quantity, title=quantity)
         panel.grid(alpha=0.3)
         panel.legend()
-    return _save(figure, path)
+    return save_figure(figure, path)
 
 
 # Beyond this many classes a confusion matrix shows colors alone, and beyond the second number not every label.
 _MOST_NUMBERS = 25
 _MOST_LABELS = 60
 
-# Characters of a label beside a confusion matrix.
+# Characters of a label beside an axis.
 _LABEL = 24
 
 
@@ -76,12 +76,12 @@ def plot_confusion(
     shares = np.divide(confusion, totals, out=np.full(confusion.shape, np.nan), where=totals > 0)
     shown = shares if normalize else confusion
     side = min(4 + 0.4 * n, 16)
-    figure = _figure(side + 1, side)
+    figure = new_figure(side + 1, side)
     panel = figure.subplots()
     image = panel.imshow(shown, cmap="Blues", vmin=0, vmax=1 if normalize else None)
     figure.colorbar(image, ax=panel, shrink=0.8)
     every = -(-n // _MOST_LABELS)
-    words = list(map(_shortened, range(n) if labels is None else labels))[::every]
+    words = short_labels((range(n) if labels is None else labels)[::every])
     given = {"fontsize": min(10, 400 / n) if every == 1 else 6.5, "parse_math": False}  # a $ is a $
     panel.set_xticks(range(0, n, every), words, rotation=90, **given)
     panel.set_yticks(range(0, n, every), words, **given)
@@ -92,7 +92,7 @@ def plot_confusion(
             if value > 0:  # zeros only hide the others
                 number, color = (f"{value:.2f}" if normalize else f"{value:,}"), "white" if value > half else "black"
                 panel.text(column, row, number, ha="center", va="center", color=color, fontsize=min(10, 130 / n))
-    return _save(figure, path)
+    return save_figure(figure, path)
 
 
 def plot_words(path: Path, words: Sequence[str], attributions: NDArray[Any], title: str) -> Path:
@@ -110,25 +110,26 @@ def plot_words(path: Path, words: Sequence[str], attributions: NDArray[Any], tit
     Raises:
         ImportError: If matplotlib is not installed.
     """
-    figure = _figure(6, 1.2 + 0.25 * len(words))
+    figure = new_figure(6, 1.2 + 0.25 * len(words))
     panel = figure.subplots()
     panel.barh(range(len(words)), attributions, color=["C0" if number >= 0 else "C1" for number in attributions])
-    panel.set_yticks(range(len(words)), [_shortened(word) for word in words], parse_math=False)
-    panel.set_title(_shortened(title, 60), parse_math=False)
+    panel.set_yticks(range(len(words)), short_labels(words), parse_math=False)
+    panel.set_title(*short_labels([title], 60), parse_math=False)
     panel.invert_yaxis()
     panel.axvline(0, color="0.5", linewidth=0.8)
     panel.set_xlabel("against  ←  change of the output  →  for")
     panel.grid(axis="x", alpha=0.3)
-    return _save(figure, path)
+    return save_figure(figure, path)
 
 
-def _shortened(label: Any, most: int = _LABEL) -> str:
-    """Return a label on one line of at most `most` characters."""
-    word = " ".join(str(label).split())
-    return word if len(word) <= most else f"{word[: most - 3]}..."
+def short_labels(labels: Sequence[Any], longest: int = _LABEL) -> list[str]:
+    """Return labels as they stand beside an axis: on one line, cut if they are long."""
+    words = [" ".join(str(label).split()) for label in labels]
+    return [word if len(word) <= longest else f"{word[: longest - 3]}..." for word in words]
 
 
-def _figure(width: float, height: float) -> Any:
+def new_figure(width: float, height: float) -> Any:
+    """Return a figure of this size in inches, or raise an ImportError if matplotlib is not installed."""
     try:
         from matplotlib.figure import Figure
     except ImportError as error:
@@ -137,7 +138,7 @@ def _figure(width: float, height: float) -> Any:
     return Figure(figsize=(width, height), layout="constrained")
 
 
-def _save(figure: Any, path: Path) -> Path:
+def save_figure(figure: Any, path: Path) -> Path:
     """Write a figure under a temporary name, then rename it, and return its path."""
     target = path if path.suffix else path.with_suffix(".png")
     target.parent.mkdir(parents=True, exist_ok=True)

@@ -17,6 +17,7 @@ from gptclf.gpt2.lora import apply_lora, merge_lora
 from gptclf.gpt2.model import GPT2
 from gptclf.gpt2.quantize import quantize
 from gptclf.gpt2.stages import frozen_depth
+from gptclf.inference.baseline import tfidf_baseline
 from gptclf.inference.calibrate import calibrate
 from gptclf.inference.embed import embed
 from gptclf.inference.evaluate import dataset_accuracy, dataset_loss, evaluate, evaluate_many
@@ -56,7 +57,7 @@ __all__ += ["MultiLabel", "NextToken", "Regression", "SingleLabel", "Task"]
 __all__ += ["Batch", "Batches", "Preparation", "TextDataset", "TextWindows", "shared_texts", "split"]
 __all__ += ["Callback", "EarlyStopping", "Estimate", "History", "KeepBest", "Recipe", "Run", "Scores", "Step"]
 __all__ += ["batch_loss", "clear_features", "estimate", "train", "train_lm"]
-__all__ += ["Comparison", "Evaluation", "Prediction", "calibrate", "compare", "evaluate"]
+__all__ += ["Comparison", "Evaluation", "Prediction", "calibrate", "compare", "evaluate", "tfidf_baseline"]
 __all__ += ["Explanation", "Neighbours", "explain", "nearest"]
 __all__ += ["embed", "predict", "predict_logits", "predict_proba", "predict_stream"]
 __all__ += ["evaluate_many", "predict_many", "predict_proba_many"]

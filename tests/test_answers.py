@@ -423,7 +423,7 @@ def test_a_confusion_matrix_is_plotted(classes: list[str], normalize: bool, tmp_
 def drawn(monkeypatch: pytest.MonkeyPatch, *given: Any, **options: Any) -> Any:
     """The figure that a call of plot_confusion would save."""
     figures: list[Any] = []
-    monkeypatch.setattr("gptclf.plotting._save", lambda figure, path: figures.append(figure))
+    monkeypatch.setattr("gptclf.plotting.save_figure", lambda figure, path: figures.append(figure))
     plot_confusion(Path("unused"), *given, **options)
     return figures[0]
 

@@ -213,6 +213,12 @@ def cases(folder: Path) -> dict[str, Case]:
         "export_onnx": Case(gptclf.export_onnx, "external_data", model=clf, path=folder / "m.onnx"),
         "History.plot": Case(history.plot, path=folder / "h.png"),
         "to_frame": Case(found.to_frame),
+        "most_confident_errors": Case(found.most_confident_errors),
+        "plot_reliability": Case(found.plot_reliability, path=folder / "r.png"),
+        "plot_risk_coverage": Case(found.plot_risk_coverage, path=folder / "o.png"),
+        "plot_per_class": Case(found.plot_per_class, path=folder / "p.png"),
+        "to_html": Case(found.to_html, path=folder / "e.html"),
+        "tfidf_baseline": Case(gptclf.tfidf_baseline, train_set=data, test_set=data),
     }
     for name in ("from_file", "from_table"):
         make[name].valid["tokenizer"] = tokenizer
@@ -220,8 +226,9 @@ def cases(folder: Path) -> dict[str, Case]:
 
 
 # Made by the library, or a base class: nobody calls them with values of their own.
-MADE = {"Batch", "Callback", "Estimate", "Evaluation", "Head", "History", "Linear", "Prediction", "Run", "Scores"}
-MADE |= {"Explanation", "Neighbours", "Step", "Task", "ZeroShot", "__version__", "download_openai_checkpoint"}
+MADE = {"Batch", "Callback", "Comparison", "Estimate", "Evaluation", "Explanation", "Head", "History", "Linear"}
+MADE |= {"Neighbours", "Prediction", "Run", "Scores", "Step", "Task", "ZeroShot", "__version__"}
+MADE |= {"download_openai_checkpoint"}
 
 
 def test_everything_public_has_a_case(tmp_path: Path) -> None:

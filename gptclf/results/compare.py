@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 from gptclf import checks
 from gptclf.metrics.bootstrap import values
 from gptclf.results.evaluation import Evaluation
+from gptclf.results.html import fragment, measures_table, pairs_table
 from gptclf.results.intervals import checked_intervals
 
 Floats = NDArray[np.float64]
@@ -47,6 +48,12 @@ class Comparison:
             lines.append(f"both right {both:,}, only A {only_a:,}, only B {only_b:,}, both wrong {neither:,}")
             lines.append(f"McNemar's exact test: p = {self.p_value:.3g}")
         return "\n".join(lines)
+
+    def _repr_html_(self) -> str:
+        parts = [measures_table("B minus A", self.differences, self.intervals, confidence=self.confidence, sign="+")]
+        if self.table is not None and self.p_value is not None:
+            parts.append(pairs_table(self.table, self.p_value))
+        return fragment(f"Comparison of two models, A and B, on {self.n:,} texts", parts)
 
 
 def compare(
@@ -124,14 +131,15 @@ def _check_same(a: Evaluation, b: Evaluation) -> None:
         raise ValueError(
             f"the evaluations have {len(a.targets)} and {len(b.targets)} rows; give the same data set to both"
         )
-    for what, ours, theirs in (("text", a.texts, b.texts), ("label", a.targets, b.targets)):
+    for what, first, second in (("text", a.texts, b.texts), ("label", a.targets, b.targets)):
         different = [
-            i for i, (one, other) in enumerate(zip(ours, theirs, strict=True)) if not np.array_equal(one, other)
+            i for i, (one, other) in enumerate(zip(first, second, strict=True)) if not np.array_equal(one, other)
         ]
         if different:
             row = different[0]
-            problem = f"{what} {row} is {ours[row]!r} in one evaluation and {theirs[row]!r} in the other"
+            problem = f"{what} {row} is {first[row]!r} in one evaluation and {second[row]!r} in the other"
             raise ValueError(f"{problem}; give the same data set to both")
-    if a.classes != b.classes:
-        problem = f"the classes are {(a.classes or [])[:10]} and {(b.classes or [])[:10]}"
-        raise ValueError(f"{problem}; both models need the same ones in the same order")
+    ours, theirs = a.classes, b.classes
+    if ours != theirs:
+        problem = f"the tasks are {a.task} and {b.task}"
+        raise ValueError(f"{problem}; both need the same classes in the same order")

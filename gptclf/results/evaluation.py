@@ -15,8 +15,14 @@ from gptclf import checks
 from gptclf.metrics.bootstrap import Statistic, values
 from gptclf.metrics.probabilities import STRATEGIES, Reliability, RiskCoverage, reliability, risk_coverage
 from gptclf.plotting import data_frame, plot_confusion
+from gptclf.results.errors import ConfidentErrors, find_errors
+from gptclf.results.html import evaluation_parts, fragment, write_page
 from gptclf.results.intervals import checked_intervals
+from gptclf.results.pictures import plot_per_class, plot_reliability, plot_risk_coverage
 from gptclf.tasks import Task
+
+# Beyond this many outputs the intervals in HTML come from fewer resamples: a notebook should not wait for minutes.
+_MANY = 1_000_000
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -138,7 +144,7 @@ class Evaluation:
 
     @property
     def statistic(self) -> Statistic:
-        """The measures as a function of weights per row (B, N): (B,) each, and (B, C) per class."""
+        """The measures, as a function of weights per row (B, N), that gives (B,) each and (B, C) per class."""
         return self.task.statistic(*self._tensors)
 
     @cached_property
@@ -197,6 +203,80 @@ class Evaluation:
         """
         normalize = checks.boolean("normalize", normalize)
         return plot_confusion(checks.path("path", path), self.confusion, self.classes, normalize=normalize)
+
+    def most_confident_errors(self, n: int = 10) -> ConfidentErrors:
+        """Return the `n` wrong answers that the model was surest of. Wrong labels are often among them.
+
+        Raises:
+            TypeError: The task has no probabilities.
+        """
+        n = checks.integer("n", n, 1)
+        return find_errors(self.task, self.outputs, self.targets, self.predictions, self.texts, n)
+
+    def plot_reliability(
+        self, path: str | Path, *, before: "Evaluation | None" = None, n_bins: int = 15, strategy: str = "width"
+    ) -> Path:
+        """Plot how often answers of each probability are right, and how many there are (requires matplotlib).
+
+        A point below the diagonal stands for answers that are right more rarely than their probability says. Its bar is
+        a 95 % interval.
+
+        Args:
+            path: The file to write. Its suffix sets the format; without a suffix, .png is added.
+            before: An evaluation to draw beside it, such as that of the model before `calibrate`.
+            n_bins: As in `reliability`.
+            strategy: As in `reliability`. The histogram always has bins of equal width.
+
+        Raises:
+            TypeError: The task has no probabilities.
+        """
+        target = checks.path("path", path)
+        if before is not None:
+            checks.instance("before", before, Evaluation, "an Evaluation or None")
+        results = {"after": self} if before is None else {"before": before, "after": self}
+        curves = {name: result.reliability(n_bins, strategy) for name, result in results.items()}
+        return plot_reliability(target, curves, {name: result.reliability(n_bins) for name, result in results.items()})
+
+    def plot_risk_coverage(self, path: str | Path) -> Path:
+        """Plot what a reject option leaves: errors among the answers, and `reject_below`, over the share answered.
+
+        Args:
+            path: The file to write. Its suffix sets the format; without a suffix, .png is added.
+
+        Raises:
+            TypeError: The task has no probabilities.
+        """
+        return plot_risk_coverage(checks.path("path", path), self.risk_coverage())
+
+    def plot_per_class(self, path: str | Path) -> Path:
+        """Plot the F1 of each class with its 95 % interval, the lowest first; of many classes, the lowest 80.
+
+        Args:
+            path: The file to write. Its suffix sets the format; without a suffix, .png is added.
+        """
+        target, scores = checks.path("path", path), self.per_class
+        return plot_per_class(target, self.classes, scores, self.per_class_intervals()["f1"])
+
+    def to_html(self, path: str | Path) -> Path:
+        """Write a page with the measures, the classes, the errors and the texts of the most confident ones.
+
+        The page has no scripts and needs no other file. In a notebook an evaluation shows the same without the texts.
+
+        Args:
+            path: The file to write; without a suffix, .html is added.
+
+        Returns:
+            The path of the file.
+        """
+        return write_page(checks.path("path", path), repr(self), self._html(texts=True))
+
+    def _repr_html_(self) -> str:
+        return self._html(texts=False)
+
+    def _html(self, *, texts: bool) -> str:
+        n_resamples = 1000 if self.outputs.size <= _MANY else 100
+        bounds = self._intervals(0.95, n_resamples, 0)
+        return fragment(repr(self), evaluation_parts(self, bounds, n_resamples, texts=texts))
 
     def __repr__(self) -> str:
         measures = "".join(f", {name}={value:.4g}" for name, value in self.measures.items())

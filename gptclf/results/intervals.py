@@ -20,5 +20,5 @@ def checked_intervals(
     level = number("confidence", confidence, above=0.0, most=1.0)
     if level == 1.0:
         raise ValueError("confidence is 1; no interval that is not everything is sure: give less, such as 0.95")
-    n_resamples = integer("n_resamples", n_resamples, 1)
+    n_resamples = integer("n_resamples", n_resamples, 1, most=1_000_000)
     return intervals(statistic, n, confidence=level, n_resamples=n_resamples, seed=integer("seed", seed))

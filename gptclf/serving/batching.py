@@ -30,7 +30,8 @@ class Batcher:
     long one that came before. A text that cannot be computed fails its own request alone.
 
     Args:
-        compute: Answers texts, or other values that have a length, one answer for each, whatever the others are; called in a thread, one call at a time.
+        compute: Answers texts, or other values that have a length, one answer for each, whatever the others are. It is
+            called in a thread, one call at a time.
         most_waiting: The number of texts that may wait.
         most_texts: The most texts of a call.
 

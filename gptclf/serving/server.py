@@ -43,7 +43,7 @@ def create_app(
     max_bytes: int = 8_000_000,
     max_waiting: int = 10_000,
 ) -> Any:
-    """Return an ASGI application that answers with a classifier, for uvicorn, gunicorn or a server of your own.
+    """Return an ASGI application that answers with a classifier, for uvicorn or another server.
 
     `GET /` is a page to try the model on; `POST /classify` answers in the shape of vLLM's server, `GET /health` says
     that the server runs, and `GET /v1/models` what it serves. Needs `pip install 'gptclf[serve]'`.

@@ -141,12 +141,12 @@ class GPT2Classifier(ClassifierMixin, Settings):  # type: ignore[misc]
         """Return the label of each text (N,); with `MultiLabel` a table of 0 and 1 (N, C)."""
         outputs = self._outputs(X)
         found = self.model_.task.targets(self.model_.task.answers(outputs))
-        return self.classes_[found] if found.ndim == 1 else found.astype(np.int64)  # type: ignore[no-any-return]
+        return self.classes_[found] if found.ndim == 1 else found.astype(np.int64)
 
     def predict_proba(self, X: Any) -> NDArray[np.float32]:
         """Return the probability of each class for each text (N, C), columns in the order of `classes_`."""
         outputs = self._outputs(X)
-        return self.model_.task.probabilities(outputs)  # type: ignore[no-any-return]
+        return self.model_.task.probabilities(outputs)
 
     def predict_log_proba(self, X: Any) -> NDArray[np.float32]:
         """Return the logarithms of the probabilities (N, C)."""

@@ -52,6 +52,6 @@ def read_estimator(kind: type[_Estimator], folder: str | Path, **options: Any) -
 
 def _is_json(value: Any) -> bool:
     try:
-        return json.loads(json.dumps(value)) == value
+        return bool(json.loads(json.dumps(value)) == value)
     except (TypeError, ValueError):
         return False

@@ -3,7 +3,6 @@
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 from sklearn.utils import check_array, check_consistent_length, check_random_state, column_or_1d
 from sklearn.utils.multiclass import check_classification_targets
 
@@ -28,7 +27,7 @@ def texts_of(X: Any) -> list[str]:
     return check_texts(cells[:, 0].tolist())
 
 
-def labels_of(y: Any) -> NDArray[Any]:
+def labels_of(y: Any) -> Any:
     """Return labels as scikit-learn's classifiers take them (N,), or (N, C) of 0 and 1 for several labels per text."""
     if y is None:
         raise ValueError("GPT2Classifier requires y to be passed, but the target y is None")
@@ -37,10 +36,8 @@ def labels_of(y: Any) -> NDArray[Any]:
     return labels if labels.ndim == 2 and labels.shape[1] > 1 else column_or_1d(labels, warn=True)
 
 
-def weights_of(sample_weight: Any, texts: list[str]) -> NDArray[Any] | None:
-    """Return a weight per text, or None. Weights that are all zero are an error; `TextDataset` checks each."""
-    if sample_weight is None:
-        return None
+def weights_of(sample_weight: Any, texts: list[str]) -> Any:
+    """Return a weight per text (N,). Weights that are all zero are an error; `TextDataset` checks each."""
     weights = column_or_1d(check_array(sample_weight, ensure_2d=False, input_name="sample_weight"))
     check_consistent_length(texts, weights)
     if not weights.any():

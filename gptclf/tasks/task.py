@@ -101,7 +101,7 @@ class Task:
 
     @property
     def summary(self) -> str:
-        """A few words about the task: the number of its classes, or its name."""
+        """A few words about the task, such as the number of its classes, or its name."""
         return f"task {type(self).__name__}" if self.classes is None else f"{len(self.classes)} classes"
 
     def targets(self, labels: Sequence[Any]) -> NDArray[Any]:
