@@ -1,4 +1,4 @@
-"""`Pretrained`: what the estimators have in common that compute with a model as it is."""
+"""`Pretrained`: what all estimators have in common that are given a model."""
 
 from typing import Any
 
