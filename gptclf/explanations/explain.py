@@ -12,7 +12,7 @@ from torch import Tensor
 from gptclf.checks import boolean, choice, integer, is_iterable, python_value
 from gptclf.data.rows import check_texts
 from gptclf.explanations.explanation import Explanation
-from gptclf.explanations.integrated import BASELINES, MOST_STEPS, SMALL_GAP, integrate, make_path
+from gptclf.explanations.integrated import BASELINES, MOST_STEPS, integrate, make_path, small_gap
 from gptclf.explanations.leave_one_out import effects
 from gptclf.explanations.results import Results
 from gptclf.explanations.spans import as_read, read
@@ -58,8 +58,9 @@ def explain(
         method: "integrated_gradients" or "leave_one_out".
         baseline: For integrated gradients: "end_of_text", which has `<|endoftext|>` in the place of every token, or
             "zeros", which has no token embeddings. Positions are the text's.
-        n_steps: Points of the integration (Gauss and Legendre's rule). None takes 16 and doubles them, up to 1,024,
-            until the gap is less than 0.1 % of the difference; if it never is, that is logged.
+        n_steps: Points of the integration, all in one rule of Gauss and Legendre. None takes 16 on the whole line, and
+            then on halves of the part that is least exact, until the gap is less than 0.1 % of the difference. If that
+            takes more than 2,048, the gap is logged.
         batch_size: The most rows to compute at once. None chooses a number.
         precision: As in `predict`, for answers and for leaving out; gradients are always float32.
         progress: Show progress and the estimated time left on standard error.
@@ -107,11 +108,17 @@ def explain(
             answer = outputs[len(found)][None]
             found.append(asked.explained(text, ids, answer, column, truncated=bool(prepared.truncated[len(found)])))
             meter.update(len(ids))
-    wide = [share for share in (its.relative_gap for its in found) if share is not None and share > SMALL_GAP]
-    if wide and n_steps is None:
+    if n_steps is None:
+        _warn_of_gaps(found)
+    return found
+
+
+def _warn_of_gaps(found: Results[Explanation]) -> None:
+    ends = [(its, (its.baseline_output, its.output)) for its in found if its.baseline_output is not None]
+    wide = [its.relative_gap or 0.0 for its, both in ends if abs(its.gap or 0.0) > small_gap(both)]
+    if wide:
         message = "%d of %d explanations miss the difference that they divide, by up to %.2g %%, with %d points"
         logger.warning(message, len(wide), len(found), 100 * max(wide), MOST_STEPS)
-    return found
 
 
 def _targets(task: Task, target: Any, n: int) -> list[int | None]:
@@ -157,9 +164,11 @@ class _Asked:
             with torch.inference_mode(mode=False), torch.autocast(device.type, enabled=False):  # the caller may be in
                 here = torch.from_numpy(ids.astype(np.int64)).to(device)
                 path = make_path(self.learner, self.model, here, column, self.baseline)
-                by_token, steps = integrate(path, self.n_steps, self.batch_size)
-            by_word, value = np.array([by_token[word].sum() for word in words]), path.ends[1]
-            given = {"baseline": self.baseline, "baseline_output": path.ends[0], "n_steps": steps}
+                parts, steps = integrate(path, self.n_steps, self.batch_size)
+                low, value = path.outputs(0.0, 1.0)
+            by_token = np.sum([part.attributions for part in parts], axis=0)
+            by_word = np.array([by_token[word].sum() for word in words])
+            given = {"baseline": self.baseline, "baseline_output": low, "n_steps": steps}
         [prediction] = task.answers(outputs)
         return Explanation(
             text=text,
