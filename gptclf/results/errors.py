@@ -5,11 +5,9 @@ from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
 from gptclf.plotting import data_frame
-from gptclf.tasks import Task
 
 
 @dataclass(frozen=True)
@@ -21,8 +19,8 @@ class ConfidentError:
         text: The row's text.
         target: The row's label.
         prediction: The model's answer.
-        probability: The probability that the model gave to its answer; if a text may belong to several classes, that of
-            its least certain decision.
+        probability: The probability that the model gave to its answer; if a text may belong to several classes, to all
+            of its decisions together.
     """
 
     row: int
@@ -42,28 +40,15 @@ class ConfidentErrors(list[ConfidentError]):
 
 
 def find_errors(
-    task: Task,
-    outputs: NDArray[np.float32],
+    probabilities: NDArray[np.float64],
+    right: NDArray[np.bool_],
     targets: Sequence[Any],
     predictions: Sequence[Any],
     texts: Sequence[str],
-    n: int,
 ) -> ConfidentErrors:
-    """Return the `n` wrong answers with the highest probabilities.
-
-    Of equally probable ones, those come first whose label is the least probable.
-
-    Raises:
-        TypeError: The task has no probabilities, or its answers are not right or wrong.
-    """
-    found = torch.from_numpy(outputs)
-    probabilities, sure = task.probabilities(found), task.confidences(found)
-    true, chosen, rows = task.targets(targets), task.targets(predictions), np.arange(len(targets))
-    of_target = np.zeros(len(rows))
-    if true.ndim == 1:  # one class for each text; thresholds may have chosen another than the most probable one
-        sure, of_target = probabilities[rows, chosen], probabilities[rows, true]
-    wrong = np.flatnonzero(~task.right(found, torch.from_numpy(true)))
-    order = wrong[np.lexsort((wrong, of_target[wrong], -sure[wrong]))][:n]
+    """Return the wrong answers, the most probable first, from all answers' probabilities and which are right (N,)."""
+    wrong = np.flatnonzero(~right)
+    order = wrong[np.argsort(-probabilities[wrong], kind="stable")].tolist()
     return ConfidentErrors(
-        ConfidentError(int(i), texts[i], targets[i], predictions[i], float(sure[i])) for i in order.tolist()
+        ConfidentError(i, texts[i], targets[i], predictions[i], float(probabilities[i])) for i in order
     )

@@ -23,7 +23,6 @@ from gptclf.inference.predict import text_outputs
 from gptclf.inference.texts import Cuts
 from gptclf.sklearn.folders import read_estimator, write_estimator
 from gptclf.sklearn.inputs import labels_of, seed_of, texts_of, weights_of
-from gptclf.sklearn.pickling import PackedModel, packed
 from gptclf.sklearn.settings import Settings
 from gptclf.training.callbacks import EarlyStopping
 from gptclf.training.recipe import Recipe
@@ -226,16 +225,10 @@ class GPT2Classifier(ClassifierMixin, Settings):  # type: ignore[misc]
         self._fitted_here = True
 
     def __getstate__(self) -> dict[str, Any]:
-        state = {name: value for name, value in super().__getstate__().items() if name != "_fitted_here"}
-        return {name: packed(value) if isinstance(value, GPT2) else value for name, value in state.items()}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        found = {name: value.unpacked() for name, value in state.items() if isinstance(value, PackedModel)}
-        super().__setstate__(state | found)
+        return {name: value for name, value in super().__getstate__().items() if name != "_fitted_here"}
 
     def __sklearn_tags__(self) -> Any:
         tags = super().__sklearn_tags__()
-        tags.input_tags.string, tags.input_tags.one_d_array, tags.input_tags.two_d_array = True, True, False
         tags.classifier_tags.multi_label = self.task is not None
         return tags
 
