@@ -209,9 +209,10 @@ def test_what_is_too_much_or_is_not_text_is_refused_with_the_reason(page: Page, 
     page.find("tab-many").click()
     page.find("go").click()
     until(lambda: page.text("many-alert") == "There is nothing to classify: paste texts, one per line.")
-    (tmp_path / "photo.jpg").write_bytes(os.urandom(100_000))
-    page.find("file").send_keys(str(tmp_path / "photo.jpg"))
-    until(lambda: page.text("many-alert") == "photo.jpg is not a text file in UTF-8.")
+    for name, content in (("photo.jpg", b"\xff\xd8\xff" * 1000), ("numbers.bin", b"\0\1\2" * 1000)):
+        (tmp_path / name).write_bytes(content)
+        page.find("file").send_keys(str(tmp_path / name))
+        until(lambda name=name: page.text("many-alert") == f"{name} is not a text file in UTF-8.")
     (tmp_path / "long.txt").write_text("short\n" + "a" * 1_000_000, encoding="utf-8")
     page.find("file").send_keys(str(tmp_path / "long.txt"))
     until(page.has_lines)

@@ -6,6 +6,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from gptclf import (
     GPT2Config,
     History,
     MultiLabel,
+    Recipe,
     SingleLabel,
     TextDataset,
     add_classifier_head,
@@ -34,7 +36,7 @@ from gptclf import (
     split,
     train,
 )
-from gptclf.files.digest import tensor_digests
+from gptclf.files.digest import kept_digests, tensor_digests
 from gptclf.gpt2.trunk import Attention
 
 pytest.importorskip("sklearn")
@@ -246,6 +248,28 @@ class TestInputs:
             ours.fit(TEXTS, LABELS)
         assert not hasattr(ours, "model_")
 
+    def test_the_parameters_are_those_of_a_recipe_and_more(self) -> None:
+        params = GPT2Classifier("nano").get_params()
+        recipe = asdict(Recipe())
+        assert recipe.pop("seed") == params["random_state"]
+        assert recipe.items() <= params.items()
+
+    def test_an_eval_set_that_is_no_pair(self) -> None:
+        with pytest.raises(ValueError, match="eval_set must be a pair of texts and labels"):
+            estimator().fit(TEXTS, LABELS, eval_set=TEXTS)
+        with pytest.raises(ValueError, match=r"label.* not among the classes: 'maybe'"):
+            estimator().fit(TEXTS, LABELS, eval_set=(["hm"], ["maybe"]))
+
+    def test_a_first_part_that_cannot_be_learned_from_leaves_no_trace(self) -> None:
+        ours = estimator(batch_size=0)
+        with pytest.raises(ValueError, match="batch_size is 0"):
+            ours.partial_fit(TEXTS, LABELS)
+        assert not [name for name in vars(ours) if name.endswith("_")]
+        np.testing.assert_array_equal(
+            ours.set_params(batch_size=16).partial_fit(TEXTS, LABELS).predict_proba(NEW),
+            estimator().partial_fit(TEXTS, LABELS).predict_proba(NEW),
+        )
+
     def test_an_unknown_parameter_is_an_error_at_once(self) -> None:
         with pytest.raises(TypeError, match="there is no option 'epoch'; did you mean 'epochs'"):
             GPT2Classifier("nano", epoch=3)  # type: ignore[call-arg]
@@ -375,6 +399,37 @@ class TestOnce:
         ours = estimator(model=folder, trainable="head").fit(TEXTS, LABELS)
         assert torch.equal(ours.model_.trunk.norm.bias, changed.trunk.norm.bias)
         bases._load.cache_clear()
+
+    def test_weights_are_hashed_once(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        from gptclf.files import digest
+
+        ours = estimator(epochs=1).fit(TEXTS, LABELS)
+        hashed: list[torch.Size] = []
+        real = digest._digest_of
+
+        def noted(tensor: torch.Tensor, layouts: bool) -> str:
+            hashed.append(tensor.shape)
+            return real(tensor, layouts)
+
+        monkeypatch.setattr(digest, "_digest_of", noted)
+        clone(ours).fit(TEXTS, LABELS).predict(NEW)
+        assert hashed == []
+
+    @pytest.mark.parametrize(
+        "change",
+        [
+            lambda weight: weight[3, 5].add_(1),
+            lambda weight: weight.detach().mul_(2),
+            lambda weight: weight.data.mul_(2),
+            lambda weight: np.multiply(weight.numpy(), 2, out=weight.numpy()),
+        ],
+    )
+    def test_weights_that_change_are_hashed_again(self, change: Any) -> None:
+        for weight in (torch.rand(40, 30), torch.rand(40, 30).t(), torch.nn.Parameter(torch.rand(40, 30)).detach()):
+            before = kept_digests([weight])
+            assert kept_digests([weight]) == before == tensor_digests([weight])
+            change(weight)
+            assert kept_digests([weight]) == tensor_digests([weight]) != before
 
     def test_a_model_that_is_passed_never_changes_and_is_not_copied(self) -> None:
         gpt2 = load_gpt2("nano")

@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -87,7 +88,7 @@ def explain(
     batch_size = integer("batch_size", batch_size, 1, optional=True)
     resolve_precision(precision, model)
     progress = boolean("progress", progress)
-    if method == "integrated_gradients" and not model.is_plain:
+    if method == METHODS[0] and not model.is_plain:
         problem = "the model, its trunk or its embedding has hooks or is of another class, so that embeddings cannot be"
         raise ValueError(f"{problem} replaced; remove them, or give method='leave_one_out'")
     texts = list(map(as_read, check_texts(texts)))
@@ -100,7 +101,8 @@ def explain(
     outputs = compute_outputs(model, prepared.rows, batch_size=batch_size, precision=precision)[prepared.row_of]
     chosen = model.task.explained(outputs) if None in targets else []
     columns = [chosen[i] if column is None else column for i, column in enumerate(targets)]
-    asked = _Asked(model, method, baseline, n_steps, batch_size, precision)
+    learner = Learner(model, depth=1) if method == METHODS[0] else None
+    asked = _Asked(model, learner, baseline, n_steps, batch_size, precision)
     rows = [prepared.rows.row(i) for i in prepared.row_of]
     found: Results[Explanation] = Results()
     with Meter(sum(map(len, rows)), "explaining", unit="tok", enabled=progress) as meter:
@@ -135,16 +137,21 @@ def _targets(task: Task, target: Any, n: int) -> list[int | None]:
     return outputs * n if one else outputs
 
 
+@dataclass(frozen=True)
 class _Asked:
-    """What a call asked for, and the model it asked of."""
+    """What a call asked for.
 
-    def __init__(
-        self, model: GPT2, method: str, baseline: str, n_steps: int | None, batch_size: int | None, precision: str
-    ) -> None:
-        self.model, self.method, self.baseline, self.n_steps = model, method, baseline, n_steps
-        self.batch_size, self.precision = batch_size, precision
-        # Modules of its own: no mode or flag of the model changes, and embeddings go in where features would.
-        self.learner = Learner(model, depth=1) if method == "integrated_gradients" else None
+    Attributes:
+        learner: The stages after the embedding, as modules of its own: no mode or flag of the model changes, and
+            embeddings go in where features would. None leaves tokens out instead.
+    """
+
+    model: GPT2
+    learner: Learner | None
+    baseline: str
+    n_steps: int | None
+    batch_size: int | None
+    precision: str
 
     def explained(
         self, text: str, ids: NDArray[np.int32], outputs: Tensor, column: int, *, truncated: bool
@@ -164,15 +171,13 @@ class _Asked:
             with torch.inference_mode(mode=False), torch.autocast(device.type, enabled=False):  # the caller may be in
                 here = torch.from_numpy(ids.astype(np.int64)).to(device)
                 path = make_path(self.learner, self.model, here, column, self.baseline)
-                parts, steps = integrate(path, self.n_steps, self.batch_size)
-                low, value = path.outputs(0.0, 1.0)
-            by_token = np.sum([part.attributions for part in parts], axis=0)
+                by_token, (low, value), steps = integrate(path, self.n_steps, self.batch_size)
             by_word = np.array([by_token[word].sum() for word in words])
             given = {"baseline": self.baseline, "baseline_output": low, "n_steps": steps}
         [prediction] = task.answers(outputs)
         return Explanation(
             text=text,
-            method=self.method,
+            method=METHODS[self.learner is None],
             target=task.target_of(column),
             prediction=prediction,
             probability=_probability(task, outputs, column),

@@ -90,8 +90,8 @@ def make_path(learner: Learner, model: GPT2, ids: Tensor, output: int, baseline:
     return Path(learner, start, end - start, output)
 
 
-def integrate(path: Path, n_steps: int | None, rows: int | None) -> tuple[list[Part], int]:
-    """Integrate the gradient along a path; attributions of the parts add up.
+def integrate(path: Path, n_steps: int | None, rows: int | None) -> tuple[NDArray[np.float64], list[float], int]:
+    """Integrate the gradient along a path.
 
     By the fundamental theorem of calculus each part of the path says how exact it is: its attributions should add up to
     the change of the output from its beginning to its end. So the worst part is halved, time and again. An output can
@@ -104,22 +104,22 @@ def integrate(path: Path, n_steps: int | None, rows: int | None) -> tuple[list[P
         rows: Points computed at once; None chooses a number.
 
     Returns:
-        The parts, and the number of points computed.
+        An attribution per token (T,), the output at both ends, and the number of points computed.
     """
-    low, high = path.outputs(0.0, 1.0)
+    low, high = ends = path.outputs(0.0, 1.0)
     small = small_gap((low, high))
     rows = max(1, _TOKENS // len(path.start)) if rows is None else rows
     size = steps = POINTS if n_steps is None else n_steps
     parts = [_part(path, (0.0, 1.0), (low, high), size, rows)]
     while n_steps is None and steps < MOST_STEPS and sum(part.missing for part in parts) > small:
         parts.sort(key=lambda part: part.missing)
-        (start, end), (low, high), _ = parts.pop()
+        (start, end), (low, high), _ = parts.pop()  # the worst
         middle = (start + end) / 2
         [between] = path.outputs(middle)
         parts.append(_part(path, (start, middle), (low, between), size, rows))
         parts.append(_part(path, (middle, end), (between, high), size, rows))
         steps += 2 * size
-    return parts, steps
+    return np.sum([part.attributions for part in parts], axis=0), ends, steps
 
 
 def _part(path: Path, shares: tuple[float, float], ends: tuple[float, float], steps: int, rows: int) -> Part:

@@ -16,12 +16,15 @@ from gptclf.metrics.bootstrap import Statistic, intervals, values
 from gptclf.metrics.probabilities import STRATEGIES, Reliability, RiskCoverage, reliability, risk_coverage
 from gptclf.metrics.statistics import of_each_class
 from gptclf.plotting import data_frame, plot_confusion
-from gptclf.results.errors import ConfidentErrors, find_errors
+from gptclf.results.errors import ConfidentErrors, find_errors, probabilities_of
 from gptclf.results.html import evaluation_parts, fragment, write_page
 from gptclf.results.intervals import checked_settings
 from gptclf.results.pictures import plot_per_class, plot_reliability, plot_risk_coverage
 from gptclf.results.text import report
 from gptclf.tasks import Task
+
+# Beyond this many outputs the intervals in HTML come from fewer resamples: a notebook should not wait for minutes.
+_MANY = 1_000_000
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -125,9 +128,8 @@ class Evaluation:
         Raises:
             TypeError: The task has no probabilities, or its answers are not right or wrong.
         """
-        n_bins = checks.integer("n_bins", n_bins, 1, most=10_000)
-        checks.choice("strategy", strategy, STRATEGIES)
-        return reliability(*self.task.decisions(*self._tensors), n_bins, strategy)
+        n_bins, strategy = checks.integer("n_bins", n_bins, 1), checks.choice("strategy", strategy, STRATEGIES)
+        return reliability(probabilities_of(self.task, self.outputs, self.predictions), self.right, n_bins, strategy)
 
     def risk_coverage(self) -> RiskCoverage:
         """Return the share of wrong answers over the share of texts answered, if unsure answers are rejected.
@@ -219,11 +221,10 @@ class Evaluation:
         """Return the `n` wrong answers that the model was surest of. Wrong labels are often among them.
 
         Raises:
-            TypeError: The task's answers are not right or wrong.
+            TypeError: The task has no probabilities.
         """
         n = checks.integer("n", n, 1)
-        found = find_errors(*self.task.decisions(*self._tensors), self.targets, self.predictions, self.texts)
-        return ConfidentErrors(found[:n])
+        return find_errors(self.task, self.outputs, self.targets, self.predictions, self.texts, n)
 
     def plot_reliability(
         self, path: str | Path, *, before: "Evaluation | None" = None, n_bins: int = 15, strategy: str = "width"
@@ -238,6 +239,9 @@ class Evaluation:
             before: An evaluation to draw beside it, such as that of the model before `calibrate`.
             n_bins: As in `reliability`.
             strategy: As in `reliability`. The histogram always has bins of equal width.
+
+        Raises:
+            TypeError: The task has no probabilities.
         """
         target = checks.path("path", path)
         if before is not None:
@@ -249,14 +253,19 @@ class Evaluation:
     def plot_risk_coverage(self, path: str | Path) -> Path:
         """Plot what a reject option leaves: errors among the answers, and `reject_below`, over the share answered.
 
-        The file's suffix sets the format; without a suffix, .png is added.
+        Args:
+            path: The file to write. Its suffix sets the format; without a suffix, .png is added.
+
+        Raises:
+            TypeError: The task has no probabilities.
         """
         return plot_risk_coverage(checks.path("path", path), self.risk_coverage())
 
     def plot_per_class(self, path: str | Path) -> Path:
         """Plot the F1 of each class with its 95 % interval, the lowest first; of many classes, the lowest 80.
 
-        The file's suffix sets the format; without a suffix, .png is added.
+        Args:
+            path: The file to write. Its suffix sets the format; without a suffix, .png is added.
         """
         target, scores = checks.path("path", path), self.per_class
         return plot_per_class(target, self.classes, scores, self.per_class_intervals()["f1"])
@@ -272,11 +281,15 @@ class Evaluation:
         Returns:
             The path of the file.
         """
-        content = fragment(repr(self), evaluation_parts(self, texts=True))
-        return write_page(checks.path("path", path), repr(self), content)
+        return write_page(checks.path("path", path), repr(self), self._html(texts=True))
 
     def _repr_html_(self) -> str:
-        return fragment(repr(self), evaluation_parts(self, texts=False))
+        return self._html(texts=False)
+
+    def _html(self, *, texts: bool) -> str:
+        n_resamples = 1000 if self.outputs.size <= _MANY else 100
+        bounds = self._intervals(0.95, n_resamples, 0)
+        return fragment(repr(self), evaluation_parts(self, bounds, n_resamples, texts=texts))
 
     def __repr__(self) -> str:
         measures = "".join(f", {name}={value:.4g}" for name, value in self.measures.items())

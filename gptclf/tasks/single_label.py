@@ -130,10 +130,6 @@ class SingleLabel(Task):
         """Return the label of each row: the most probable one, or the one that the thresholds say."""
         return [self.classes[i] for i in self._chosen(outputs).tolist()]
 
-    def explained(self, outputs: Tensor) -> list[int]:
-        """Return the output of each row's answer."""
-        return self._chosen(outputs).tolist()
-
     def _chosen(self, outputs: Tensor) -> Tensor:
         """Return the column of each row's answer."""
         if self.thresholds is None:
