@@ -391,7 +391,7 @@ def test_several_labels_and_numbers_have_their_own_measures() -> None:
     assert set(numbers.metrics) == {"mse", "rmse", "mae", "r2"}
     assert numbers.metrics["mse"] == pytest.approx(numbers.loss)
     assert numbers.metrics["r2"] == pytest.approx(numbers.r2)
-    with pytest.raises(TypeError, match="right or wrong"):
+    with pytest.raises(TypeError, match="no probabilities"):
         numbers.reliability()
 
 

@@ -142,7 +142,7 @@ class Evaluation:
     @property
     def right(self) -> NDArray[np.bool_]:
         """Which answers are right (N,). Raises a TypeError if the task's answers are not right or wrong."""
-        return self.task.decisions(*self._tensors)[1]
+        return self.task.right(*self._tensors)
 
     @property
     def confidences(self) -> NDArray[np.float64]:

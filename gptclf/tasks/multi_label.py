@@ -175,11 +175,9 @@ class MultiLabel(Task):
         names = [f"p({name})" for name in self.output_names]
         return dict(zip(names, self.probabilities(outputs).T, strict=True))
 
-    def decisions(self, outputs: Tensor, targets: Tensor) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
-        """Return the probability that all of an answer is right, class by class, and which answers are, both (N,)."""
-        chosen, probabilities = self._chosen(outputs), outputs.double().sigmoid().numpy()
-        right = (chosen == (targets.numpy() > 0.5)).all(axis=1)
-        return np.where(chosen, probabilities, 1 - probabilities).prod(axis=1), right
+    def right(self, outputs: Tensor, targets: Tensor) -> NDArray[np.bool_]:
+        """Return which rows have every class right (N,)."""
+        return (self._chosen(outputs) == (targets.numpy() > 0.5)).all(axis=1)  # type: ignore[no-any-return]
 
     def statistic(self, outputs: Tensor, targets: Tensor) -> Statistic:
         """Return scikit-learn's measures of several labels per row, as functions of the rows' weights."""

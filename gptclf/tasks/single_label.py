@@ -123,7 +123,7 @@ class SingleLabel(Task):
         """Return the mean cross-entropy in nats, at the temperature, and the share of rows answered correctly."""
         return {
             "loss": float(F.cross_entropy(outputs.double() / self.temperature, targets)),
-            "accuracy": float((self._chosen(outputs) == targets).double().mean()),
+            "accuracy": float(self.right(outputs, targets).mean()),
         }
 
     def answers(self, outputs: Tensor) -> list[Any]:
@@ -178,10 +178,9 @@ class SingleLabel(Task):
         occurs = (confusion.sum(axis=0) + confusion.sum(axis=1)) > 0
         return {"confusion": confusion, "per_class": per_class, "macro_f1": float(per_class["f1"][occurs].mean())}
 
-    def decisions(self, outputs: Tensor, targets: Tensor) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
-        """Return the probability of each answer, and which rows are answered with their class, both (N,)."""
-        chosen, exact = self._chosen(outputs), (outputs.double() / self.temperature).softmax(dim=1)
-        return exact.gather(1, chosen[:, None])[:, 0].numpy(), (chosen == targets).numpy()
+    def right(self, outputs: Tensor, targets: Tensor) -> NDArray[np.bool_]:
+        """Return which rows are answered with their class (N,)."""
+        return (self._chosen(outputs) == targets).numpy()
 
     def statistic(self, outputs: Tensor, targets: Tensor) -> Statistic:
         """Return scikit-learn's measures of a classifier, and calibration errors, as functions of the rows' weights."""

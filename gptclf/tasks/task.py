@@ -210,8 +210,8 @@ class Task:
         """Return further results of an evaluation, by name, such as a confusion matrix."""
         return {}
 
-    def decisions(self, outputs: Tensor, targets: Tensor) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
-        """Return how probable each answer is, whatever thresholds chose it, and which answers are right, both (N,).
+    def right(self, outputs: Tensor, targets: Tensor) -> NDArray[np.bool_]:
+        """Return which answers are right (N,).
 
         Raises:
             TypeError: The task's answers are not right or wrong.
