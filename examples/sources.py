@@ -1,6 +1,6 @@
 """The public data sets of the examples: finding and reading the SMS Spam Collection and BANKING77.
 
-File formats, addresses and checksums are here; generated messages are in messages.py.
+Formats, addresses and checksums are here; generated messages are in messages.py. `texts_from` reads files of your own.
 """
 
 import csv
@@ -11,6 +11,10 @@ import zipfile
 from pathlib import Path
 from typing import NamedTuple
 
+from messages import make_messages
+
+from gptclf import TextDataset, load_gpt2
+
 __all__ = [
     "BookSplit",
     "Texts",
@@ -20,6 +24,7 @@ __all__ = [
     "find_sms",
     "read_banking77",
     "read_sms",
+    "texts_from",
 ]
 
 Texts = tuple[list[str], list[str]]  # texts and their labels, in the same order
@@ -41,6 +46,19 @@ BANKING77_SHA256 = {
 }
 
 TIMEOUT = 30.0  # seconds without a byte
+
+
+def texts_from(path: str | Path | None, n: int) -> Texts:
+    """Read texts and labels from a file, or make `n` messages if no file is named.
+
+    Args:
+        path: A .csv, .tsv, .jsonl or .parquet file with the columns `text` and `label`, or None.
+        n: Number of messages to make.
+    """
+    if path is None:
+        return make_messages(n)
+    data = TextDataset.from_file(path, tokenizer=load_gpt2("nano").tokenizer)
+    return data.texts, data.given
 
 
 class BookSplit(NamedTuple):

@@ -95,6 +95,33 @@ def plot_confusion(
     return save_figure(figure, path)
 
 
+def plot_words(path: Path, words: Sequence[str], attributions: NDArray[Any], title: str) -> Path:
+    """Plot a horizontal bar per word, the first one on top, and save the figure.
+
+    Args:
+        path: The file to write. Its suffix sets the format; without a suffix, .png is added.
+        words: The words.
+        attributions: Each one's number.
+        title: The title.
+
+    Returns:
+        The path of the file.
+
+    Raises:
+        ImportError: If matplotlib is not installed.
+    """
+    figure = new_figure(6, 1.2 + 0.25 * len(words))
+    panel = figure.subplots()
+    panel.barh(range(len(words)), attributions, color=["C0" if number >= 0 else "C1" for number in attributions])
+    panel.set_yticks(range(len(words)), short_labels(words), parse_math=False)
+    panel.set_title(*short_labels([title], 60), parse_math=False)
+    panel.invert_yaxis()
+    panel.axvline(0, color="0.5", linewidth=0.8)
+    panel.set_xlabel("against  ←  change of the output  →  for")
+    panel.grid(axis="x", alpha=0.3)
+    return save_figure(figure, path)
+
+
 def short_labels(labels: Sequence[Any], longest: int = _LABEL) -> list[str]:
     """Return labels as they stand beside an axis: on one line, cut if they are long."""
     words = [" ".join(str(label).split()) for label in labels]

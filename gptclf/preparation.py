@@ -1,6 +1,6 @@
 """`Preparation`: the settings by which texts become rows of token ids, kept by data sets and models."""
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 
 from gptclf.checks import choice, integer
 
@@ -28,7 +28,7 @@ class Preparation:
     """
 
     max_length: int | None = None
-    truncation: str = "tail"
+    truncation: str = field(default="tail", metadata={"choices": TRUNCATIONS})
     pad_to: int | None = None
 
     def __post_init__(self) -> None:
@@ -40,6 +40,16 @@ class Preparation:
         object.__setattr__(self, "max_length", pad_to if max_length is None else max_length)
         object.__setattr__(self, "truncation", choice("truncation", self.truncation, TRUNCATIONS))
         object.__setattr__(self, "pad_to", pad_to)
+
+    def kept(self, length: int, limit: int) -> tuple[slice, slice]:
+        """Return the parts of a row of `length` tokens that are left if it may have `limit`.
+
+        Example:
+            >>> Preparation(truncation="middle").kept(length=9, limit=4)
+            (slice(0, 2, None), slice(7, 9, None))
+        """
+        head = limit - {"tail": 0, "head": limit, "middle": limit // 2}[self.truncation]
+        return slice(0, head), slice(max(length - limit + head, head), length)
 
     def export_problem(self) -> str:
         """Say why a pipeline of `transformers` cannot prepare texts like this; "" if it can.
@@ -59,6 +69,6 @@ class Preparation:
             >>> Preparation(max_length=8).difference(Preparation(max_length=16))
             'max_length=8 (the model was trained with 16)'
         """
-        pairs = ((field.name, getattr(self, field.name), getattr(other, field.name)) for field in fields(self))
+        pairs = ((its.name, getattr(self, its.name), getattr(other, its.name)) for its in fields(self))
         changed = [pair for pair in pairs if pair[1] != pair[2]]
         return ", ".join(f"{name}={ours!r} (the model was trained with {theirs!r})" for name, ours, theirs in changed)

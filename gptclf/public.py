@@ -4,6 +4,9 @@ from gptclf.data.batches import Batch, Batches
 from gptclf.data.dataset import TextDataset
 from gptclf.data.splits import shared_texts, split
 from gptclf.data.windows import TextWindows
+from gptclf.explanations.explain import explain
+from gptclf.explanations.explanation import Explanation
+from gptclf.explanations.nearest import Neighbours, nearest
 from gptclf.features.cache import clear_features
 from gptclf.gpt2.classifier import add_classifier_head
 from gptclf.gpt2.config import GPT2Config
@@ -55,6 +58,7 @@ __all__ += ["Batch", "Batches", "Preparation", "TextDataset", "TextWindows", "sh
 __all__ += ["Callback", "EarlyStopping", "Estimate", "History", "KeepBest", "Recipe", "Run", "Scores", "Step"]
 __all__ += ["batch_loss", "clear_features", "estimate", "train", "train_lm"]
 __all__ += ["Comparison", "Evaluation", "Prediction", "calibrate", "compare", "evaluate", "tfidf_baseline"]
+__all__ += ["Explanation", "Neighbours", "explain", "nearest"]
 __all__ += ["embed", "predict", "predict_logits", "predict_proba", "predict_stream"]
 __all__ += ["evaluate_many", "predict_many", "predict_proba_many"]
 __all__ += ["dataset_accuracy", "dataset_loss"]

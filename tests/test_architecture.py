@@ -26,7 +26,7 @@ LONGEST_FILE = 300
 LONGEST_FUNCTION = 50  # lines after the docstring
 # Lines without docstrings, comments and blank ones. Some 2,000 of them are LoRA, quantised matrices and PEFT's files;
 # some 2,000 more are what people hold: sources of rows, foreign tokenizers, damaged files, saves at once, answers.
-MOST_CODE = 14_800
+MOST_CODE = 15_400
 LARGEST_ROOM = 0.25  # of the package's code
 
 # A module imports from its own room and from lower floors: never upward, never across a floor.
@@ -42,6 +42,7 @@ FLOORS = [
     {"training", "explanations"},
     {"sklearn", "serving"},
     {"public", "cli"},
+    {"__main__"},
 ]
 FLOOR_OF = {room: level for level, rooms in enumerate(FLOORS) for room in rooms}
 

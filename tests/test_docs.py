@@ -1,9 +1,12 @@
 """The code blocks of the README and the guides run, in order, as a reader would run them."""
 
 import builtins
+import io
 import re
 import sys
 import warnings
+from contextlib import redirect_stdout
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -11,30 +14,44 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [
-    "README.md",
-    "docs/getting-started.md",
-    "docs/answers.md",
-    "docs/extending.md",
-    "docs/serving.md",
-    "docs/adapters.md",
-    "docs/chapter-5.md",
-    "docs/chapter-6.md",
-    "docs/export.md",
-    "docs/from-the-book.md",
-    "docs/when-something-goes-wrong.md",
+    path.relative_to(ROOT).as_posix()
+    for path in [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+    if "```python\n" in path.read_text(encoding="utf-8")
 ]
 # The first line of a block that ends in an error, "# ValueError: its beginning", or that says something,
 # "# warning: its beginning". Three dots stand for any text.
 ENDS_IN = re.compile(r"# (\w+Error|warning): (.+)\n")
 # What the code of a page needs beside the package.
-EXTRAS = {"docs/export.md": ["onnxscript", "onnxruntime"]}
+EXTRAS = {
+    "docs/answers.md": ["sklearn"],
+    "docs/export.md": ["onnxscript", "onnxruntime"],
+    "docs/from-transformers.md": ["accelerate", "datasets", "peft", "transformers"],
+    "docs/saving-and-sharing.md": ["transformers"],
+    "docs/scikit-learn.md": ["sklearn", "pandas"],
+    "docs/serving.md": ["starlette", "httpx"],
+}
 
 
-def code_blocks(page: str) -> list[tuple[int, str]]:
-    """(line number, code) of each Python block of a page."""
+def code_blocks(page: str) -> list[tuple[int, str, str | None]]:
+    """(line number, code, what it prints) of each Python block of a page.
+
+    A block of text that directly follows is what the code prints. Three dots in it stand for any text.
+    """
     text = (ROOT / page).read_text(encoding="utf-8")
-    found = re.finditer(r"^```python\n(.*?)^```$", text, flags=re.MULTILINE | re.DOTALL)
-    return [(text[: match.start(1)].count("\n"), match.group(1)) for match in found]
+    blocks = r"^```python\n(.*?)^```$(?:\n\n```text\n(.*?)^```$)?"
+    found = re.finditer(blocks, text, flags=re.MULTILINE | re.DOTALL)
+    return [(text[: match.start(1)].count("\n"), match.group(1), match.group(2)) for match in found]
+
+
+def pattern_of(shown: str) -> re.Pattern[str]:
+    """The pattern of a text in which three dots stand for any text."""
+    return re.compile(".*".join(map(re.escape, shown.split("..."))), re.DOTALL)
+
+
+def check_printed(shown: str | None, printed: str) -> None:
+    """Check what a block printed, if the page shows it."""
+    matches = shown is None or pattern_of(shown).fullmatch(printed)
+    assert matches, f"printed:\n{printed}\nbut the page shows:\n{shown}"
 
 
 def run(code: Any, namespace: dict[str, object], ending: re.Match[str] | None, log: pytest.LogCaptureFixture) -> None:
@@ -43,18 +60,21 @@ def run(code: Any, namespace: dict[str, object], ending: re.Match[str] | None, l
         exec(code, namespace)
         return
     kind, message = ending.groups()
-    pattern = ".*".join(map(re.escape, message.split("...")))
     if kind != "warning":
         with pytest.raises(getattr(builtins, kind)) as error:
             exec(code, namespace)
         message_of = re.sub(r"^\[Errno \d+\] ", "", str(error.value))
-        assert re.match(pattern, message_of, re.DOTALL), f"{kind}: {error.value} does not begin with {message}"
+        assert pattern_of(message).match(message_of), f"{kind}: {error.value} does not begin with {message}"
         return
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         exec(code, namespace)
     heard = [*log.messages, *(str(warning.message) for warning in caught)]
-    assert any(re.match(pattern, line, re.DOTALL) for line in heard), f"nothing said {message}: {heard}"
+    assert any(pattern_of(message).match(line) for line in heard), f"nothing said {message}: {heard}"
+
+
+def test_there_are_pages_with_code() -> None:
+    assert {"README.md", "docs/getting-started.md"} <= {*PAGES}
 
 
 @pytest.mark.parametrize("page", PAGES)
@@ -65,18 +85,18 @@ def test_every_python_block_of_the_page_runs(
         pytest.importorskip(name)
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "path", [str(ROOT / "examples"), *sys.path])
-    blocks = code_blocks(page)
-    assert blocks, f"{page} has no Python code"
     namespace: dict[str, object] = {"__name__": "__main__"}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        for line, code in blocks:
+        for line, code, shown in code_blocks(page):
             # Pages show the 124M model; nano replaces it here, so nothing is downloaded.
             offline = code.replace('load_gpt2("gpt2")', 'load_gpt2("nano")')
             # Blank lines in front make tracebacks name the page's own lines.
             caplog.clear()
             compiled = compile("\n" * line + offline, str(ROOT / page), "exec")
-            run(compiled, namespace, ENDS_IN.match(code), caplog)
+            with redirect_stdout(io.StringIO()) as printed:
+                run(compiled, namespace, ENDS_IN.match(code), caplog)
+            check_printed(shown, printed.getvalue())
 
 
 @pytest.mark.parametrize("block", ["# ValueError: no ... x", "# warning: no"])
@@ -92,20 +112,39 @@ def test_a_block_that_ends_otherwise_than_it_says_is_noticed(
         run(whole, {}, ENDS_IN.match(whole), caplog)
 
 
+@pytest.mark.parametrize("printed", ["b 12 c\n", "a 12 c\nd\n", "a 12\n", ""])
+def test_what_a_page_does_not_show_is_noticed(printed: str) -> None:
+    check_printed("a ... c\n", "a 12 c\n")
+    check_printed(None, printed)
+    with pytest.raises(AssertionError, match="printed"):
+        check_printed("a ... c\n", printed)
+
+
+def test_the_reference_has_each_public_name_once() -> None:
+    directive = re.compile(r"^\.\. (?:currentmodule:: (\S+)|auto(?:function|class):: (\w+))$", re.MULTILINE)
+    documented: dict[str, list[str]] = {}
+    for page in (ROOT / "docs" / "reference").glob("*.rst"):
+        module = ""
+        for changed, name in directive.findall(page.read_text(encoding="utf-8")):
+            module = changed or module
+            documented.setdefault(module, []).extend([name] if name else [])
+    for module, names in documented.items():
+        assert sorted(names) == sorted({*import_module(module).__all__} - {"__version__"}), module
+
+
 def slug(heading: str) -> str:
     """The anchor that GitHub gives a heading."""
     return re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-")
 
 
 def test_local_links_of_the_pages_lead_somewhere() -> None:
-    for page in [*PAGES, "docs/benchmarks.md", "docs/design.md", "docs/changelog.md"]:
-        path = ROOT / page
+    for path in [ROOT / "README.md", *(ROOT / "docs").glob("*.md")]:
         for target, anchor in re.findall(r"\]\(([^)#:]*)(?:#([^)]*))?\)", path.read_text(encoding="utf-8")):
             found = path.parent / target if target else path
-            assert found.exists(), f"{page} links to {target}, which does not exist"
+            assert found.exists(), f"{path.name} links to {target}, which does not exist"
             if anchor:
                 headings = re.findall(r"^#+ (.+)$", found.read_text(encoding="utf-8"), flags=re.MULTILINE)
-                assert anchor in map(slug, headings), f"{page} links to {target}#{anchor}, which has no such heading"
+                assert anchor in map(slug, headings), f"{path.name} links to {target}#{anchor}: no such heading"
 
 
 def test_the_readme_holds_the_commands_that_ci_runs() -> None:

@@ -114,12 +114,3 @@ def test_what_pretraining_is_worth_is_a_table_row_for_each(tmp_path: Path, share
     results = json.loads((tmp_path / "sms-last.json").read_text())
     pretrained, random = (next(r["test"] for r in results if r["weights"] == w) for w in ("pre-trained", "random"))
     assert pretrained > random
-
-
-@pytest.mark.slow
-def test_the_lora_example_leaves_an_adapter(tmp_path: Path) -> None:
-    printed = run("lora.py", "--blocks", "2", "--epochs", "1", "--quantize", "nf4", "--out", str(tmp_path / "adapter"))
-    assert "blocks.2, blocks.3, head" in printed
-    assert "accuracy" in printed
-    assert load_model(tmp_path / "adapter").classes == ["ham", "spam"]
-    assert len((EXAMPLES / "lora.py").read_text().splitlines()) < 60

@@ -137,7 +137,7 @@ def cases(folder: Path) -> dict[str, Case]:
     history = train(classifier(), data, epochs=1, progress=False)
     batch = next(iter(Batches(data, 2, task=clf.task)))
     recipe = {"callbacks": [StopAtOnce()], "progress": False}
-    found = evaluate(clf, data)
+    found, [explained] = evaluate(clf, data), gptclf.explain(clf, TEXTS[:1])
     make = {
         "GPT2": Case(GPT2, config=CONFIG, device="meta"),
         "GPT2Config": Case(GPT2Config, **CONFIG.to_dict()),
@@ -192,6 +192,10 @@ def cases(folder: Path) -> dict[str, Case]:
         "predict_proba": Case(gptclf.predict_proba, model=clf, texts=TEXTS),
         "predict_logits": Case(gptclf.predict_logits, model=clf, texts=TEXTS),
         "embed": Case(gptclf.embed, model=clf, texts=TEXTS),
+        "explain": Case(gptclf.explain, model=clf, texts=TEXTS),
+        "explain leave_one_out": Case(gptclf.explain, model=clf, texts=TEXTS, method="leave_one_out"),
+        "nearest": Case(gptclf.nearest, model=clf, texts=TEXTS, train_set=data, k=1),
+        "plot": Case(explained.plot, path=folder / "e.png"),
         "calibrate": Case(gptclf.calibrate, model=clf, val_set=data),
         "plot_confusion": Case(found.plot_confusion, path=folder / "c.png"),
         "predict_stream": Case(gptclf.predict_stream, model=clf, texts=TEXTS),
@@ -222,20 +226,9 @@ def cases(folder: Path) -> dict[str, Case]:
 
 
 # Made by the library, or a base class: nobody calls them with values of their own.
-MADE = {
-    "Batch",
-    "Callback",
-    "Comparison",
-    "Estimate",
-    "Evaluation",
-    "Head",
-    "History",
-    "Linear",
-    "Prediction",
-    "Run",
-    "Scores",
-}
-MADE |= {"Step", "Task", "ZeroShot", "__version__", "download_openai_checkpoint"}
+MADE = {"Batch", "Callback", "Comparison", "Estimate", "Evaluation", "Explanation", "Head", "History", "Linear"}
+MADE |= {"Neighbours", "Prediction", "Run", "Scores", "Step", "Task", "ZeroShot", "__version__"}
+MADE |= {"download_openai_checkpoint"}
 
 
 def test_everything_public_has_a_case(tmp_path: Path) -> None:

@@ -142,7 +142,7 @@ def test_a_comparison_is_shown_with_its_signs() -> None:
 def test_a_notebook_does_not_wait_for_the_intervals_of_a_large_set(monkeypatch: pytest.MonkeyPatch) -> None:
     result = an_evaluation(SingleLabel(range(3)))
     assert "from 1,000 resamples" in result._repr_html_()
-    monkeypatch.setattr("gptclf.results.html._MANY", 599)
+    monkeypatch.setattr("gptclf.results.evaluation._MANY", 599)
     found = cells(checked(whole(result._repr_html_())), "from 100 resamples")
     low, high = result.intervals(n_resamples=100)["brier"]
     assert next(row[2] for row in found if row[0] == "brier") == f"{low:.4f} \u2013 {high:.4f}"
@@ -227,21 +227,20 @@ def two_measurements(task: Task) -> Evaluation:
 def test_the_surest_errors_are_those_of_brute_force(seed: int, classes: int, n: int, threshold: float | None) -> None:
     task = SingleLabel(range(classes), thresholds=threshold and {1: threshold})
     result = an_evaluation(task, 40, seed=seed, scale=3)
-    powers = np.exp(result.outputs.astype(np.float64))
     rows = []
-    for row, (of, target, answer) in enumerate(zip(powers, result.targets, result.predictions, strict=True)):
+    probabilities = task.probabilities(torch.from_numpy(result.outputs).double())
+    for row, (p, target, answer) in enumerate(zip(probabilities, result.targets, result.predictions, strict=True)):
         if target != answer:
-            rows.append((-of[answer] / of.sum(), row, result.texts[row], target, answer))
+            rows.append((-p[answer], p[target], row, result.texts[row], target, answer))
     found = result.most_confident_errors(n)
-    assert [(e.row, e.text, e.target, e.prediction) for e in found] == [row[1:] for row in sorted(rows)][:n]
-    assert [e.probability for e in found] == pytest.approx([-row[0] for row in sorted(rows)][:n])
+    assert [(e.row, e.text, e.target, e.prediction) for e in found] == [row[2:] for row in sorted(rows)][:n]
+    assert [e.probability for e in found] == [float(-row[0]) for row in sorted(rows)][:n]
 
 
-def test_errors_of_several_classes_are_ordered_by_the_probability_of_all_decisions() -> None:
+def test_errors_of_several_classes_are_ordered_by_their_least_certain_decision() -> None:
     result = an_evaluation(MultiLabel(["a", "b", "c"]))
     found = result.most_confident_errors(500)
-    p = 1 / (1 + np.exp(-result.outputs.astype(np.float64)))
-    sure = np.maximum(p, 1 - p).prod(axis=1)
+    sure = result.task.confidences(torch.from_numpy(result.outputs))
     wrong = [i for i in range(200) if set(result.targets[i]) != set(result.predictions[i])]
     assert [e.row for e in found] == sorted(wrong, key=lambda i: (-sure[i], i))
     assert len(found) > 10
@@ -369,7 +368,7 @@ def test_arguments_are_checked(tmp_path: Path) -> None:
         result.plot_reliability(tmp_path / "x.png", before="x")  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="n is 0; it must be an integer of at least 1"):
         result.most_confident_errors(0)
-    with pytest.raises(TypeError, match="the answers of a Regression are not simply right or wrong"):
+    with pytest.raises(TypeError, match="Regression gives no probabilities"):
         an_evaluation(Regression()).most_confident_errors()
     with pytest.raises(TypeError, match="path is 5"):
         result.to_html(5)  # type: ignore[arg-type]

@@ -287,13 +287,12 @@ class TextDataset(RaggedIds):
         return targets
 
     def _truncate(self, limit: int) -> None:
-        lengths, part = self.lengths, self.preparation.truncation
+        lengths, prepared = self.lengths, self.preparation
         too_long = lengths > limit
         self.truncated = self.truncated | too_long
         if too_long.any():
             self._note_cut(int(too_long.sum()), limit, int(lengths.max()))
-            head = limit - {"tail": 0, "head": limit, "middle": limit // 2}[part]  # tokens kept at the beginning
-            cut = (np.concatenate([row[:head], row[max(len(row) - limit + head, head) :]]) for row in self.rows())
+            cut = (np.concatenate([row[part] for part in prepared.kept(len(row), limit)]) for row in self.rows())
             self.set_rows(list(cut))
 
     def _note_cut(self, n: int, limit: int, longest: int) -> None:

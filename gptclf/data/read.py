@@ -2,7 +2,8 @@
 
 import codecs
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ from gptclf.data.separated import separated_rows
 from gptclf.data.tables import SURPLUS, check_names, columns_of_rows
 from gptclf.files.access import readable_size
 
-_DELIMITERS = {".csv": ",", ".tsv": "\t"}
+DELIMITERS = {".csv": ",", ".tsv": "\t"}
 
 
 def read_file(
@@ -21,47 +22,60 @@ def read_file(
 ) -> Columns:
     """Read the columns of a .csv, .tsv, .jsonl or .parquet file; see `TextDataset.from_file`."""
     suffix = path.suffix.lower()
-    if suffix not in (*_DELIMITERS, ".jsonl", ".parquet"):
+    if suffix not in (*DELIMITERS, ".jsonl", ".parquet"):
         raise ValueError(f"{path}: the suffix names the format; it must be .csv, .tsv, .jsonl or .parquet")
     positions = [not isinstance(column, str) for column in wanted.values()]
-    if any(positions) and (suffix not in _DELIMITERS or not all(positions)):
-        rule = "they must all be names" + " or all be positions" * (suffix in _DELIMITERS)
+    if any(positions) and (suffix not in DELIMITERS or not all(positions)):
+        rule = "they must all be names" + " or all be positions" * (suffix in DELIMITERS)
         arguments = {"texts": "text", "labels": "label", "weights": "weights"}
         shown = ", ".join(f"{arguments[part]}={column!r}" for part, column in wanted.items())
         raise TypeError(f"the columns of {path} are {shown}; {rule}")
-    if suffix not in _DELIMITERS and (delimiter is not None or quoted is not None):
+    if suffix not in DELIMITERS and (delimiter is not None or quoted is not None):
         raise ValueError(f"delimiter= and quoted= are for .csv and .tsv files, not for {path}")
     readable_size(path)
     if suffix == ".parquet":
         return _read_parquet(path, wanted)
+    with decoding(str(path), encoding):
+        if suffix == ".jsonl":
+            return _read_json_lines(path, wanted, encoding)
+        quoted = suffix == ".csv" if quoted is None else boolean("quoted", quoted)
+        delimiter = DELIMITERS[suffix] if delimiter is None else delimiter
+        return _read_separated(path, wanted, encoding, delimiter, quoted=quoted)
+
+
+@contextmanager
+def decoding(source: str, encoding: str) -> Iterator[None]:
+    """In the block, text is read from `source`; an encoding that is unknown or not the text's is a ValueError."""
     instance("encoding", encoding, str, "the name of an encoding that Python knows, such as 'utf-8'")
     try:
         codecs.lookup(encoding)
     except (LookupError, ValueError) as error:
         raise ValueError(f"encoding is {encoding!r}, which Python does not know ({error}); such as 'utf-8'") from error
     try:
-        if suffix == ".jsonl":
-            return _read_json_lines(path, wanted, encoding)
-        quoted = suffix == ".csv" if quoted is None else boolean("quoted", quoted)
-        delimiter = _DELIMITERS[suffix] if delimiter is None else delimiter
-        return _read_separated(path, wanted, encoding, delimiter, quoted=quoted)
+        yield
     except UnicodeDecodeError as error:
-        raise ValueError(f"{path} is not {encoding} text ({error}); give its encoding=") from error
+        raise ValueError(f"{source} is not {encoding} text ({error}); give its encoding=") from error
 
 
 def _read_parquet(path: Path, wanted: Mapping[str, Any]) -> Columns:
+    with parquet_file(path) as opened:
+        table = opened.read(columns=list(dict.fromkeys(wanted.values())))
+    check_names(wanted.values(), opened.schema_arrow.names, str(path))
+    return Columns(**{part: table[column] for part, column in wanted.items()}, source=str(path))
+
+
+@contextmanager
+def parquet_file(path: Path) -> Iterator[Any]:
+    """Open a Parquet file; in the block, an error of its content is a ValueError that names it."""
     try:
         from pyarrow.parquet import ParquetFile
     except ImportError as error:
         raise ImportError("Parquet files need pyarrow: pip install 'gptclf[parquet]'") from error
     with path.open("rb") as file:
         try:
-            opened = ParquetFile(file, page_checksum_verification=True)
-            table = opened.read(columns=list(dict.fromkeys(wanted.values())))
+            yield ParquetFile(file, page_checksum_verification=True)
         except (ValueError, OSError) as error:
             raise ValueError(f"{path} cannot be read as Parquet ({error})") from error
-    check_names(wanted.values(), opened.schema_arrow.names, str(path))
-    return Columns(**{part: table[column] for part, column in wanted.items()}, source=str(path))
 
 
 def _read_json_lines(path: Path, wanted: Mapping[str, Any], encoding: str) -> Columns:
@@ -69,19 +83,33 @@ def _read_json_lines(path: Path, wanted: Mapping[str, Any], encoding: str) -> Co
 
     def records() -> Iterator[dict[str, Any]]:
         with path.open(encoding=encoding) as file:
-            for number, line in enumerate(file, start=1):
-                if not line.strip():
-                    continue
-                try:
-                    record = json.loads(line, object_pairs_hook=_unique)
-                except (ValueError, RecursionError) as error:
-                    raise ValueError(f"{path}, line {number}: not JSON ({error})") from error
-                if not isinstance(record, dict):
-                    raise ValueError(f"{path}, line {number}: {line.strip():.100} is not an object with keys")
+            for number, record in json_rows(file, str(path)):
                 lines.append(number)
                 yield record
 
     return Columns(**columns_of_rows(records(), wanted, str(path)), source=str(path), lines=lines)
+
+
+def json_rows(lines: Iterable[str], source: str) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Yield the number and the object of each line of JSON; empty lines are left out.
+
+    Args:
+        lines: The lines.
+        source: Their source's name in errors.
+
+    Raises:
+        ValueError: A line is not JSON, or not an object with distinct keys; the error names it.
+    """
+    for number, line in enumerate(lines, start=1):
+        if not line.strip():
+            continue
+        try:
+            record = json.loads(line, object_pairs_hook=_unique)
+        except (ValueError, RecursionError) as error:
+            raise ValueError(f"{source}, line {number}: not JSON ({error})") from error
+        if not isinstance(record, dict):
+            raise ValueError(f"{source}, line {number}: {line.strip():.100} is not an object with keys")
+        yield number, record
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

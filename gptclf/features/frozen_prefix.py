@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from gptclf.features.store import FeatureStore, text_key
-from gptclf.files.digest import tensor_digests
+from gptclf.files.digest import kept_digests
 from gptclf.gpt2.arithmetic import Arithmetic, evaluating, piece_size
 from gptclf.gpt2.heads import reads_of
 from gptclf.gpt2.model import GPT2
@@ -77,29 +77,39 @@ class FrozenPrefix:
         return 4 * self.model.config.emb_dim * int(self.positions(lengths).sum())
 
     def identity(self) -> str:
-        """Return a digest of everything but the text that determines the features: a hexadecimal SHA-256.
+        """Return the `address` of the features, which depend on the positions kept as well."""
+        return address(self.model, self.depth, self.arithmetic, reads=self.reads)
 
-        It covers the weights, the depth, the configuration, the positions kept, the arithmetic, the kind of device,
-        torch's version, and a probe of the arithmetic, which differs between processors and their settings.
-        """
-        line = stages(self.model)[: self.depth]
-        tensors: dict[str, Tensor] = {}
-        for name, stage in line:
-            named = (*stage.named_parameters(), *stage.named_buffers())
-            tensors |= {f"{name}.{key}": tensor.detach() for key, tensor in named}
-        values = {
-            "version": _VERSION,
-            "weights": [list(pair) for pair in zip(tensors, tensor_digests(tensors.values()), strict=True)],
-            "modules": [part for _, stage in line for part in described(stage)],
-            "config": self.model.config.to_dict(),
-            "depth": self.depth,
-            "reads": self.reads,
-            "arithmetic": self.arithmetic.name,
-            "device": self.model.device.type,
-            "torch": torch.__version__,
-            "probe": _probe(self.model.device, self.arithmetic, self.model.config.emb_dim),
-        }
-        return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()
+
+def address(model: GPT2, depth: int, arithmetic: Arithmetic, **how: str) -> str:
+    """Return a digest of everything but the text that determines the output of a model's first stages.
+
+    It is a hexadecimal SHA-256 and covers the weights, the depth, the configuration, the arithmetic, the kind of
+    device, torch's version, and a probe of the arithmetic, which differs between processors and their settings.
+
+    Args:
+        model: The model.
+        depth: Number of stages, all of them standard.
+        arithmetic: The arithmetic of their matrix products.
+        how: What is kept of their output.
+    """
+    line = stages(model)[:depth]
+    tensors: dict[str, Tensor] = {}
+    for name, stage in line:
+        named = (*stage.named_parameters(), *stage.named_buffers())
+        tensors |= {f"{name}.{key}": tensor.detach() for key, tensor in named}
+    values = {
+        "version": _VERSION,
+        "weights": [list(pair) for pair in zip(tensors, kept_digests(tensors.values()), strict=True)],
+        "modules": [part for _, stage in line for part in described(stage)],
+        "config": model.config.to_dict(),
+        "depth": depth,
+        "arithmetic": arithmetic.name,
+        "device": model.device.type,
+        "torch": torch.__version__,
+        "probe": _probe(model.device, arithmetic, model.config.emb_dim),
+    }
+    return hashlib.sha256(json.dumps(values | how, sort_keys=True).encode()).hexdigest()
 
 
 def frozen_prefix(model: GPT2, arithmetic: Arithmetic) -> FrozenPrefix | NoPrefix:

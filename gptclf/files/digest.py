@@ -10,6 +10,9 @@ from torch import Tensor
 
 from gptclf.files.access import readable_size
 
+# Numbers of a tensor that are compared to notice a change.
+_SAMPLE = 256
+
 
 def tensor_digests(tensors: Iterable[Tensor], *, layouts: bool = True) -> list[str]:
     """Return a SHA-256 of each tensor's shape, type and values, and of their order in memory if `layouts` count.
@@ -21,6 +24,39 @@ def tensor_digests(tensors: Iterable[Tensor], *, layouts: bool = True) -> list[s
     """
     with ThreadPoolExecutor(4) as pool:  # hashing releases the interpreter's lock
         return list(pool.map(lambda tensor: _digest_of(tensor, layouts), tensors))
+
+
+def kept_digests(tensors: Iterable[Tensor]) -> list[str]:
+    """Return what `tensor_digests` does, and note it with the memory, so that half a gigabyte is not read at each call.
+
+    A tensor that has changed is read again. torch counts the changes that it makes; those made past it (by `.data`, or
+    by numpy) show in a sample of the numbers unless they leave all of these alone.
+
+    Example:
+        >>> ones = torch.ones(8)
+        >>> before = kept_digests([ones])
+        >>> kept_digests([ones.mul_(2)]) == before
+        False
+    """
+    listed = list(tensors)
+    notes: list[dict[object, tuple[object, str]]]
+    notes = [vars(tensor.untyped_storage()).setdefault("digests", {}) for tensor in listed]
+    places = [(t.storage_offset(), t.shape, t.stride(), t.dtype) for t in listed]
+    states = [_state_of(tensor) for tensor in listed]
+    new = [i for i, note in enumerate(notes) if places[i] not in note or note[places[i]][0] != states[i]]
+    for i, digest in zip(new, tensor_digests(listed[i] for i in new), strict=True):
+        notes[i][places[i]] = states[i], digest
+    return [note[place][1] for note, place in zip(notes, places, strict=True)]
+
+
+def _state_of(tensor: Tensor) -> object:
+    """Return a value that is another one after a change of the tensor; see `kept_digests`."""
+    if tensor.is_inference():  # its changes are not counted
+        return object()
+    n = min(tensor.numel(), tensor.untyped_storage().nbytes() // tensor.element_size() - tensor.storage_offset())
+    step = max(1, n // _SAMPLE)
+    numbers = tensor.detach().as_strided((n // step,), (step,), tensor.storage_offset())
+    return tensor._version, numbers.contiguous().view(torch.uint8).cpu().numpy().tobytes()
 
 
 def file_digests(*paths: Path) -> list[str]:

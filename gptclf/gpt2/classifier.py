@@ -69,8 +69,7 @@ def add_classifier_head(
     clf = borrow(model)
     clf.task, clf._preparation = task, None  # the new head has learned on nothing
     if head is None:
-        fresh = ClassifierHead(model.config.emb_dim, task.n_outputs, pooling=pooling, bias=bias).float()
-        seed = initialise(fresh.to_empty(device="cpu"), model.config, seed, stream=1)
+        fresh, seed = fresh_head(model.config, task.n_outputs, pooling=pooling, bias=bias, seed=seed)
         clf.head = fresh.to(model.device).eval()
         shapes = ", ".join(f"{name} {tuple(p.shape)}" for name, p in fresh.named_parameters(prefix="head"))
         logger.warning("new classifier head, drawn from seed %d: %s. Train it before use.", seed, shapes)
@@ -78,6 +77,14 @@ def add_classifier_head(
         clf.head = build_head(head, model.config, task.n_outputs).to(model.device)
     freeze(clf, trainable=first_policy(clf))
     return clf
+
+
+def fresh_head(
+    config: GPT2Config, n_outputs: int, *, pooling: str = "last", bias: bool = True, seed: int | None = None
+) -> tuple[ClassifierHead, int]:
+    """Return a standard head with fresh weights, float32, and the seed that they were drawn from."""
+    head = ClassifierHead(config.emb_dim, n_outputs, pooling=pooling, bias=bias).float()
+    return head, initialise(head.to_empty(device="cpu"), config, seed, stream=1)
 
 
 def build_head(head: HeadSource, config: GPT2Config, n_outputs: int) -> Head:

@@ -67,6 +67,14 @@ class Head(nn.Module):
         """Say why `transformers` cannot hold the head; "" if it can."""
         return f"its head is a {type(self).__name__}, and transformers has no such head"
 
+    def pooled(self, hidden: Tensor, lengths: Tensor | None = None) -> Tensor:
+        """Return one vector (B, D) per row that stands for what `forward` reads: at its position, or the mean of all.
+
+        `nearest` compares texts by it. Override it for a head that pools in another way.
+        """
+        reads = getattr(self, "reads", "all")  # of a plain module in the place of a head as well
+        return pool(hidden, lengths, "mean" if reads == "all" else reads)
+
     def project(self, hidden: Tensor) -> Tensor:
         """Map hidden states (..., D) to outputs position by position, without pooling."""
         raise TypeError(f"{type(self).__name__} defines no project(): it has no outputs for single positions")
@@ -181,13 +189,17 @@ class ClassifierHead(Head):
             return super().export_problem()
         return "" if self.pooling == "last" else f"it pools {self.pooling!r}, and transformers pools the last token"
 
+    def pooled(self, hidden: Tensor, lengths: Tensor | None = None) -> Tensor:
+        """Pool hidden states (B, T, D) to what the output layer reads (B, D)."""
+        return pool(hidden, lengths, self.pooling)
+
     def project(self, hidden: Tensor) -> Tensor:
         """Compute the outputs (..., C) of hidden states (..., D)."""
         return self.output(hidden)  # type: ignore[no-any-return]
 
     def forward(self, hidden: Tensor, lengths: Tensor | None = None) -> Tensor:
         """Compute the outputs (B, C) of hidden states (B, T, D)."""
-        return self.project(pool(hidden, lengths, self.pooling))
+        return self.project(self.pooled(hidden, lengths))
 
 
 def head_from_record(values: Mapping[str, Any] | None, emb_dim: int, n_outputs: int) -> ClassifierHead | None:

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import fields
 from os import PathLike
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -159,8 +159,12 @@ class GPT2(Renamed, Line):
 
     @property
     def is_plain(self) -> bool:
-        """True if the model may be computed stage by stage: standard model, trunk and embedding, without hooks."""
+        """Whether the model may be computed stage by stage: model, trunk and embedding are standard, without hooks."""
         return is_standard_alone(self) and is_standard_alone(self.trunk) and is_standard(self.trunk.embed)
+
+    def __sklearn_clone__(self) -> Self:
+        # Estimators never change the model they are given, so copies of an estimator share it.
+        return self
 
     def forward(self, input_ids: Tensor, lengths: Tensor | None = None) -> Tensor:
         """Compute the outputs of a batch padded on the right.

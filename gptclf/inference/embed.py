@@ -1,6 +1,6 @@
 """`embed`: one vector per text, from the hidden states of any layer."""
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import numpy as np
 import torch
@@ -8,16 +8,24 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from gptclf.checks import boolean, choice, integer
+from gptclf.data.batches import TokenRows
 from gptclf.data.rows import check_source
+from gptclf.features.frozen_prefix import address
+from gptclf.features.vectors import kept_vectors
 from gptclf.gpt2 import packed
-from gptclf.gpt2.arithmetic import Arithmetic, arithmetic_for, evaluating, piece_size
+from gptclf.gpt2.arithmetic import arithmetic_for, evaluating, piece_size
 from gptclf.gpt2.model import GPT2, check_gpt2
-from gptclf.gpt2.standard import is_standard_alone
+from gptclf.gpt2.stages import stages
+from gptclf.gpt2.standard import is_standard, is_standard_alone
 from gptclf.inference.texts import Cuts
 from gptclf.metrics.finite import check_finite
 from gptclf.progress import Meter
 
-POOLINGS = ("mean", "last", "first")
+POOLINGS: dict[str, Callable[[Tensor], Tensor]] = {
+    "mean": lambda states: states.mean(dim=0),
+    "last": lambda states: states[-1],
+    "first": lambda states: states[0],
+}
 
 
 def embed(
@@ -29,6 +37,7 @@ def embed(
     batch_size: int | None = None,
     precision: str = "auto",
     progress: bool = False,
+    keep: bool = False,
 ) -> NDArray[np.float32]:
     """Return a vector for each text, from the hidden states of its tokens at one layer.
 
@@ -45,6 +54,9 @@ def embed(
         batch_size: As in `predict`.
         precision: As in `predict`.
         progress: As in `predict`.
+        keep: Keep the vectors in this process's memory, as `train` keeps features, and take those that are there:
+            each text is computed once. `clear_features` releases them. If the model has hooks or parts of other
+            classes, nothing is kept.
 
     Returns:
         Vectors (N, D), float32, in the order of the texts.
@@ -57,53 +69,83 @@ def embed(
         >>> embed(load_gpt2("nano"), ["you won a prize", "see you at six"]).shape
         (2, 192)
     """
-    n_blocks = len(check_gpt2(model).blocks)
-    layer = integer("layer", layer, -n_blocks - 1, most=n_blocks) % (n_blocks + 1)
-    choice("pooling", pooling, POOLINGS)
-    batch_size = integer("batch_size", batch_size, 1, optional=True)
-    # The same for every number of texts, as it would show in a vector's bits.
-    arithmetic = arithmetic_for(precision, model, packed.CHUNK_TOKENS)
-    staged = is_standard_alone(model) and is_standard_alone(model.trunk)
-    if not staged and layer < n_blocks:
-        problem = f"layer is {layer}, but the model or its trunk has hooks or is of another class"
-        raise ValueError(f"{problem}, so it is called as a whole; take layer=-1 or remove them")
-    progress = boolean("progress", progress)
-    check_source(texts)
-    cuts = Cuts()
-    prepared = cuts.prepare(model, texts)
-    cuts.log()
-    rows = prepared.rows
-    order = np.argsort(rows.lengths, kind="stable")
-    vectors = torch.empty(len(rows), model.config.emb_dim, dtype=torch.float32, device="cpu")
-    with (
-        Meter(len(rows.ids), "embedding", unit="tok", enabled=progress) as meter,
-        evaluating(model) as still,
-        torch.autocast(model.device.type, enabled=False),
-    ):
-        for part in packed.chunks_of(rows.lengths[order], batch_size):
-            chosen = order[part]
-            groups = packed.row_groups(rows.lengths[chosen])
-            ids = rows.packed(chosen).to(model.device)
-            states = _states(still, ids, groups, layer, arithmetic)
-            if not staged:  # its own call does more than its parts
-                states = (still.hidden_states(group.of(ids)).float() for group in groups)
-            vectors[chosen] = torch.stack([_pooled(row, pooling) for group in states for row in group]).cpu()
-            meter.update(len(ids))
-    check_finite(vectors, model, "hidden states")
-    return vectors[prepared.row_of].numpy()
+    return _Embedder(model, layer, pooling, batch_size, precision, progress, keep)(texts)
 
 
-def _states(model: GPT2, ids: Tensor, groups: packed.Groups, layer: int, arithmetic: Arithmetic) -> Iterator[Tensor]:
-    """Yield the states (rows, T, D) of each group after `layer` blocks."""
-    size = piece_size(model.device)
-    # Filled up to whole pieces, so that every product has one shape.
-    x = packed.embed(model.embed, ids, groups, capacity=-(-len(ids) // size) * size, width=model.config.emb_dim)
-    for block in model.blocks[:layer]:
-        packed.advance(block, x, groups, arithmetic)
-    for group in groups:
-        yield model.norm(group.of(x)) if layer == len(model.blocks) else group.of(x)
+class _Embedder:
+    """The arguments of `embed`, checked, as a function of texts."""
 
+    def __init__(
+        self, model: GPT2, layer: int, pooling: str, batch_size: int | None, precision: str, progress: bool, keep: bool
+    ) -> None:
+        n_blocks = len(check_gpt2(model).blocks)
+        self.model = model
+        self.layer = integer("layer", layer, -n_blocks - 1, most=n_blocks) % (n_blocks + 1)
+        self.pooling = choice("pooling", pooling, tuple(POOLINGS))
+        self.batch_size = integer("batch_size", batch_size, 1, optional=True)
+        # The same for every number of texts, as it would show in a vector's bits.
+        self.arithmetic = arithmetic_for(precision, model, packed.CHUNK_TOKENS)
+        self._staged = is_standard_alone(model) and is_standard_alone(model.trunk)
+        if not self._staged and self.layer < n_blocks:
+            problem = f"layer is {self.layer}, but the model or its trunk has hooks or is of another class"
+            raise ValueError(f"{problem}, so it is called as a whole; take layer=-1 or remove them")
+        self.progress, self.keep = boolean("progress", progress), boolean("keep", keep)
 
-def _pooled(states: Tensor, pooling: str) -> Tensor:
-    """Return one vector (D,) of the states (T, D) of a text, by itself, so that no other text shows in its bits."""
-    return states.mean(dim=0) if pooling == "mean" else states[0 if pooling == "first" else -1]
+    def __call__(self, texts: Iterable[str]) -> NDArray[np.float32]:
+        """Return the vectors (N, D) of texts."""
+        check_source(texts)
+        cuts = Cuts()
+        prepared = cuts.prepare(self.model, texts)
+        cuts.log()
+        rows, place = prepared.rows, self._address() if self.keep and len(prepared.rows) else None
+        if place is None:
+            vectors = self._vectors(rows, range(len(rows)))
+        else:
+            vectors = kept_vectors(place, rows, self._width, lambda chosen: self._vectors(rows, chosen))
+        return vectors[prepared.row_of].numpy()
+
+    @property
+    def _width(self) -> int:
+        return self.model.config.emb_dim
+
+    def _address(self) -> str | None:
+        """Return a digest of everything but the text that determines a vector, or None if there is none."""
+        # The last layer's states have passed the final norm.
+        depth = self.layer + (2 if self.layer == len(self.model.blocks) else 1)
+        if not self._staged or not all(is_standard(stage) for _, stage in stages(self.model)[:depth]):
+            return None
+        return address(self.model, depth, self.arithmetic, vectors=self.pooling)
+
+    def _vectors(self, rows: TokenRows, chosen: Sequence[int]) -> Tensor:
+        """Compute the vectors of the chosen rows, sorted by length and without padding."""
+        model, pooled, numbers = self.model, POOLINGS[self.pooling], np.array(chosen, dtype=np.int64)
+        lengths = rows.lengths[numbers]
+        order = np.argsort(lengths, kind="stable")
+        vectors = torch.empty(len(numbers), self._width, dtype=torch.float32, device="cpu")
+        with (
+            Meter(int(lengths.sum()), "embedding", unit="tok", enabled=self.progress) as meter,
+            evaluating(model) as still,
+            torch.autocast(model.device.type, enabled=False),
+        ):
+            for part in packed.chunks_of(lengths[order], self.batch_size):
+                groups = packed.row_groups(lengths[order[part]])
+                ids = rows.packed(numbers[order[part]]).to(model.device)
+                states = self._states(still, ids, groups)
+                # Each text by itself, so that no other one shows in its vector's bits.
+                vectors[order[part]] = torch.stack([pooled(row) for group in states for row in group]).cpu()
+                meter.update(len(ids))
+        check_finite(vectors, model, "hidden states")
+        return vectors
+
+    def _states(self, model: GPT2, ids: Tensor, groups: packed.Groups) -> Iterator[Tensor]:
+        """Yield the states (rows, T, D) of each group at the layer."""
+        if not self._staged:  # its own call does more than its parts
+            yield from (model.hidden_states(group.of(ids)).float() for group in groups)
+            return
+        size = piece_size(model.device)
+        # Filled up to whole pieces, so that every product has one shape.
+        x = packed.embed(model.embed, ids, groups, capacity=-(-len(ids) // size) * size, width=self._width)
+        for block in model.blocks[: self.layer]:
+            packed.advance(block, x, groups, self.arithmetic)
+        for group in groups:
+            yield model.norm(group.of(x)) if self.layer == len(model.blocks) else group.of(x)

@@ -130,14 +130,15 @@ def _check_same(a: Evaluation, b: Evaluation) -> None:
         raise ValueError(
             f"the evaluations have {len(a.targets)} and {len(b.targets)} rows; give the same data set to both"
         )
-    for what, ours, theirs in (("text", a.texts, b.texts), ("label", a.targets, b.targets)):
+    for what, first, second in (("text", a.texts, b.texts), ("label", a.targets, b.targets)):
         different = [
-            i for i, (one, other) in enumerate(zip(ours, theirs, strict=True)) if not np.array_equal(one, other)
+            i for i, (one, other) in enumerate(zip(first, second, strict=True)) if not np.array_equal(one, other)
         ]
         if different:
             row = different[0]
-            problem = f"{what} {row} is {ours[row]!r} in one evaluation and {theirs[row]!r} in the other"
+            problem = f"{what} {row} is {first[row]!r} in one evaluation and {second[row]!r} in the other"
             raise ValueError(f"{problem}; give the same data set to both")
-    if a.classes != b.classes:
-        problem = f"the classes are {(a.classes or [])[:10]} and {(b.classes or [])[:10]}"
-        raise ValueError(f"{problem}; both models need the same ones in the same order")
+    ours, theirs = a.classes, b.classes
+    if ours != theirs:
+        problem = f"the tasks are {a.task} and {b.task}"
+        raise ValueError(f"{problem}; both need the same classes in the same order")

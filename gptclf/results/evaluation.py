@@ -14,13 +14,17 @@ from torch import Tensor
 from gptclf import checks
 from gptclf.metrics.bootstrap import Statistic, intervals, values
 from gptclf.metrics.probabilities import STRATEGIES, Reliability, RiskCoverage, reliability, risk_coverage
+from gptclf.metrics.statistics import of_each_class
 from gptclf.plotting import data_frame, plot_confusion
-from gptclf.results.errors import ConfidentErrors, find_errors
+from gptclf.results.errors import ConfidentErrors, find_errors, probabilities_of
 from gptclf.results.html import evaluation_parts, fragment, write_page
 from gptclf.results.intervals import checked_settings
 from gptclf.results.pictures import plot_per_class, plot_reliability, plot_risk_coverage
 from gptclf.results.text import report
 from gptclf.tasks import Task
+
+# Beyond this many outputs the intervals in HTML come from fewer resamples: a notebook should not wait for minutes.
+_MANY = 1_000_000
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -74,7 +78,7 @@ class Evaluation:
         """
         if "per_class" not in self.details:
             raise AttributeError("per_class")  # __getattr__ says what there is
-        return {**_per_class(self._values), **self.details["per_class"]}
+        return {**of_each_class(self._values), **self.details["per_class"]}
 
     def intervals(
         self, confidence: float = 0.95, n_resamples: int = 1000, seed: int = 0
@@ -105,7 +109,7 @@ class Evaluation:
     ) -> dict[str, NDArray[np.float64]]:
         """Return the intervals of the measures `per_class`, each (C, 2), as `intervals` finds them."""
         found = self._intervals(confidence, n_resamples, seed)
-        return {name: each for name, each in _per_class(found).items() if name != "support"}
+        return {name: each for name, each in of_each_class(found).items() if name != "support"}
 
     def report(self, confidence: float = 0.95, n_resamples: int = 1000, seed: int = 0) -> str:
         """Return the text of `str`, then each measure with its interval, and with 20 classes or fewer each one's F1.
@@ -122,11 +126,10 @@ class Evaluation:
             strategy: Bins of equal "width", or of equal "mass": about the same number of rows each.
 
         Raises:
-            TypeError: The task's answers are not right or wrong.
+            TypeError: The task has no probabilities, or its answers are not right or wrong.
         """
-        n_bins = checks.integer("n_bins", n_bins, 1, most=10_000)
-        checks.choice("strategy", strategy, STRATEGIES)
-        return reliability(*self.task.decisions(*self._tensors), n_bins, strategy)
+        n_bins, strategy = checks.integer("n_bins", n_bins, 1), checks.choice("strategy", strategy, STRATEGIES)
+        return reliability(probabilities_of(self.task, self.outputs, self.predictions), self.right, n_bins, strategy)
 
     def risk_coverage(self) -> RiskCoverage:
         """Return the share of wrong answers over the share of texts answered, if unsure answers are rejected.
@@ -148,7 +151,7 @@ class Evaluation:
 
     @property
     def statistic(self) -> Statistic:
-        """The measures as a function of weights per row (B, N): (B,) each, and (B, C) per class."""
+        """The measures, as a function of weights per row (B, N), that gives (B,) each and (B, C) per class."""
         return self.task.statistic(*self._tensors)
 
     @cached_property
@@ -180,10 +183,8 @@ class Evaluation:
             targets: The label of each row.
             texts: The rows' texts; None leaves them empty.
         """
-        found, true = (
-            torch.as_tensor(outputs, dtype=torch.float32, device="cpu"),
-            torch.from_numpy(task.targets(targets)),
-        )
+        found = torch.as_tensor(outputs, dtype=torch.float32, device="cpu")
+        true = torch.from_numpy(task.targets(targets))
         if found.shape != (len(targets), task.n_outputs) or not len(targets):
             expected = f"({len(targets)}, {task.n_outputs}) for {len(targets)} targets of the task {task}"
             raise ValueError(f"outputs has the shape {tuple(found.shape)}; it must be {expected}, and at least one row")
@@ -220,11 +221,10 @@ class Evaluation:
         """Return the `n` wrong answers that the model was surest of. Wrong labels are often among them.
 
         Raises:
-            TypeError: The task's answers are not right or wrong.
+            TypeError: The task has no probabilities.
         """
         n = checks.integer("n", n, 1)
-        found = find_errors(*self.task.decisions(*self._tensors), self.targets, self.predictions, self.texts)
-        return ConfidentErrors(found[:n])
+        return find_errors(self.task, self.outputs, self.targets, self.predictions, self.texts, n)
 
     def plot_reliability(
         self, path: str | Path, *, before: "Evaluation | None" = None, n_bins: int = 15, strategy: str = "width"
@@ -239,6 +239,9 @@ class Evaluation:
             before: An evaluation to draw beside it, such as that of the model before `calibrate`.
             n_bins: As in `reliability`.
             strategy: As in `reliability`. The histogram always has bins of equal width.
+
+        Raises:
+            TypeError: The task has no probabilities.
         """
         target = checks.path("path", path)
         if before is not None:
@@ -250,14 +253,19 @@ class Evaluation:
     def plot_risk_coverage(self, path: str | Path) -> Path:
         """Plot what a reject option leaves: errors among the answers, and `reject_below`, over the share answered.
 
-        The file's suffix sets the format; without a suffix, .png is added.
+        Args:
+            path: The file to write. Its suffix sets the format; without a suffix, .png is added.
+
+        Raises:
+            TypeError: The task has no probabilities.
         """
         return plot_risk_coverage(checks.path("path", path), self.risk_coverage())
 
     def plot_per_class(self, path: str | Path) -> Path:
         """Plot the F1 of each class with its 95 % interval, the lowest first; of many classes, the lowest 80.
 
-        The file's suffix sets the format; without a suffix, .png is added.
+        Args:
+            path: The file to write. Its suffix sets the format; without a suffix, .png is added.
         """
         target, scores = checks.path("path", path), self.per_class
         return plot_per_class(target, self.classes, scores, self.per_class_intervals()["f1"])
@@ -273,11 +281,15 @@ class Evaluation:
         Returns:
             The path of the file.
         """
-        content = fragment(repr(self), evaluation_parts(self, texts=True))
-        return write_page(checks.path("path", path), repr(self), content)
+        return write_page(checks.path("path", path), repr(self), self._html(texts=True))
 
     def _repr_html_(self) -> str:
-        return fragment(repr(self), evaluation_parts(self, texts=False))
+        return self._html(texts=False)
+
+    def _html(self, *, texts: bool) -> str:
+        n_resamples = 1000 if self.outputs.size <= _MANY else 100
+        bounds = self._intervals(0.95, n_resamples, 0)
+        return fragment(repr(self), evaluation_parts(self, bounds, n_resamples, texts=texts))
 
     def __repr__(self) -> str:
         measures = "".join(f", {name}={value:.4g}" for name, value in self.measures.items())
@@ -286,8 +298,3 @@ class Evaluation:
     def __str__(self) -> str:
         first, *rest = self.task.report(self.measures, self.details)
         return "\n".join([f"{first} on {len(self.targets):,} texts", *rest])
-
-
-def _per_class(found: dict[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
-    """Return what was measured for each class, by shorter names."""
-    return {name.removesuffix("_per_class"): each for name, each in found.items() if name.endswith("_per_class")}

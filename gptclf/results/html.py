@@ -19,9 +19,6 @@ _TEXT, _LABEL = 300, 32
 # Beyond this many classes a table has those with the lowest F1, and the confusion matrix is left to a picture.
 _MOST_ROWS, _MOST_COLUMNS = 100, 12
 
-# Beyond this many outputs intervals come from fewer resamples: a notebook should not wait for minutes.
-_MANY = 1_000_000
-
 # Between two bounds, and where there is no number.
 _TO = "\u2013"
 
@@ -73,16 +70,24 @@ def write_page(path: Path, title: str, content: str) -> Path:
     return target
 
 
-def evaluation_parts(result: Any, *, texts: bool) -> Iterator[str]:
-    """Yield what there is to show of an evaluation, part by part; `texts` says whether errors show theirs."""
-    n = 1000 if result.outputs.size <= _MANY else 100
-    title = f"Measures, with bootstrap intervals from {n:,} resamples"
-    yield measures_table(title, result.metrics, result.intervals(n_resamples=n))
+def evaluation_parts(
+    result: Any, bounds: Mapping[str, NDArray[np.float64]], n_resamples: int, *, texts: bool
+) -> Iterator[str]:
+    """Yield what there is to show of an evaluation, part by part.
+
+    Args:
+        result: The evaluation.
+        bounds: The 95 % interval of each measure (2,), and of each class's F1 (C, 2) by the name "f1_per_class".
+        n_resamples: How many resamples they come from.
+        texts: Whether errors show their texts.
+    """
+    title = f"Measures, with bootstrap intervals from {n_resamples:,} resamples"
+    yield measures_table(title, result.metrics, bounds)
     if "per_class" in result.details:
-        yield class_table(result.classes, result.per_class, result.per_class_intervals(n_resamples=n)["f1"])
+        yield class_table(result.classes, result.per_class, bounds["f1_per_class"])
     if "confusion" in result.details:
         yield confusion_table(result.classes, result.confusion)
-    with suppress(TypeError):  # a task whose answers are not right or wrong
+    with suppress(TypeError):  # a task without probabilities
         yield reliability_picture(result.reliability())
         yield error_table(result.most_confident_errors(), texts=texts)
 

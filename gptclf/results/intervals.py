@@ -15,4 +15,4 @@ def checked_settings(confidence: Any, n_resamples: Any, seed: Any) -> tuple[floa
     level = number("confidence", confidence, above=0.0, most=1.0)
     if level == 1.0:
         raise ValueError("confidence is 1; no interval that is not everything is sure: give less, such as 0.95")
-    return level, integer("n_resamples", n_resamples, 1), integer("seed", seed)
+    return level, integer("n_resamples", n_resamples, 1, most=1_000_000), integer("seed", seed)

@@ -17,7 +17,6 @@ from gptclf.tasks.labels import (
     check_labels,
     check_writable,
     class_lines,
-    distinct_names,
     exported_labels,
     index_labels,
     label_from_json,
@@ -162,9 +161,18 @@ class MultiLabel(Task):
         super().adjusted(temperature=temperature)
         return self if thresholds is None else type(self)(self.classes, thresholds)
 
+    def json_answers(self, outputs: Tensor) -> list[dict[str, Any]]:
+        """Return the names of each row's classes, and the probabilities; no class is "the" label."""
+        names = self.output_names
+        rows = zip(self._chosen(outputs), self.probabilities(outputs).tolist(), strict=True)
+        return [
+            {"label": None, "labels": [names[i] for i in np.flatnonzero(chosen)], "probs": probabilities}
+            for chosen, probabilities in rows
+        ]
+
     def columns(self, outputs: Tensor) -> dict[str, NDArray[Any]]:
         """Return a column of probabilities per class."""
-        names = [f"p({name})" for name in distinct_names(self.classes)]
+        names = [f"p({name})" for name in self.output_names]
         return dict(zip(names, self.probabilities(outputs).T, strict=True))
 
     def decisions(self, outputs: Tensor, targets: Tensor) -> tuple[NDArray[np.float64], NDArray[np.bool_]]:
@@ -211,7 +219,7 @@ class MultiLabel(Task):
 
     def exported(self) -> dict[str, Any]:
         """Return the classes under the keys of `transformers`, which has no thresholds."""
-        return exported_labels("multi_label_classification", distinct_names(self.classes))
+        return exported_labels("multi_label_classification", self.output_names)
 
     def record(self) -> dict[str, Any]:
         """Return the classes with their types, and the thresholds."""

@@ -94,10 +94,20 @@ class Regression(Task):
         rows: list[list[float]] = outputs.tolist()
         return rows if self.n_outputs > 1 else [row[0] for row in rows]
 
+    def explained(self, outputs: Tensor) -> list[int]:
+        """Return output 0 for each row if there is no other."""
+        if self.n_outputs > 1:
+            raise ValueError(f"target is None; give the number of the measurement, from 0 to {self.n_outputs - 1}")
+        return [0] * len(outputs)
+
     def check_training(self, targets: NDArray[Any]) -> None:
         """Raise if all rows have the same measurements."""
         if (targets == targets[:1]).all():
             raise ValueError("every row of the training set has the same measurements; there is nothing to learn")
+
+    def json_answers(self, outputs: Tensor) -> list[dict[str, Any]]:
+        """Return each row's numbers; there is no label."""
+        return [{"label": None, "values": values} for values in outputs.tolist()]
 
     def card(self) -> TaskCard:
         """Describe the model."""

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
-from gptclf.checks import number, python_value
+from gptclf.checks import number
 from gptclf.metrics import statistics
 from gptclf.metrics.bootstrap import Statistic
 from gptclf.metrics.counts import confusion_matrix, per_class_scores
@@ -25,11 +25,11 @@ from gptclf.tasks.calibration import (
     in_words,
 )
 from gptclf.tasks.labels import (
+    check_class_weight,
     check_classes,
     check_labels,
     check_writable,
     class_lines,
-    distinct_names,
     exported_labels,
     index_labels,
     label_from_json,
@@ -86,19 +86,11 @@ class SingleLabel(Task):
             raise ValueError(f"label_smoothing is {label_smoothing!r}; it must be at least 0 and less than 1")
         self.temperature = check_temperature(temperature)
         self.thresholds = check_thresholds(thresholds, self.classes)
-        self.class_weight = class_weight
+        self.class_weight = check_class_weight(class_weight, self.classes)
         # A weight per class, in the order of the classes; None if all are 1, or not known before training.
         self.weights: list[float] | None = None
-        if items := getattr(class_weight, "items", None):  # a mapping's, or those of a pandas Series
-            given = {python_value(key): number(f"class_weight[{key!r}]", value) for key, value in items()}
-            unknown = [label for label in given if label not in self.classes]
-            if unknown:
-                raise ValueError(f"class_weight names {unknown[0]!r}, not among the classes {self.classes[:10]!r}")
-            self.class_weight = {label: given.get(label, 1.0) for label in self.classes}
+        if isinstance(self.class_weight, dict):
             self.weights = list(self.class_weight.values())
-        elif class_weight is not None and not (isinstance(class_weight, str) and class_weight == "balanced"):
-            rule = 'None, "balanced" or a mapping from labels to weights'
-            raise TypeError(f"class_weight is {class_weight!r}; it must be {rule}")
 
     def targets(self, labels: Sequence[Any]) -> NDArray[np.int64]:
         """Return each label's position among the classes (N,); an unknown label is an error that names its row."""
@@ -167,10 +159,16 @@ class SingleLabel(Task):
         probabilities, scores = task.probabilities(outputs), outputs.double().numpy() / task.temperature
         return task.adjusted(thresholds=fit_thresholds(probabilities, scores, targets.numpy(), scoring, self.classes))
 
+    def json_answers(self, outputs: Tensor) -> list[dict[str, Any]]:
+        """Return the name of each row's class, and the probabilities."""
+        names = self.output_names
+        rows = zip(self._chosen(outputs).tolist(), self.probabilities(outputs).tolist(), strict=True)
+        return [{"label": names[column], "probs": probabilities} for column, probabilities in rows]
+
     def columns(self, outputs: Tensor) -> dict[str, NDArray[Any]]:
         """Return a column of probabilities per class. Column names are distinct, even for the labels 1 and "1"."""
-        names = [f"p({name})" for name in distinct_names(self.classes)]
-        return dict(zip(names, self.probabilities(outputs).T, strict=True))
+        columns = self.probabilities(outputs).T
+        return {f"p({name})": column for name, column in zip(self.output_names, columns, strict=True)}
 
     def details(self, outputs: Tensor, targets: Tensor) -> dict[str, Any]:
         """Return the confusion matrix, the scores of each class, and the mean F1 of the classes that occur."""
@@ -254,7 +252,7 @@ class SingleLabel(Task):
 
     def exported(self) -> dict[str, Any]:
         """Return the classes under the keys of `transformers`; labels are written by their repr if two look alike."""
-        return exported_labels("single_label_classification", distinct_names(self.classes))
+        return exported_labels("single_label_classification", self.output_names)
 
     def record(self) -> dict[str, Any]:
         """Return the classes with their types, their weights, the smoothing, temperature and thresholds."""
@@ -285,13 +283,11 @@ class SingleLabel(Task):
         if not isinstance(values.get("classes"), list):
             raise ValueError(f"the task's classes are {values.get('classes')!r}, not a list")
         classes = [label_from_json(label) for label in values["classes"]]
-        kind, weights = values.get("class_weight"), values.get("weights")
-        if weights is not None and (not isinstance(weights, list) or len(weights) != len(classes)):
-            raise ValueError(f"the task's weights are {weights!r}, not one per class")
+        kind, weights, limits = values.get("class_weight"), values.get("weights"), values.get("thresholds")
+        for key, found in (("weights", weights), ("thresholds", limits)):
+            if found is not None and (not isinstance(found, list) or len(found) != len(classes)):
+                raise ValueError(f"the task's {key} are {found!r}, not one per class")
         given = dict(zip(classes, weights or [], strict=False))
-        limits = values.get("thresholds")
-        if limits is not None and (not isinstance(limits, list) or len(limits) != len(classes)):
-            raise ValueError(f"the task's thresholds are {limits!r}, not one or null per class")
         named = {label: limit for label, limit in zip(classes, limits or [], strict=False) if limit is not None}
         smoothing, temperature = values.get("label_smoothing", 0.0), values.get("temperature", 1.0)
         task = cls(classes, given if kind == "given" else kind, smoothing, temperature, named)

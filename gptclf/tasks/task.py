@@ -9,7 +9,9 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
+from gptclf.checks import integer
 from gptclf.metrics.bootstrap import Statistic
+from gptclf.tasks.labels import distinct_names
 
 # A task may have thousands of classes, and its repr is part of error messages.
 _short = Repr()
@@ -99,7 +101,7 @@ class Task:
 
     @property
     def summary(self) -> str:
-        """A few words about the task: the number of its classes, or its name."""
+        """A few words about the task, such as the number of its classes, or its name."""
         return f"task {type(self).__name__}" if self.classes is None else f"{len(self.classes)} classes"
 
     def targets(self, labels: Sequence[Any]) -> NDArray[Any]:
@@ -148,6 +150,28 @@ class Task:
         """
         return self.probabilities(outputs).max(axis=1)  # type: ignore[no-any-return]
 
+    def output_of(self, target: Any) -> int:
+        """Return the number of the output that belongs to a class; for a task without classes, the number given.
+
+        Raises:
+            ValueError: There is no such class or output.
+        """
+        if self.classes is None:
+            return integer("target", target, most=self.n_outputs - 1)
+        if target not in self.classes:
+            raise ValueError(f"target is {_short.repr(target)}; the classes are {_short.repr(self.classes)}")
+        return self.classes.index(target)
+
+    def target_of(self, output: int) -> Any:
+        """Return what `output_of` takes for an output: its class, or its number."""
+        return output if self.classes is None else self.classes[output]
+
+    def explained(self, outputs: Tensor) -> list[int]:
+        """Return the output of each row that `explain` explains unless told otherwise: its answer's, or the largest."""
+        known, largest = self.classes or [], outputs.argmax(dim=1).tolist()
+        pairs = zip(self.answers(outputs), largest, strict=True)
+        return [known.index(answer) if answer in known else most for answer, most in pairs]
+
     def adjusted(self, *, temperature: float | None = None, thresholds: Any = None) -> "Task":
         """Return the task with another temperature or other thresholds; None keeps what it has.
 
@@ -169,9 +193,18 @@ class Task:
         """
         raise TypeError(f"{type(self).__name__} has nothing to calibrate")
 
+    @property
+    def output_names(self) -> list[str]:
+        """A distinct name for each output, its class if there are classes."""
+        return [f"output {i}" for i in range(self.n_outputs)] if self.classes is None else distinct_names(self.classes)
+
+    def json_answers(self, outputs: Tensor) -> list[dict[str, Any]]:
+        """Return the answer to each row as JSON values, "label" among them; by default the answer as text."""
+        return [{"label": str(answer)} for answer in self.answers(outputs)]
+
     def columns(self, outputs: Tensor) -> dict[str, NDArray[Any]]:
         """Return the columns of a table of answers, by name; by default one column per output."""
-        return {f"output {i}": column.numpy() for i, column in enumerate(outputs.T)}
+        return dict(zip(self.output_names, outputs.numpy().T, strict=True))
 
     def details(self, outputs: Tensor, targets: Tensor) -> dict[str, Any]:
         """Return further results of an evaluation, by name, such as a confusion matrix."""

@@ -3,7 +3,7 @@
 import difflib
 import inspect
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import Any, TypedDict, TypeVar
 
 from gptclf.checks import LARGEST_SEED, PRECISIONS, boolean, choice, integer, number
@@ -75,8 +75,8 @@ class Recipe:
     batch_size: int = 8
     lr: float = 5e-5
     weight_decay: float = 0.1
-    decay: str = "all"
-    schedule: str = "constant"
+    decay: str = field(default="all", metadata={"choices": DECAYS})
+    schedule: str = field(default="constant", metadata={"choices": SCHEDULES})
     warmup_steps: int = 0
     clip: float | None = None
     accumulate: int = 1
@@ -85,13 +85,13 @@ class Recipe:
     layer_decay: float = 1.0
     head_lr: float | None = None
     reuse_frozen: bool = True
-    precision: str = "auto"
+    precision: str = field(default="auto", metadata={"choices": PRECISIONS})
     eval_every: int | None = None
     eval_batches: int | None = None
 
     def __post_init__(self) -> None:
         least = {"epochs": 1, "batch_size": 1, "accumulate": 1, "warmup_steps": 0}
-        choices = {"decay": DECAYS, "schedule": SCHEDULES, "precision": PRECISIONS}
+        choices = {its.name: its.metadata["choices"] for its in fields(self) if its.metadata}
         checked = {
             **{name: integer(name, getattr(self, name), bound, most=_MOST) for name, bound in least.items()},
             **{name: integer(name, getattr(self, name), 1, optional=True) for name in ("eval_every", "eval_batches")},
@@ -151,14 +151,18 @@ def recipe_of(recipe: Recipe, options: Mapping[str, Any], others: Collection[str
     if not isinstance(recipe, Recipe):
         raise TypeError(f"recipe is a {type(recipe).__name__}; it must be a gptclf.Recipe")
     names = [field.name for field in fields(Recipe)]
-    allowed = [*names, *others]
+    refuse_unknown(options, [*names, *others])
+    changes = {name: value for name, value in options.items() if name in names}
+    return replace(recipe, **changes), {name: value for name, value in options.items() if name not in names}
+
+
+def refuse_unknown(options: Collection[str], allowed: Collection[str]) -> None:
+    """Raise a TypeError if an option is not among those allowed; it says which one may have been meant."""
     for name in [name for name in options if name not in allowed]:
         near = difflib.get_close_matches(name, allowed, 1)
         hint = f"did you mean {near[0]!r}?" if near else f"the options are {', '.join(allowed)}"
         hint = _BOOKS.get(name, hint)
         raise TypeError(f"there is no option {name!r}; {hint}")
-    changes = {name: value for name, value in options.items() if name in names}
-    return replace(recipe, **changes), {name: value for name, value in options.items() if name not in names}
 
 
 def lists_options(of: type | None = None) -> Callable[[_Function], _Function]:

@@ -175,7 +175,7 @@ def train_lm(
         **options: As in `train`.
 
     Returns:
-        The measurements: losses are means over positions in nats, so that exp(loss) is the perplexity, and accuracy is
+        The measurements. Losses are means over positions in nats, so that exp(loss) is the perplexity, and accuracy is
         the share of positions whose most probable token is right.
 
     Raises:

@@ -100,7 +100,10 @@ def read_book(
             result[f"trunk.blocks.{i}.attention.qkv.{kind}"] = torch.cat(parts).to(torch.float32)
     if classes is not None or not complete.tied:
         heads = [name for name in ("out_head.weight", "out_head.bias") if name in found]
-        result |= {name.replace("out_head", "head.output"): found[name].to(torch.float32) for name in heads}
+        # A file may hold one tensor as both matrices, which the model trains and saves as two.
+        shared = found["out_head.weight"].data_ptr() == found["tok_emb.weight"].data_ptr()
+        theirs = {name.replace("out_head", "head.output"): found[name] for name in heads}
+        result |= {name: tensor.to(torch.float32, copy=shared) for name, tensor in theirs.items()}
     return complete, result, classes
 
 

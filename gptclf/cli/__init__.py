@@ -1,0 +1,1 @@
+"""The command line: `gptclf`, or `python -m gptclf`."""

@@ -1,0 +1,132 @@
+"""`gptclf train`: from a file of labelled texts to a folder."""
+
+import sys
+from argparse import Namespace
+from typing import Any
+
+from gptclf.checks import naming, path
+from gptclf.cli.datasets import read_dataset
+from gptclf.cli.flags import UsageError
+from gptclf.cli.labels import by_label
+from gptclf.cli.parser import names_of
+from gptclf.cli.settings import SETTINGS, settings_text
+from gptclf.cli.targets import check_target
+from gptclf.data.dataset import TextDataset
+from gptclf.data.splits import split
+from gptclf.files.access import readable_size
+from gptclf.files.atomic import text_writer, write_file
+from gptclf.gpt2.classifier import add_classifier_head
+from gptclf.gpt2.freezing import freeze
+from gptclf.gpt2.lora import apply_lora
+from gptclf.gpt2.model import GPT2
+from gptclf.inference.calibrate import calibrate
+from gptclf.inference.evaluate import evaluate
+from gptclf.progress import write_line
+from gptclf.saving.save_adapter import save_adapter
+from gptclf.saving.save_model import save_model
+from gptclf.tasks import SingleLabel
+from gptclf.training.callbacks import EarlyStopping, KeepBest
+from gptclf.training.history import History
+from gptclf.training.run import Callback
+from gptclf.training.train import train
+from gptclf.weights.load_gpt2 import load_gpt2
+
+_INTERRUPTED = 130
+
+
+def run(args: Namespace) -> int:
+    """Train a classifier, save it with its settings, and print its measures on the validation set."""
+    _check(args)
+    out = check_target("--out", args.out, force=args.force or args.resume)
+    gpt2 = load_gpt2(args.model, device=args.device)
+    train_set, val_set = _data(args, gpt2)
+    task = _task(args, train_set.classes)
+    with naming(args.data):
+        task.check_outputs()
+    clf = _classifier(args, gpt2, task)
+    history = _train(args, clf, train_set, val_set)
+    if args.calibrate and val_set is not None:
+        clf = calibrate(clf, val_set, scoring=args.scoring, cache_dir=args.cache_dir)
+    said: dict[str, Any] = {"data": f"{len(train_set):,} rows of `{path('data', args.data).name}`."}
+    if val_set is not None:
+        found = evaluate(clf, val_set, precision=args.precision, cache_dir=args.cache_dir)
+        share = f"{args.valid_fraction:g} of the file, which was left out of training"
+        said |= {
+            "metrics": found.measures,
+            "measured_on": share if args.valid is None else path("valid", args.valid).name,
+        }
+        print(found)
+    elif history.epochs:
+        print(history.epochs[-1])
+    save = save_model if args.lora_rank is None else save_adapter
+    save(clf, out, **said)
+    write_file(out / SETTINGS, text_writer(settings_text(args, names_of("train"))))
+    write_line(f"gptclf: saved to {out}") if not args.quiet else None
+    return _INTERRUPTED if history.stopped == "interrupted" else 0
+
+
+def _check(args: Namespace) -> None:
+    """Raise before any work if flags contradict each other or files cannot be read."""
+    for file in filter(None, (args.data, args.valid)):
+        readable_size(path("data", file))
+    if args.valid is not None and args.valid_fraction is not None:
+        raise UsageError("--valid and --valid-fraction were both given; give one of them")
+    if args.valid is None and args.valid_fraction is None:
+        wanting = [name for name in ("early_stopping", "keep_best", "calibrate", "scoring") if getattr(args, name)]
+        if wanting:
+            raise UsageError(
+                f"--{wanting[0].replace('_', '-')} needs a validation set: give --valid or --valid-fraction"
+            )
+    if args.resume and args.checkpoint_dir is None:
+        raise UsageError("--resume needs --checkpoint-dir, the folder with the states")
+
+
+def _data(args: Namespace, gpt2: GPT2) -> tuple[TextDataset, TextDataset | None]:
+    options = {"tokenizer": gpt2.tokenizer, **vars(args.preparation)}
+    whole = read_dataset(args, args.data, weights=args.weights, **options)
+    if args.valid is not None:
+        return whole, read_dataset(args, args.valid, classes=whole.classes, **options)
+    if args.valid_fraction is None:
+        return whole, None
+    share = args.valid_fraction
+    train_set, val_set = split(whole, (1 - share, share), seed=args.recipe.seed)
+    return train_set, val_set
+
+
+def _task(args: Namespace, classes: Any) -> SingleLabel:
+    weight = args.class_weight
+    if weight not in (None, "balanced"):
+        weight = by_label("--class-weight", weight, SingleLabel(classes))
+    return SingleLabel(classes, class_weight=weight, label_smoothing=args.label_smoothing)
+
+
+def _classifier(args: Namespace, gpt2: GPT2, task: SingleLabel) -> GPT2:
+    seed, trainable = args.recipe.seed, args.trainable
+    clf = add_classifier_head(gpt2, task=task, pooling=args.pooling, seed=seed)
+    if args.lora_rank is not None:
+        clf = apply_lora(clf, rank=args.lora_rank, alpha=args.lora_alpha, seed=seed)
+    if trainable is not None:
+        names = trainable.split(",")
+        freeze(clf, trainable=int(trainable) if trainable.isdecimal() else names if len(names) > 1 else trainable)
+    return clf
+
+
+def _train(args: Namespace, clf: GPT2, train_set: TextDataset, val_set: TextDataset | None) -> History:
+    callbacks: list[Callback] = []
+    if args.early_stopping is not None:
+        callbacks = [EarlyStopping(args.early_stopping, args.measure)]
+    elif args.keep_best:
+        callbacks = [KeepBest(args.measure)]
+    return train(
+        clf,
+        train_set,
+        val_set,
+        recipe=args.recipe,
+        callbacks=callbacks,
+        checkpoint_dir=args.checkpoint_dir,
+        checkpoint_every=args.checkpoint_every,
+        resume=args.resume,
+        cache_dir=args.cache_dir,
+        recompute=args.recompute,
+        progress=not args.quiet and sys.stderr.isatty(),
+    )
