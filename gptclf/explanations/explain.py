@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,7 @@ from torch import Tensor
 from gptclf.checks import boolean, choice, integer, is_iterable, python_value
 from gptclf.data.rows import check_texts
 from gptclf.explanations.explanation import Explanation
-from gptclf.explanations.integrated import BASELINES, MOST_STEPS, SMALL_GAP, integrate, make_path
+from gptclf.explanations.integrated import BASELINES, MOST_STEPS, integrate, make_path, small_gap
 from gptclf.explanations.leave_one_out import effects
 from gptclf.explanations.results import Results
 from gptclf.explanations.spans import as_read, read
@@ -58,8 +59,9 @@ def explain(
         method: "integrated_gradients" or "leave_one_out".
         baseline: For integrated gradients: "end_of_text", which has `<|endoftext|>` in the place of every token, or
             "zeros", which has no token embeddings. Positions are the text's.
-        n_steps: Points of the integration (Gauss and Legendre's rule). None takes 16 and doubles them, up to 1,024,
-            until the gap is less than 0.1 % of the difference; if it never is, that is logged.
+        n_steps: Points of the integration, all in one rule of Gauss and Legendre. None takes 16 on the whole line, and
+            then on halves of the part that is least exact, until the gap is less than 0.1 % of the difference. If that
+            takes more than 2,048, the gap is logged.
         batch_size: The most rows to compute at once. None chooses a number.
         precision: As in `predict`, for answers and for leaving out; gradients are always float32.
         progress: Show progress and the estimated time left on standard error.
@@ -86,7 +88,7 @@ def explain(
     batch_size = integer("batch_size", batch_size, 1, optional=True)
     resolve_precision(precision, model)
     progress = boolean("progress", progress)
-    if method == "integrated_gradients" and not model.is_plain:
+    if method == METHODS[0] and not model.is_plain:
         problem = "the model, its trunk or its embedding has hooks or is of another class, so that embeddings cannot be"
         raise ValueError(f"{problem} replaced; remove them, or give method='leave_one_out'")
     texts = list(map(as_read, check_texts(texts)))
@@ -99,7 +101,8 @@ def explain(
     outputs = compute_outputs(model, prepared.rows, batch_size=batch_size, precision=precision)[prepared.row_of]
     chosen = model.task.explained(outputs) if None in targets else []
     columns = [chosen[i] if column is None else column for i, column in enumerate(targets)]
-    asked = _Asked(model, method, baseline, n_steps, batch_size, precision)
+    learner = Learner(model, depth=1) if method == METHODS[0] else None
+    asked = _Asked(model, learner, baseline, n_steps, batch_size, precision)
     rows = [prepared.rows.row(i) for i in prepared.row_of]
     found: Results[Explanation] = Results()
     with Meter(sum(map(len, rows)), "explaining", unit="tok", enabled=progress) as meter:
@@ -107,11 +110,17 @@ def explain(
             answer = outputs[len(found)][None]
             found.append(asked.explained(text, ids, answer, column, truncated=bool(prepared.truncated[len(found)])))
             meter.update(len(ids))
-    wide = [share for share in (its.relative_gap for its in found) if share is not None and share > SMALL_GAP]
-    if wide and n_steps is None:
+    if n_steps is None:
+        _warn_of_gaps(found)
+    return found
+
+
+def _warn_of_gaps(found: Results[Explanation]) -> None:
+    ends = [(its, (its.baseline_output, its.output)) for its in found if its.baseline_output is not None]
+    wide = [its.relative_gap or 0.0 for its, both in ends if abs(its.gap or 0.0) > small_gap(both)]
+    if wide:
         message = "%d of %d explanations miss the difference that they divide, by up to %.2g %%, with %d points"
         logger.warning(message, len(wide), len(found), 100 * max(wide), MOST_STEPS)
-    return found
 
 
 def _targets(task: Task, target: Any, n: int) -> list[int | None]:
@@ -128,16 +137,21 @@ def _targets(task: Task, target: Any, n: int) -> list[int | None]:
     return outputs * n if one else outputs
 
 
+@dataclass(frozen=True)
 class _Asked:
-    """What a call asked for, and the model it asked of."""
+    """What a call asked for.
 
-    def __init__(
-        self, model: GPT2, method: str, baseline: str, n_steps: int | None, batch_size: int | None, precision: str
-    ) -> None:
-        self.model, self.method, self.baseline, self.n_steps = model, method, baseline, n_steps
-        self.batch_size, self.precision = batch_size, precision
-        # Modules of its own: no mode or flag of the model changes, and embeddings go in where features would.
-        self.learner = Learner(model, depth=1) if method == "integrated_gradients" else None
+    Attributes:
+        learner: The stages after the embedding, as modules of its own: no mode or flag of the model changes, and
+            embeddings go in where features would. None leaves tokens out instead.
+    """
+
+    model: GPT2
+    learner: Learner | None
+    baseline: str
+    n_steps: int | None
+    batch_size: int | None
+    precision: str
 
     def explained(
         self, text: str, ids: NDArray[np.int32], outputs: Tensor, column: int, *, truncated: bool
@@ -157,13 +171,13 @@ class _Asked:
             with torch.inference_mode(mode=False), torch.autocast(device.type, enabled=False):  # the caller may be in
                 here = torch.from_numpy(ids.astype(np.int64)).to(device)
                 path = make_path(self.learner, self.model, here, column, self.baseline)
-                by_token, steps = integrate(path, self.n_steps, self.batch_size)
-            by_word, value = np.array([by_token[word].sum() for word in words]), path.ends[1]
-            given = {"baseline": self.baseline, "baseline_output": path.ends[0], "n_steps": steps}
+                by_token, (low, value), steps = integrate(path, self.n_steps, self.batch_size)
+            by_word = np.array([by_token[word].sum() for word in words])
+            given = {"baseline": self.baseline, "baseline_output": low, "n_steps": steps}
         [prediction] = task.answers(outputs)
         return Explanation(
             text=text,
-            method=self.method,
+            method=METHODS[self.learner is None],
             target=task.target_of(column),
             prediction=prediction,
             probability=_probability(task, outputs, column),

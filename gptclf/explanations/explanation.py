@@ -119,8 +119,8 @@ class Explanation:
         answer = "" if self.prediction == self.target else f", prediction {self.prediction}"
         head, note = f"{self.target}{probability}: output {self.output:.2f}{answer}", "fall of the output without it"
         if self.relative_gap is not None:
-            start = f"{self.baseline_output:.2f} ({str(self.baseline).replace('_', ' ')})"
-            note = f"share of the change from {start}; {self.n_steps} points, gap {100 * self.relative_gap:.2g} %"
+            start = f"{self.baseline_output:.2f} (baseline: {str(self.baseline).replace('_', ' ')})"
+            note = f"shares of the change from {start}; {self.n_steps} points, gap {100 * self.relative_gap:.2g} %"
         return html.explanation(head, note, self.text, self.tokens, self.token_spans, self.token_attributions)
 
     def __repr__(self) -> str:

@@ -12,6 +12,8 @@ from gptclf.metrics.ranking import ranking_areas
 
 Floats = NDArray[np.float64]
 
+_SUFFIX = "_per_class"
+
 
 def single_label(targets: NDArray[np.int64], answers: NDArray[np.int64], probabilities: Floats) -> Statistic:
     """Measure answers that are one class each.
@@ -111,4 +113,9 @@ def _mean(each: Floats) -> Floats:
 
 
 def _per_class(scores: dict[str, NDArray[Any]], areas: dict[str, Floats]) -> dict[str, NDArray[Any]]:
-    return {f"{name}_per_class": each for name, each in {**scores, **areas}.items()}
+    return {f"{name}{_SUFFIX}": each for name, each in {**scores, **areas}.items()}
+
+
+def of_each_class(found: dict[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+    """Return what was measured for each class, by the names of the measures."""
+    return {name.removesuffix(_SUFFIX): each for name, each in found.items() if name.endswith(_SUFFIX)}

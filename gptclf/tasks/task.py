@@ -167,8 +167,10 @@ class Task:
         return output if self.classes is None else self.classes[output]
 
     def explained(self, outputs: Tensor) -> list[int]:
-        """Return for each row the output that `explain` explains unless told otherwise: by default the largest."""
-        return outputs.argmax(dim=1).tolist()
+        """Return the output of each row that `explain` explains unless told otherwise: its answer's, or the largest."""
+        known, largest = self.classes or [], outputs.argmax(dim=1).tolist()
+        pairs = zip(self.answers(outputs), largest, strict=True)
+        return [known.index(answer) if answer in known else most for answer, most in pairs]
 
     def adjusted(self, *, temperature: float | None = None, thresholds: Any = None) -> "Task":
         """Return the task with another temperature or other thresholds; None keeps what it has.
@@ -193,7 +195,7 @@ class Task:
 
     @property
     def output_names(self) -> list[str]:
-        """A distinct name for each output: its class, if there are classes."""
+        """A distinct name for each output, its class if there are classes."""
         return [f"output {i}" for i in range(self.n_outputs)] if self.classes is None else distinct_names(self.classes)
 
     def json_answers(self, outputs: Tensor) -> list[dict[str, Any]]:
