@@ -256,7 +256,7 @@ class TestInputs:
 
     def test_an_eval_set_that_is_no_pair(self) -> None:
         with pytest.raises(ValueError, match="eval_set must be a pair of texts and labels"):
-            estimator().fit(TEXTS, LABELS, eval_set=TEXTS)
+            estimator().fit(TEXTS, LABELS, eval_set=TEXTS)  # type: ignore[arg-type]
         with pytest.raises(ValueError, match=r"label.* not among the classes: 'maybe'"):
             estimator().fit(TEXTS, LABELS, eval_set=(["hm"], ["maybe"]))
 
