@@ -19,6 +19,7 @@ import torch
 from gptclf import (
     GPT2,
     EarlyStopping,
+    Evaluation,
     Recipe,
     SingleLabel,
     TextDataset,
@@ -390,6 +391,11 @@ class TestOthers:
         code, out, _ = run("evaluate", model, data, *COLUMNS, "--json")
         assert code == 0
         assert json.loads(out) == {"rows": 33, **evaluate(clf, rows).metrics}
+
+    @pytest.mark.skipif(not hasattr(Evaluation, "to_html"), reason="evaluations are not written as pages yet")
+    def test_evaluate_as_a_page(self, run: Run_, model: Path, data: Path, tmp_path: Path) -> None:
+        assert run("evaluate", model, data, *COLUMNS, "--html", tmp_path / "report.html").code == 0
+        assert "spam" in (tmp_path / "report.html").read_text(encoding="utf-8")
 
     def test_serve(self, run: Run_, model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         served: list[Any] = []

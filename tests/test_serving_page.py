@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from shutil import which
 from typing import Any
@@ -97,6 +98,9 @@ class Page:
 
     def text(self, id_: str) -> str:
         return str(self.driver.execute_script("return document.getElementById(arguments[0]).textContent", id_))
+
+    def says(self, id_: str, text: str) -> bool:
+        return self.text(id_) == text
 
     def shown(self, id_: str) -> bool:
         return bool(self.find(id_).is_displayed())
@@ -212,7 +216,7 @@ def test_what_is_too_much_or_is_not_text_is_refused_with_the_reason(page: Page, 
     for name, content in (("photo.jpg", b"\xff\xd8\xff" * 1000), ("numbers.bin", b"\0\1\2" * 1000)):
         (tmp_path / name).write_bytes(content)
         page.find("file").send_keys(str(tmp_path / name))
-        until(lambda name=name: page.text("many-alert") == f"{name} is not a text file in UTF-8.")
+        until(partial(page.says, "many-alert", f"{name} is not a text file in UTF-8."))
     (tmp_path / "long.txt").write_text("short\n" + "a" * 1_000_000, encoding="utf-8")
     page.find("file").send_keys(str(tmp_path / "long.txt"))
     until(page.has_lines)

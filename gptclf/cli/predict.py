@@ -43,7 +43,6 @@ def run(args: Namespace) -> int:
         raise ValueError(f"{rows.source} has a column {taken[0]!r} already; rename it, so that answers can be added")
     names = [*rows.names, *answered.names]
     if target is None:
-        sys.stdout.reconfigure(encoding="utf-8", errors="backslashreplace")  # type: ignore[union-attr]
         write = row_writer(sys.stdout, kind, names, rows.format)
         for block in answered:
             write(block)
