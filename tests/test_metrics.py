@@ -236,6 +236,14 @@ def test_a_weight_of_a_number_is_a_row_that_occurs_that_often(rows: Any, seed: i
     repeated(statistics.regression, rows, counted(rows, seed))
 
 
+def test_a_resample_of_one_row_again_and_again_has_no_spread_to_explain() -> None:
+    targets = np.array([[-1.2685586], [-1.5332805], [-0.6806517]], dtype=np.float32).astype(np.float64)
+    for row in range(3):
+        found = statistics.regression(targets, targets + 0.1)(3 * np.eye(3)[[row]])
+        assert found["r2"].tolist() == [0.0]
+        assert statistics.regression(targets, targets)(3 * np.eye(3)[[row]])["r2"].tolist() == [1.0]
+
+
 def test_areas_of_thousands_of_rows_in_few_and_many_places() -> None:
     rng = np.random.default_rng(0)
     for places in (1, 2, 50, 10**9):
