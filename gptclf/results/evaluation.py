@@ -128,8 +128,8 @@ class Evaluation:
         Raises:
             TypeError: The task has no probabilities, or its answers are not right or wrong.
         """
-        n_bins, strategy = checks.integer("n_bins", n_bins, 1), checks.choice("strategy", strategy, STRATEGIES)
-        return reliability(probabilities_of(self.task, self.outputs, self.predictions), self.right, n_bins, strategy)
+        bins = checks.integer("n_bins", n_bins, 1, most=10_000), checks.choice("strategy", strategy, STRATEGIES)
+        return reliability(probabilities_of(self.task, self.outputs, self.predictions), self.right, *bins)
 
     def risk_coverage(self) -> RiskCoverage:
         """Return the share of wrong answers over the share of texts answered, if unsure answers are rejected.

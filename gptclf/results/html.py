@@ -31,7 +31,7 @@ _STYLE = """
   color: var(--ink); font: 13px/1.45 system-ui, sans-serif; max-width: 60rem; }
 @media (prefers-color-scheme: dark) { .gptclf { --ink: var(--jp-content-font-color1, #e6edf3);
   --line: var(--jp-border-color2, #3d444d); --fill: 68 147 248; } }
-.gptclf section { margin: 1em 0; overflow: auto; max-height: 26em; }
+.gptclf section { margin: 1em 0; overflow: auto; max-height: 36em; }
 .gptclf table { border-collapse: collapse; font-variant-numeric: tabular-nums; color: inherit; }
 .gptclf caption, .gptclf h3 { text-align: left; font-size: 1em; font-weight: 600; margin: 0; padding: 0 0 .3em; }
 .gptclf td, .gptclf th { padding: .2em .7em; border: solid var(--line); border-width: 1px 0; text-align: right;
