@@ -379,7 +379,7 @@ class Own(Head):
         return pool(hidden, lengths, "last") - pool(hidden, lengths, "first")
 
     def forward(self, hidden: torch.Tensor, lengths: torch.Tensor | None = None) -> torch.Tensor:
-        return self.output(self.pooled(hidden, lengths))
+        return self.output(self.pooled(hidden, lengths))  # type: ignore[no-any-return]
 
 
 @pytest.mark.filterwarnings("ignore")
