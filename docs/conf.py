@@ -7,8 +7,11 @@ from typing import Any
 
 import numpy as np
 import numpy.typing
+from docutils import nodes
+from sphinx.addnodes import pending_xref
 from sphinx.application import Sphinx
 from sphinx.domains.python import PyObject
+from sphinx.environment import BuildEnvironment
 
 # Signatures name an array's class without the parameters that NDArray spells out; the text says its type.
 numpy.typing.NDArray = type("NDArray", (), {"__class_getitem__": lambda _, dtype: np.ndarray})
@@ -45,7 +48,8 @@ autodoc_typehints = "description"
 autodoc_typehints_description_target = "documented_params"
 autodoc_default_options = {"members": True}
 napoleon_numpy_docstring = False
-napoleon_use_ivar = True
+napoleon_use_ivar = True  # what comes before a colon in a property's first line is read as a type: write a comma
+strip_signature_backslash = True  # makes napoleon keep the underscore at the end of classes_
 python_maximum_signature_line_length = 88
 python_use_unqualified_type_names = True
 add_module_names = False
@@ -90,6 +94,14 @@ ON_THE_SITE = {
 }
 
 
+def public_name(app: Sphinx, env: BuildEnvironment, node: pending_xref, content: nodes.TextElement) -> Any:
+    """Find a name of `gptclf` that a docstring of one of its modules mentions."""
+    if node.get("reftype") != "obj":
+        return None
+    name = f"gptclf.{node['reftarget']}"
+    return env.domains.python_domain.resolve_xref(env, node["refdoc"], app.builder, "obj", name, node, content)
+
+
 def link_pages(*event: Any) -> None:
     """Make links to files of the repository links to pages of the site; the event ends with the text, in a list."""
     content = event[-1]
@@ -100,5 +112,6 @@ def link_pages(*event: Any) -> None:
 def setup(app: Sphinx) -> None:
     """Rewrite links in pages and in the files that pages include, and call attributes by their name."""
     next(field for field in PyObject.doc_field_types if field.name == "variable").label = "Attributes"
+    app.connect("missing-reference", public_name)
     app.connect("source-read", link_pages)
     app.connect("include-read", link_pages)

@@ -19,7 +19,7 @@ OUT.mkdir(parents=True, exist_ok=True)
 
 torch.set_num_threads(1)  # threads on tensors as small as nano's mostly wait for each other
 texts, labels = texts_from(sys.argv[1] if sys.argv[1:] else None, n=1200)
-clf = add_classifier_head(load_gpt2("nano"), classes=sorted(set(labels)), seed=123)
+clf = add_classifier_head(load_gpt2("nano"), classes=sorted(set(labels)), pooling="mean", seed=123)
 data = TextDataset(texts, labels, tokenizer=clf.tokenizer, classes=clf.classes, max_length=120)
 train_set, test_set = split(data, (0.8, 0.2), seed=123)
 train(clf, train_set, epochs=4, batch_size=16, lr=1e-3, schedule="cosine", seed=123)

@@ -328,7 +328,7 @@ def test_a_run_measures_its_few_batches_on_the_same_rows_of_both_classes() -> No
 
 def shown(value: Any) -> list[str]:
     """All that a notebook shows of a value."""
-    ways = ("_repr_html_", "_repr_markdown_", "_repr_pretty_", "_repr_latex_", "_repr_mimebundle_")
+    ways = ("_repr_markdown_", "_repr_pretty_", "_repr_latex_", "_repr_mimebundle_")
     return [repr(value), str(value), *(getattr(value, way)() for way in ways if hasattr(value, way))]
 
 
@@ -380,6 +380,9 @@ def test_what_a_notebook_shows_of_a_result_is_a_screenful_without_texts() -> Non
             assert len(text) <= 2000, f"{name}: {len(text)} characters"
             assert text.count("\n") <= 25, f"{name}: {text}"
             assert SECRET[:8] not in text, f"{name}: {text}"
+        page = value._repr_html_() if hasattr(value, "_repr_html_") else ""  # its tables scroll
+        assert len(page) <= 60_000, f"{name}: {len(page)} characters"
+        assert SECRET[:8] not in page, f"{name}: {page}"
 
 
 def test_what_is_shown_says_what_it_is() -> None:

@@ -4,6 +4,7 @@ import csv
 import io
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -18,12 +19,14 @@ import torch
 from gptclf import (
     GPT2,
     EarlyStopping,
+    Evaluation,
     Recipe,
     SingleLabel,
     TextDataset,
     add_classifier_head,
     apply_lora,
     evaluate,
+    explain,
     freeze,
     load_gpt2,
     load_model,
@@ -34,6 +37,7 @@ from gptclf import (
     train,
 )
 from gptclf.cli import predict as predicting
+from gptclf.cli import serve as serving
 from gptclf.cli import train as training
 from gptclf.cli.main import main
 from gptclf.cli.rows import Format, Rows
@@ -367,6 +371,38 @@ class TestOthers:
         np.testing.assert_allclose(predict_proba(load_model(tmp_path / "whole"), BODIES), expected, atol=1e-5)
         assert not (tmp_path / "whole" / "adapter_config.json").exists()
 
+    def test_explain(self, run: Run_, model: Path, data: Path, tmp_path: Path) -> None:
+        texts = ["you won a prize", "see you"]
+        code, out, _ = run("explain", model, *texts, "--json", "--target", "spam")
+        found = [json.loads(line) for line in out.splitlines()]
+        assert code == 0
+        assert found == json.loads(json.dumps([one.to_dict() for one in explain(load_model(model), texts, "spam")]))
+        code, out, _ = run("explain", model, *texts, "--method", "leave_one_out")
+        assert code == 0
+        assert [line.split()[-1] for line in out.splitlines() if line[0] == " "] == " ".join(texts).split()
+        argv = ["explain", model, "--file", data, "--text", "body", "--html", tmp_path / "e.html"]
+        assert run(*argv) == (0, "", "")
+        assert "grüße 😀" in re.sub(r"<[^>]*>", "", (tmp_path / "e.html").read_text(encoding="utf-8"))
+        assert run("explain", model, stdin="you won").out == run("explain", model, "you won").out
+
+    def test_evaluate_as_json(self, run: Run_, model: Path, data: Path) -> None:
+        clf = load_model(model)
+        rows = TextDataset.from_file(data, text="body", label="folder", tokenizer=clf.tokenizer, task=clf.task)
+        code, out, _ = run("evaluate", model, data, *COLUMNS, "--json")
+        assert code == 0
+        assert json.loads(out) == {"rows": 33, **evaluate(clf, rows).metrics}
+
+    @pytest.mark.skipif(not hasattr(Evaluation, "to_html"), reason="evaluations are not written as pages yet")
+    def test_evaluate_as_a_page(self, run: Run_, model: Path, data: Path, tmp_path: Path) -> None:
+        assert run("evaluate", model, data, *COLUMNS, "--html", tmp_path / "report.html").code == 0
+        assert "spam" in (tmp_path / "report.html").read_text(encoding="utf-8")
+
+    def test_serve(self, run: Run_, model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        served: list[Any] = []
+        monkeypatch.setattr(serving, "serve", lambda *args, **options: served.append((args, options)))
+        assert run("serve", model, "--port", 0).code == 0
+        assert served == [((str(model),), {"host": "127.0.0.1", "port": 0})]
+
 
 class TestErrors:
     @pytest.mark.parametrize(
@@ -490,3 +526,23 @@ def test_a_killed_process_leaves_the_old_file(model: Path, tmp_path: Path) -> No
         running.kill()
         running.stdin.close()
     assert out.read_text() == "old"
+
+
+def test_the_page_shows_commands_that_run(run: Run_, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The commands of each block, in order; what else a block has (files, pipes) is done by the shell."""
+    page = (Path(__file__).parents[1] / "docs" / "command-line.md").read_text(encoding="utf-8")
+    blocks = re.findall(r"^```bash\n(.*?)^```$", page, re.MULTILINE | re.DOTALL)
+    assert len(blocks) == 6
+    monkeypatch.chdir(tmp_path)
+    for block in blocks:
+        # The shell runs all but gptclf, and hands the words and the standard input of each command over.
+        (tmp_path / "calls").write_text("")
+        shell = 'gptclf() { in=$(mktemp -p .); cat > $in; printf "%s\\0" $in "$@" >> calls; echo >> calls; }\n'
+        subprocess.run(["bash", "-ec", shell + block], check=True, stdin=subprocess.DEVNULL)
+        for call in (tmp_path / "calls").read_text().split("\0\n")[:-1]:
+            stdin, *words = call.split("\0")
+            code, _, err = run(*words, stdin=Path(stdin).read_bytes())
+            assert code == 0, (words, err)
+            assert "error" not in err
+    answers = list(csv.DictReader((tmp_path / "answers.csv").open(newline="")))
+    assert [row["prediction"] for row in answers] == [row["folder"] for row in answers]

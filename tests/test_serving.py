@@ -12,6 +12,8 @@ from typing import Any
 import numpy as np
 import pytest
 from conftest import byte_gpt2
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from gptclf import (
     GPT2,
@@ -30,6 +32,8 @@ from gptclf.serving.batching import Batcher, QueueFull
 
 httpx = pytest.importorskip("httpx")
 pytest.importorskip("starlette")
+
+KEYS = ["input", "model", "target"]
 
 ODD_TEXTS = [
     "you won a prize",
@@ -58,6 +62,11 @@ def clf() -> GPT2:
     return classifier()
 
 
+@pytest.fixture(scope="module")
+def app(clf: GPT2) -> Any:
+    return create_app(clf)
+
+
 def asked(app: Any, use: Callable[[Any], Awaitable[Any]], *, host: str = "localhost") -> Any:
     """What `use` returns, called with a client of an application."""
 
@@ -77,7 +86,7 @@ def get(app: Any, where: str, **options: Any) -> Any:
     return asked(app, lambda client: client.get(where), **options)
 
 
-def escaped(**body: Any) -> dict[str, Any]:
+def escaped(body: Any) -> dict[str, Any]:
     """A body in JSON with lone surrogates, which httpx's own JSON has none of."""
     return {"content": json.dumps(body), "headers": {"content-type": "application/json"}}
 
@@ -87,7 +96,9 @@ def probabilities(rows: list[dict[str, Any]]) -> Any:
 
 
 def test_answers_are_those_of_predict_in_the_shape_of_vllm(clf: GPT2) -> None:
-    answer = post(create_app(clf, name="mails"), **escaped(model="mails", input=ODD_TEXTS, user="me", priority=3))
+    answer = post(
+        create_app(clf, name="mails"), **escaped({"model": "mails", "input": ODD_TEXTS, "user": "me", "priority": 3})
+    )
     assert answer.status_code == 200
     found = answer.json()
     assert list(found) == ["id", "object", "created", "model", "data", "usage"]
@@ -205,6 +216,20 @@ def test_what_cannot_be_answered_is_refused_with_the_reason(case: str, clf: GPT2
     assert error["type"] == ("NotFoundError" if status == 404 else "BadRequestError")
 
 
+def some_json(inner: Any) -> Any:
+    return st.lists(inner, max_size=4) | st.dictionaries(st.sampled_from(KEYS) | st.text(), inner, max_size=4)
+
+
+@settings(max_examples=50, deadline=None)
+@given(some_json(st.recursive(st.none() | st.booleans() | st.integers() | st.floats() | st.text(), some_json)))
+def test_any_body_is_answered_or_refused_and_never_an_error_of_the_server(app: Any, body: Any) -> None:
+    for where in ("/classify", "/explain"):
+        for given_ in (body, {"input": body}):
+            answer = post(app, where, **escaped(given_))
+            assert answer.status_code in (200, 400, 404, 413)
+            answer.json()
+
+
 def test_a_body_without_a_length_is_read_no_further_than_the_limit(clf: GPT2) -> None:
     sent = []
 
@@ -239,7 +264,7 @@ def test_an_explanation_is_that_of_explain(task: Any) -> None:
         (expected,) = explain(clf, [text], ours)
         assert found.pop("target") == task.output_names[task.output_of(expected.target)]
         assert found == {key: value for key, value in expected.to_dict().items() if key != "target"}
-    assert post(app, "/explain", **escaped(input="\ud800")).json()["text"] == "\ufffd"
+    assert post(app, "/explain", **escaped({"input": "\ud800"})).json()["text"] == "\ufffd"
 
 
 @pytest.mark.parametrize(

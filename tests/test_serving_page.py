@@ -2,6 +2,7 @@
 
 import asyncio
 import csv
+import json
 import os
 import signal
 import subprocess
@@ -9,7 +10,9 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from shutil import which
 from typing import Any
@@ -84,11 +87,20 @@ class Page:
     def __init__(self, driver: Any) -> None:
         self.driver = driver
 
+    def open(self, address: str, name: str) -> None:
+        """Go there, and wait until the page knows its model and the first field has the focus."""
+        self.driver.get(address)
+        until(lambda: self.text("model") == name)
+        until(lambda: self.driver.switch_to.active_element.get_attribute("id") == "text")
+
     def find(self, id_: str) -> Any:
         return self.driver.find_element("id", id_)
 
     def text(self, id_: str) -> str:
         return str(self.driver.execute_script("return document.getElementById(arguments[0]).textContent", id_))
+
+    def says(self, id_: str, text: str) -> bool:
+        return self.text(id_) == text
 
     def shown(self, id_: str) -> bool:
         return bool(self.find(id_).is_displayed())
@@ -100,6 +112,9 @@ class Page:
 
     def press(self, *keys: str) -> None:
         self.driver.switch_to.active_element.send_keys(*keys)
+
+    def has_lines(self) -> bool:
+        return bool(self.driver.execute_script("return document.getElementById('lines').value.length > 0"))
 
     def table(self) -> list[list[str]]:
         rows = "return [...document.querySelectorAll('#rows tr')].map((r) => [...r.cells].map((c) => c.textContent))"
@@ -131,9 +146,8 @@ def page(driver: Any, address: str, tmp_path: Path) -> Page:
     driver.execute_cdp_cmd("Browser.setDownloadBehavior", {"behavior": "allow", "downloadPath": str(tmp_path)})
     driver.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
     driver.get_log("browser")
-    driver.get(address)
     found = Page(driver)
-    until(lambda: "model" in found.text("model"))
+    found.open(address, f"model {HOSTILE}")
     return found
 
 
@@ -199,22 +213,29 @@ def test_what_is_too_much_or_is_not_text_is_refused_with_the_reason(page: Page, 
     page.find("tab-many").click()
     page.find("go").click()
     until(lambda: page.text("many-alert") == "There is nothing to classify: paste texts, one per line.")
-    (tmp_path / "photo.jpg").write_bytes(os.urandom(100_000))
-    page.find("file").send_keys(str(tmp_path / "photo.jpg"))
-    until(lambda: page.text("many-alert") == "photo.jpg is not a text file in UTF-8.")
+    for name, content in (("photo.jpg", b"\xff\xd8\xff" * 1000), ("numbers.bin", b"\0\1\2" * 1000)):
+        (tmp_path / name).write_bytes(content)
+        page.find("file").send_keys(str(tmp_path / name))
+        until(partial(page.says, "many-alert", f"{name} is not a text file in UTF-8."))
     (tmp_path / "long.txt").write_text("short\n" + "a" * 1_000_000, encoding="utf-8")
     page.find("file").send_keys(str(tmp_path / "long.txt"))
-    until(lambda: page.text("many-alert") == "")
+    until(page.has_lines)
     page.find("go").click()
     until(lambda: page.text("many-alert") == "Line 2 is too long; a text may have 20,000 characters.")
 
 
-def test_ten_thousand_lines_of_a_file_are_answered(page: Page, clf: GPT2, tmp_path: Path) -> None:
+DROP = """
+const dataTransfer = new DataTransfer();
+dataTransfer.items.add(new File([arguments[0]], "lines.txt"));
+document.getElementById("lines").dispatchEvent(new DragEvent("drop", { dataTransfer, cancelable: true }));
+"""
+
+
+def test_ten_thousand_lines_of_a_dropped_file_are_answered(page: Page, clf: GPT2, tmp_path: Path) -> None:
     lines = [f"message {i}" for i in range(10_000)]
-    (tmp_path / "lines.txt").write_text("\r\n".join(lines), encoding="utf-8")
     page.find("tab-many").click()
-    page.find("file").send_keys(str(tmp_path / "lines.txt"))
-    until(lambda: page.driver.execute_script("return document.getElementById('lines').value.length > 0"))
+    page.driver.execute_script(DROP, "\r\n".join(lines))
+    until(page.has_lines)
     page.find("go").click()
     until(lambda: page.text("many-said") == "10,000 texts classified; the first 500 are shown, the CSV has all.", 60)
     assert len(page.table()) == 500
@@ -231,8 +252,7 @@ def test_many_classes_are_shown_on_demand_and_numbers_have_no_bars(page: Page, c
         other.head.forget_fresh()
         other.preparation = clf.preparation
         with running(create_app(other, name="another model")) as address:
-            page.driver.get(address)
-            until(lambda: page.text("model") == "another model")
+            page.open(address, "another model")
             page.press("win cash", CONTROL, ENTER)
             until(lambda: page.shown("legend"))
             assert len(page.driver.find_elements("css selector", "#bars li")) == bars
@@ -303,19 +323,21 @@ def test_an_interrupted_server_answers_what_came_before(clf: GPT2, tmp_path: Pat
         line = process.stderr.readline()
         address = line.split()[3]
         assert line == f"gptclf serves at {address} (Ctrl-C ends)\n"
-        answers: list[Any] = []
+        sent = threading.Event()
 
-        def ask() -> None:
-            answers.append(httpx.post(f"{address}/classify", json={"input": texts}, timeout=60, trust_env=False))
+        def body() -> Iterator[bytes]:
+            yield json.dumps({"input": texts}).encode()
+            sent.set()
 
-        asking = threading.Thread(target=ask)
-        until(lambda: httpx.get(f"{address}/health", trust_env=False).is_success)
-        asking.start()
-        time.sleep(0.1)
-        process.send_signal(signal.SIGINT)
-        asking.join()
+        with httpx.Client(base_url=address, timeout=60, trust_env=False) as client, ThreadPoolExecutor() as threads:
+            assert client.get("/health").is_success
+            headers = {"content-type": "application/json"}
+            asking = threads.submit(client.post, "/classify", content=body(), headers=headers)
+            sent.wait(20)
+            process.send_signal(signal.SIGINT)
+            answer = asking.result()
         assert process.wait(20) == 0
         assert process.stderr.read() == ""
-    assert [row["label"] for row in answers[0].json()["data"]] == predict(clf, texts)
+    assert [row["label"] for row in answer.json()["data"]] == predict(clf, texts)
     with pytest.raises(httpx.ConnectError):
         httpx.get(f"{address}/health", trust_env=False)

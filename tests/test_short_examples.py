@@ -3,17 +3,18 @@
 import csv
 import re
 import runpy
+import socket
 import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from gptclf import load_model, predict
+from gptclf import add_classifier_head, load_gpt2, load_model, predict, save_model
 
 EXAMPLES = Path(__file__).parents[1] / "examples"
 LONGEST = 60
-SHORT = ["imbalanced", "intents", "lora", "own_head", "own_loop", "search", "spam"]
+SHORT = ["explanations", "imbalanced", "intents", "lora", "own_head", "own_loop", "search", "serving", "spam"]
 
 pytest.importorskip("matplotlib")
 
@@ -100,3 +101,25 @@ def test_imbalanced_compares_three_ways(example: Any) -> None:
     said = example("imbalanced", "mails.csv")
     assert len(re.findall(r"precision \d\.\d\d, recall \d\.\d\d, average precision \d\.\d\d", said)) == 3
     assert is_picture("runs/imbalanced/precision-recall.png")
+
+
+def test_explanations_are_a_picture_and_a_page(example: Any) -> None:
+    pytest.importorskip("pandas")
+    said = example("explanations", "mails.csv")
+    assert re.search(r"(ham|spam), probability 0\.\d\d\. The words that moved it most:\n  [+-]\d", said)
+    assert "decided like these" in said
+    assert is_picture("runs/explanations/words.png")
+    wrong = re.search(r"the (\d+) wrong answers", said)
+    assert wrong is not None
+    assert f"<h1>{wrong[1]} wrong answers</h1>" in Path("runs/explanations/page.html").read_text(encoding="utf-8")
+
+
+def test_serving_answers_over_http(example: Any, tmp_path: Path) -> None:
+    pytest.importorskip("starlette")
+    pytest.importorskip("uvicorn")
+    folder = save_model(add_classifier_head(load_gpt2("nano"), classes=["ham", "spam"], seed=0), tmp_path / "model")
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = listener.getsockname()[1]
+    said = example("serving", str(folder), "--port", str(port), "--ask", "you won a prize")
+    assert f"the page: http://127.0.0.1:{port}" in said
+    assert re.search(r"(ham|spam) \(\d+ %\): you won a prize", said)

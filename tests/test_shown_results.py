@@ -228,9 +228,8 @@ def test_the_surest_errors_are_those_of_brute_force(seed: int, classes: int, n: 
     task = SingleLabel(range(classes), thresholds=threshold and {1: threshold})
     result = an_evaluation(task, 40, seed=seed, scale=3)
     rows = []
-    for row, (p, target, answer) in enumerate(
-        zip(result.probabilities, result.targets, result.predictions, strict=True)
-    ):
+    probabilities = task.probabilities(torch.from_numpy(result.outputs).double())
+    for row, (p, target, answer) in enumerate(zip(probabilities, result.targets, result.predictions, strict=True)):
         if target != answer:
             rows.append((-p[answer], p[target], row, result.texts[row], target, answer))
     found = result.most_confident_errors(n)

@@ -10,7 +10,7 @@ from conftest import byte_gpt2
 
 pytest.importorskip("sklearn")
 
-from joblib import parallel_backend  # type: ignore[import-untyped]
+from joblib import parallel_backend
 from sklearn.base import clone
 from sklearn.cluster import KMeans
 from sklearn.compose import ColumnTransformer

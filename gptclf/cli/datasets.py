@@ -4,9 +4,18 @@ from argparse import Namespace
 from typing import Any
 
 from gptclf.checks import path
-from gptclf.cli.rows import format_of
+from gptclf.cli.rows import Rows, format_of, open_rows
 from gptclf.data.dataset import TextDataset
 from gptclf.data.read import DELIMITERS
+
+
+def rows_of(args: Namespace, place: str | None, kind: str | None = None) -> Rows:
+    """Return the rows of a file, which must have the column of texts; of standard input if `place` is None or -."""
+    place = None if place == "-" else place
+    rows = open_rows(place, format_of(place, [args.text], kind=kind, **_separated(args)))
+    if rows.names and args.text not in rows.names:
+        raise ValueError(f"{rows.source} has no column {args.text!r}; it has {rows.names[:20]}: name one with --text")
+    return rows
 
 
 def read_dataset(args: Namespace, file: str, *, weights: str | None = None, **options: Any) -> TextDataset:
@@ -25,13 +34,16 @@ def read_dataset(args: Namespace, file: str, *, weights: str | None = None, **op
     columns = {"text": args.text, "label": args.label, "weights": weights}
     separated = {}
     if path("data", file).suffix.lower() in DELIMITERS:
-        given = {name: getattr(args, name) for name in ("encoding", "delimiter", "quoted", "header")}
-        found = format_of(file, [name for name in columns.values() if name is not None], **given)
+        found = format_of(file, [name for name in columns.values() if name is not None], **_separated(args))
         separated = {"delimiter": found.delimiter, "quoted": found.quoted}
     if not args.header:
         columns = {name: _position(name, column) for name, column in columns.items()}
     options |= {"drop_missing": args.drop_missing, "encoding": args.encoding, **separated}
     return TextDataset.from_file(file, **columns, **options)
+
+
+def _separated(args: Namespace) -> dict[str, Any]:
+    return {name: getattr(args, name) for name in ("encoding", "delimiter", "quoted", "header")}
 
 
 def _position(name: str, column: str | None) -> Any:

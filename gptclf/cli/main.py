@@ -1,5 +1,6 @@
 """`main`: runs a command line and returns its exit code."""
 
+import io
 import logging
 import os
 import re
@@ -90,7 +91,9 @@ def _message(error: BaseException) -> str:
 
 @contextmanager
 def _reporting(command: str) -> Iterator[None]:
-    """Show what the library logs, and its warnings, as lines on standard error."""
+    """Show what the library logs, and its warnings, as lines on standard error; results are in UTF-8 everywhere."""
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(encoding="utf-8", errors="backslashreplace")
     logger, handler = logging.getLogger("gptclf"), logging.Handler(logging.WARNING)
     handler.emit = lambda record: write_line(f"gptclf: {in_flags(record.getMessage(), command)}")  # type: ignore[method-assign]
     handler.addFilter(lambda record: record.name != _NEW_HEADS)

@@ -13,8 +13,9 @@ import numpy as np
 import torch
 
 from gptclf.checks import is_missing
+from gptclf.cli.datasets import rows_of
 from gptclf.cli.labels import thresholds_of
-from gptclf.cli.rows import Row, Rows, format_of, open_rows, row_writer
+from gptclf.cli.rows import Row, Rows, row_writer
 from gptclf.cli.targets import check_target
 from gptclf.files.atomic import write_file
 from gptclf.gpt2.model import GPT2
@@ -35,17 +36,13 @@ def run(args: Namespace) -> int:
         raise ValueError(f"{args.out}: the suffix names the format; it must be .csv, .tsv or .jsonl")
     if target is not None and place is not None and target.exists() and target.samefile(place):
         raise ValueError(f"--out is {args.out}, the file that is read; give another")
-    given = {name: getattr(args, name) for name in ("encoding", "delimiter", "quoted", "header")}
-    rows = open_rows(place, format_of(place, [args.text], kind=args.format, **given))
-    if rows.names and args.text not in rows.names:
-        raise ValueError(f"{rows.source} has no column {args.text!r}; it has {rows.names[:20]}: name one with --text")
+    rows = rows_of(args, place, args.format)
     model = load_model(args.model, base=args.base, device=args.device)
     answered = _Answered(model, rows, args)
     if taken := [name for name in answered.names if name in rows.names]:
         raise ValueError(f"{rows.source} has a column {taken[0]!r} already; rename it, so that answers can be added")
     names = [*rows.names, *answered.names]
     if target is None:
-        sys.stdout.reconfigure(encoding="utf-8", errors="backslashreplace")  # type: ignore[union-attr]
         write = row_writer(sys.stdout, kind, names, rows.format)
         for block in answered:
             write(block)

@@ -15,6 +15,7 @@ from gptclf.data.read import DELIMITERS, decoding, json_rows, parquet_file
 from gptclf.data.separated import separated_rows
 from gptclf.data.tables import SURPLUS
 from gptclf.files.access import readable_size
+from gptclf.progress import write_line
 
 Row = dict[str, Any]
 
@@ -184,6 +185,8 @@ def _table(place: Path) -> Iterator[tuple[int, Row]]:
 def _standard_input(format_: Format) -> TextIO:
     if sys.stdin is None or sys.stdin.closed:
         raise OSError("standard input is closed; give a file")
+    if sys.stdin.isatty():
+        write_line("gptclf: reading from the terminal; Ctrl-D on a line of its own ends")
     if isinstance(sys.stdin, io.TextIOWrapper):
         sys.stdin.reconfigure(encoding=format_.encoding, errors="strict", newline="")
     return sys.stdin

@@ -48,20 +48,19 @@ def run(args: Namespace) -> int:
     if args.calibrate and val_set is not None:
         clf = calibrate(clf, val_set, scoring=args.scoring, cache_dir=args.cache_dir)
     said: dict[str, Any] = {"data": f"{len(train_set):,} rows of `{path('data', args.data).name}`."}
+    report: Any = history.epochs[-1] if history.epochs else "no epoch was completed"
     if val_set is not None:
-        found = evaluate(clf, val_set, precision=args.precision, cache_dir=args.cache_dir)
-        share = f"{args.valid_fraction:g} of the file, which was left out of training"
+        report = evaluate(clf, val_set, precision=args.precision, cache_dir=args.cache_dir)
+        share = f"{args.valid_fraction} of `{path('data', args.data).name}`, left out of training"
         said |= {
-            "metrics": found.measures,
+            "metrics": report.measures,
             "measured_on": share if args.valid is None else path("valid", args.valid).name,
         }
-        print(found)
-    elif history.epochs:
-        print(history.epochs[-1])
-    save = save_model if args.lora_rank is None else save_adapter
-    save(clf, out, **said)
+    (save_model if args.lora_rank is None else save_adapter)(clf, out, **said)
     write_file(out / SETTINGS, text_writer(settings_text(args, names_of("train"))))
-    write_line(f"gptclf: saved to {out}") if not args.quiet else None
+    if not args.quiet:
+        write_line(f"gptclf: saved to {out}")
+    print(report)
     return _INTERRUPTED if history.stopped == "interrupted" else 0
 
 

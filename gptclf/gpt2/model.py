@@ -159,7 +159,7 @@ class GPT2(Renamed, Line):
 
     @property
     def is_plain(self) -> bool:
-        """True if the model may be computed stage by stage, so model, trunk and embedding are standard, without hooks."""
+        """Whether the model may be computed stage by stage, being standard and without hooks down to the embedding."""
         return is_standard_alone(self) and is_standard_alone(self.trunk) and is_standard(self.trunk.embed)
 
     def __sklearn_clone__(self) -> Self:

@@ -34,7 +34,7 @@ def values(statistic: Statistic, n: int) -> dict[str, NDArray[Any]]:
 
 
 def intervals(
-    statistic: Statistic, n: int, *, confidence: float, n_resamples: int, seed: int
+    statistic: Statistic, n: int, confidence: float, n_resamples: int, seed: int
 ) -> dict[str, NDArray[np.float64]]:
     """Return the percentile interval of each measure of n rows: (2,), or per class (C, 2).
 

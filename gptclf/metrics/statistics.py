@@ -12,6 +12,8 @@ from gptclf.metrics.ranking import ranking_areas
 
 Floats = NDArray[np.float64]
 
+_SUFFIX = "_per_class"
+
 
 def single_label(targets: NDArray[np.int64], answers: NDArray[np.int64], probabilities: Floats) -> Statistic:
     """Measure answers that are one class each.
@@ -81,19 +83,25 @@ def multi_label(targets: NDArray[np.bool_], answers: NDArray[np.bool_], probabil
 def regression(targets: Floats, outputs: Floats) -> Statistic:
     """Measure estimates of one or more numbers; targets and outputs are (N, k). Measures are means over the k."""
     errors = outputs - targets
-    centred = targets - targets.mean(axis=0)  # sums of squares of large numbers would lose the small differences
-    tiny = 1e-24 * np.square(targets).max(axis=0, initial=0.0)
 
     def statistic(weights: Floats) -> dict[str, NDArray[Any]]:
         rows = weights.sum(axis=1, keepdims=True)
         squares, absolute = weights @ np.square(errors) / rows, weights @ np.abs(errors) / rows
-        spread = weights @ np.square(centred) / rows - np.square(weights @ centred / rows)
-        same = spread <= tiny
+        spread = np.stack([_variances(weights, column) for column in targets.T], axis=1)
+        same = spread == 0
         r2 = np.where(same, squares == 0, 1 - squares / np.where(same, 1.0, spread))
         means = {"mse": squares, "rmse": np.sqrt(squares), "mae": absolute, "r2": r2}
         return {name: each.mean(axis=1) for name, each in means.items()}
 
     return statistic
+
+
+def _variances(weights: Floats, column: Floats) -> Floats:
+    """Return the variance of numbers (N,) under each row of weights (B,): exactly 0 if those that count are equal."""
+    rows = weights.sum(axis=1, keepdims=True)
+    from_one = column - column[(weights > 0).argmax(axis=1)][:, None]
+    centred = from_one - (weights * from_one).sum(axis=1, keepdims=True) / rows
+    return (weights * np.square(centred)).sum(axis=1) / rows[:, 0]  # type: ignore[no-any-return]
 
 
 def _areas(weights: Floats, true: NDArray[np.bool_], probabilities: Floats) -> dict[str, Floats]:
@@ -111,4 +119,9 @@ def _mean(each: Floats) -> Floats:
 
 
 def _per_class(scores: dict[str, NDArray[Any]], areas: dict[str, Floats]) -> dict[str, NDArray[Any]]:
-    return {f"{name}_per_class": each for name, each in {**scores, **areas}.items()}
+    return {f"{name}{_SUFFIX}": each for name, each in {**scores, **areas}.items()}
+
+
+def of_each_class(found: dict[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+    """Return what was measured for each class, by the names of the measures."""
+    return {name.removesuffix(_SUFFIX): each for name, each in found.items() if name.endswith(_SUFFIX)}

@@ -7,10 +7,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gptclf import checks
-from gptclf.metrics.bootstrap import values
+from gptclf.metrics.bootstrap import intervals, values
 from gptclf.results.evaluation import Evaluation
 from gptclf.results.html import fragment, measures_table, pairs_table
-from gptclf.results.intervals import checked_intervals
+from gptclf.results.intervals import checked_settings
+from gptclf.results.text import measure_lines
 
 Floats = NDArray[np.float64]
 
@@ -38,11 +39,8 @@ class Comparison:
     n: int
 
     def __str__(self) -> str:
-        width = max(map(len, self.differences))
-        lines = [f"B minus A on {self.n:,} texts, with {100 * self.confidence:g} % intervals"]
-        for name, value in self.differences.items():
-            low, high = self.intervals[name]
-            lines.append(f"  {name:<{width}} {value:+.4f} ({low:+.4f} to {high:+.4f})")
+        title = f"B minus A on {self.n:,} texts, with {100 * self.confidence:g} % intervals"
+        lines = [title, *measure_lines(self.differences, self.intervals, sign="+")]
         if self.table is not None:
             (both, only_a), (only_b, neither) = self.table.tolist()
             lines.append(f"both right {both:,}, only A {only_a:,}, only B {only_b:,}, both wrong {neither:,}")
@@ -88,6 +86,7 @@ def compare(
     """
     for name, given in (("evaluation_a", evaluation_a), ("evaluation_b", evaluation_b)):
         checks.instance(name, given, Evaluation, "the result of evaluate")
+    settings = checked_settings(confidence, n_resamples, seed)
     _check_same(evaluation_a, evaluation_b)
     of_a, of_b, n = evaluation_a.statistic, evaluation_b.statistic, len(evaluation_a.targets)
 
@@ -96,15 +95,15 @@ def compare(
         return {name: b[name] - a[name] for name in a if name in b and a[name].ndim == 1}
 
     found = {name: float(each) for name, each in values(difference, n).items() if not np.isnan(each)}
-    bounds = checked_intervals(difference, n, confidence, n_resamples, seed)
-    intervals = {name: (float(bounds[name][0]), float(bounds[name][1])) for name in found}
+    drawn = intervals(difference, n, *settings)
+    bounds = {name: (float(drawn[name][0]), float(drawn[name][1])) for name in found}
     try:
         right_a, right_b = evaluation_a.right, evaluation_b.right
     except TypeError:  # the task's answers are not right or wrong
-        return Comparison(None, None, found, intervals, confidence, n)
+        return Comparison(None, None, found, bounds, settings[0], n)
     pairs = ((right_a, right_b), (right_a, ~right_b), (~right_a, right_b), (~right_a, ~right_b))
     table = np.array([np.count_nonzero(a & b) for a, b in pairs]).reshape(2, 2)
-    return Comparison(table, mcnemar(int(table[0, 1]), int(table[1, 0])), found, intervals, confidence, n)
+    return Comparison(table, mcnemar(int(table[0, 1]), int(table[1, 0])), found, bounds, settings[0], n)
 
 
 def mcnemar(only_a: int, only_b: int) -> float:

@@ -41,6 +41,20 @@ class ConfidentErrors(list[ConfidentError]):
         return data_frame({f.name: [row[f.name] for row in rows] for f in fields(ConfidentError)})
 
 
+def probabilities_of(task: Task, outputs: NDArray[np.float32], labels: Sequence[Any]) -> NDArray[np.float64]:
+    """Return how probable the label of each row is (N,), in float64, in which sure answers hardly ever tie at 1.
+
+    If a text may belong to several classes, it is the probability of the least probable decision.
+
+    Raises:
+        TypeError: The task has no probabilities.
+    """
+    probabilities, columns = task.probabilities(torch.from_numpy(outputs).double()), task.targets(labels)
+    if columns.ndim == 1:
+        return np.asarray(probabilities[np.arange(len(columns)), columns], dtype=np.float64)
+    return np.asarray(np.where(columns > 0, probabilities, 1 - probabilities).min(axis=1), dtype=np.float64)
+
+
 def find_errors(
     task: Task,
     outputs: NDArray[np.float32],
@@ -56,12 +70,8 @@ def find_errors(
     Raises:
         TypeError: The task has no probabilities, or its answers are not right or wrong.
     """
-    found = torch.from_numpy(outputs)
-    probabilities, sure = task.probabilities(found), task.confidences(found)
-    true, chosen, rows = task.targets(targets), task.targets(predictions), np.arange(len(targets))
-    of_target = np.zeros(len(rows))
-    if true.ndim == 1:  # one class for each text; thresholds may have chosen another than the most probable one
-        sure, of_target = probabilities[rows, chosen], probabilities[rows, true]
+    found, true = torch.from_numpy(outputs), task.targets(targets)
+    sure, of_target = (probabilities_of(task, outputs, labels) for labels in (predictions, targets))
     wrong = np.flatnonzero(~task.right(found, torch.from_numpy(true)))
     order = wrong[np.lexsort((wrong, of_target[wrong], -sure[wrong]))][:n]
     return ConfidentErrors(

@@ -12,13 +12,15 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from gptclf import checks
-from gptclf.metrics.bootstrap import Statistic, values
+from gptclf.metrics.bootstrap import Statistic, intervals, values
 from gptclf.metrics.probabilities import STRATEGIES, Reliability, RiskCoverage, reliability, risk_coverage
+from gptclf.metrics.statistics import of_each_class
 from gptclf.plotting import data_frame, plot_confusion
-from gptclf.results.errors import ConfidentErrors, find_errors
+from gptclf.results.errors import ConfidentErrors, find_errors, probabilities_of
 from gptclf.results.html import evaluation_parts, fragment, write_page
-from gptclf.results.intervals import checked_intervals
+from gptclf.results.intervals import checked_settings
 from gptclf.results.pictures import plot_per_class, plot_reliability, plot_risk_coverage
+from gptclf.results.text import report
 from gptclf.tasks import Task
 
 # Beyond this many outputs the intervals in HTML come from fewer resamples: a notebook should not wait for minutes.
@@ -72,12 +74,11 @@ class Evaluation:
     def per_class(self) -> dict[str, NDArray[Any]]:
         """Precision, recall, F1, support, ROC-AUC and average precision of each class, each (C,).
 
-        The last two are of the class against the rest, NaN for a class without rows or with all of them.
+        The last two are of the class against the rest, NaN where they are not defined.
         """
         if "per_class" not in self.details:
             raise AttributeError("per_class")  # __getattr__ says what there is
-        areas = {name: self._values[f"{name}_per_class"] for name in ("roc_auc", "average_precision")}
-        return {**self.details["per_class"], **areas}
+        return {**of_each_class(self._values), **self.details["per_class"]}
 
     def intervals(
         self, confidence: float = 0.95, n_resamples: int = 1000, seed: int = 0
@@ -108,10 +109,17 @@ class Evaluation:
     ) -> dict[str, NDArray[np.float64]]:
         """Return the intervals of the measures `per_class`, each (C, 2), as `intervals` finds them."""
         found = self._intervals(confidence, n_resamples, seed)
-        return {name: found[f"{name}_per_class"] for name in self.per_class if name != "support"}
+        return {name: each for name, each in of_each_class(found).items() if name != "support"}
+
+    def report(self, confidence: float = 0.95, n_resamples: int = 1000, seed: int = 0) -> str:
+        """Return the text of `str`, then each measure with its interval, and with 20 classes or fewer each one's F1.
+
+        The arguments are those of `intervals`.
+        """
+        return report(self, confidence, n_resamples, seed)
 
     def reliability(self, n_bins: int = 15, strategy: str = "width") -> Reliability:
-        """Return how often answers are right, beside how sure they were, in bins by their confidence.
+        """Return how often answers are right, beside how probable they were, in bins by that probability.
 
         Args:
             n_bins: Number of bins.
@@ -120,9 +128,8 @@ class Evaluation:
         Raises:
             TypeError: The task has no probabilities, or its answers are not right or wrong.
         """
-        n_bins = checks.integer("n_bins", n_bins, 1)
-        checks.choice("strategy", strategy, STRATEGIES)
-        return reliability(self.confidences, self.right, n_bins, strategy)
+        n_bins, strategy = checks.integer("n_bins", n_bins, 1), checks.choice("strategy", strategy, STRATEGIES)
+        return reliability(probabilities_of(self.task, self.outputs, self.predictions), self.right, n_bins, strategy)
 
     def risk_coverage(self) -> RiskCoverage:
         """Return the share of wrong answers over the share of texts answered, if unsure answers are rejected.
@@ -156,7 +163,15 @@ class Evaluation:
         return values(self.statistic, len(self.targets))
 
     def _intervals(self, confidence: float, n_resamples: int, seed: int) -> dict[str, NDArray[np.float64]]:
-        return checked_intervals(self.statistic, len(self.targets), confidence, n_resamples, seed)
+        settings = checked_settings(confidence, n_resamples, seed)
+        if settings not in self._found:
+            self._found[settings] = intervals(self.statistic, len(self.targets), *settings)
+        return self._found[settings]
+
+    @cached_property
+    def _found(self) -> dict[tuple[float, int, int], dict[str, NDArray[np.float64]]]:
+        """Intervals by their settings: those of thousands of rows take seconds."""
+        return {}
 
     @classmethod
     def of(cls, task: Task, outputs: Any, targets: Sequence[Any], texts: Sequence[str] | None = None) -> "Evaluation":
@@ -168,10 +183,8 @@ class Evaluation:
             targets: The label of each row.
             texts: The rows' texts; None leaves them empty.
         """
-        found, true = (
-            torch.as_tensor(outputs, dtype=torch.float32, device="cpu"),
-            torch.from_numpy(task.targets(targets)),
-        )
+        found = torch.as_tensor(outputs, dtype=torch.float32, device="cpu")
+        true = torch.from_numpy(task.targets(targets))
         if found.shape != (len(targets), task.n_outputs) or not len(targets):
             expected = f"({len(targets)}, {task.n_outputs}) for {len(targets)} targets of the task {task}"
             raise ValueError(f"outputs has the shape {tuple(found.shape)}; it must be {expected}, and at least one row")

@@ -23,7 +23,6 @@ from gptclf.inference.predict import text_outputs
 from gptclf.inference.texts import Cuts
 from gptclf.sklearn.folders import read_estimator, write_estimator
 from gptclf.sklearn.inputs import labels_of, seed_of, texts_of, weights_of
-from gptclf.sklearn.pickling import PackedModel, packed
 from gptclf.sklearn.settings import Settings
 from gptclf.training.callbacks import EarlyStopping
 from gptclf.training.recipe import Recipe
@@ -36,14 +35,15 @@ class GPT2Classifier(ClassifierMixin, Settings):  # type: ignore[misc]
 
     `fit` is `add_classifier_head`, `freeze` and `train`, with the same steps and the same answers. What folds,
     candidates of a search and members of an ensemble have in common is computed once: each text goes through the
-    frozen blocks once, and the result is kept in this process's memory, as `train` does.
+    frozen blocks once, those of `predict` as well. The results are kept in this process's memory, as those of `train`;
+    `clear_features` releases them. A loaded estimator keeps nothing of the texts it answers.
 
     A pickle of a fitted estimator holds what was trained. Frozen weights are in it by their name and digest if they
     are found again by a name or in a folder, else whole. `save` writes a folder for `load` and `load_model`.
 
     Args:
-        model: A name or folder that `load_gpt2` takes, a `GPT2`, which is never changed, or a `GPT2Config` for random
-            weights.
+        model: A name or folder that `load_gpt2` takes, a `GPT2`, which is never changed and may be on any device, or a
+            `GPT2Config` for random weights.
         trainable: What trains, as in `freeze`. With `lora`, "last_block" means "lora".
         pooling: Where the head looks, as in `add_classifier_head`.
         head: A `Head` of your own, as there.
@@ -92,17 +92,19 @@ class GPT2Classifier(ClassifierMixin, Settings):  # type: ignore[misc]
         Returns:
             The estimator itself.
         """
-        rows = self._read(X, y, sample_weight, reset=True)
+        rows, stops = self._read(X, y, sample_weight, reset=True), boolean("early_stopping", self.early_stopping)
         seed = seed_of(self.random_state)
         model = self._new_model(self._task_over(_classes_of(labels_of(y), rows[1])), seed)
         train_set, val_set = self._rows(model, *rows), None
         if eval_set is not None:
+            if not isinstance(eval_set, Sequence) or len(eval_set) != 2:
+                raise ValueError("eval_set must be a pair of texts and labels: eval_set=(X_val, y_val)")
             val_set = self._rows(model, *self._read(*eval_set, reset=False))
-        elif boolean("early_stopping", self.early_stopping):
+        elif stops:
             share = number("validation_fraction", self.validation_fraction, above=0.0, most=1.0)
             stratify = rows[1].ndim == 1
             train_set, val_set = split(train_set, (1 - share, share), seed=seed, stratify=stratify)
-        stopping = [EarlyStopping(self.n_iter_no_change)] if self.early_stopping else []
+        stopping = [EarlyStopping(self.n_iter_no_change)] if stops else []
         self._train(model, train_set, val_set, self._recipe(seed), stopping)
         self.n_iter_ = self.history_.steps[-1].epoch
         return self
@@ -126,15 +128,15 @@ class GPT2Classifier(ClassifierMixin, Settings):  # type: ignore[misc]
             raise ValueError(f"class_weight is {self.class_weight!r}, but partial_fit sees only a part; {remedy}")
         known = None if classes is None else np.unique(classes)
         if first:
-            self.model_ = self._new_model(
-                self._task_over(_classes_of(rows[1] if known is None else known, rows[1])), seed
-            )
-            self.n_iter_ = 0
-        elif known is not None and not np.array_equal(known, self.classes_):
-            raise ValueError(f"classes are {known.tolist()!r}, but the first call had {self.classes_.tolist()!r}")
-        recipe = self._recipe((seed + self.n_iter_) % (LARGEST_SEED + 1), epochs=1)
-        self._train(self.model_, self._rows(self.model_, *rows), None, recipe, [])
-        self.n_iter_ += 1
+            task = self._task_over(_classes_of(rows[1] if known is None else known, rows[1]))
+            model, done = self._new_model(task, seed), 0
+        else:
+            model, done = self.model_, self.n_iter_
+            if known is not None and not np.array_equal(known, self.classes_):
+                raise ValueError(f"classes are {known.tolist()!r}, but the first call had {self.classes_.tolist()!r}")
+        recipe = self._recipe((seed + done) % (LARGEST_SEED + 1), epochs=1)
+        self._train(model, self._rows(model, *rows), None, recipe, [])
+        self.n_iter_ = done + 1
         return self
 
     def predict(self, X: Any) -> NDArray[Any]:
@@ -226,16 +228,10 @@ class GPT2Classifier(ClassifierMixin, Settings):  # type: ignore[misc]
         self._fitted_here = True
 
     def __getstate__(self) -> dict[str, Any]:
-        state = {name: value for name, value in super().__getstate__().items() if name != "_fitted_here"}
-        return {name: packed(value) if isinstance(value, GPT2) else value for name, value in state.items()}
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        found = {name: value.unpacked() for name, value in state.items() if isinstance(value, PackedModel)}
-        super().__setstate__(state | found)
+        return {name: value for name, value in super().__getstate__().items() if name != "_fitted_here"}
 
     def __sklearn_tags__(self) -> Any:
         tags = super().__sklearn_tags__()
-        tags.input_tags.string, tags.input_tags.one_d_array, tags.input_tags.two_d_array = True, True, False
         tags.classifier_tags.multi_label = self.task is not None
         return tags
 

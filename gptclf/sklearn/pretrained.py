@@ -1,4 +1,4 @@
-"""`Pretrained`: what the estimators have in common that compute with a model as it is."""
+"""`Pretrained`: what all estimators have in common."""
 
 from typing import Any
 
@@ -11,7 +11,7 @@ from gptclf.sklearn.pickling import PackedModel, packed
 
 
 class Pretrained(BaseEstimator):  # type: ignore[misc]
-    """An estimator over texts whose parameter `model` is never changed, and pickled by its name if it has one."""
+    """An estimator over texts with a parameter `model`. In a pickle, models are what `packed` makes of them."""
 
     model: Any
 

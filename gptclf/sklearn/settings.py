@@ -8,7 +8,6 @@ from typing import Any, TypeVar, Unpack
 
 import numpy as np
 from numpy.typing import NDArray
-from sklearn.base import BaseEstimator
 
 from gptclf.data.dataset import TextDataset
 from gptclf.gpt2.classifier import HeadSource, add_classifier_head, fresh_head
@@ -18,6 +17,7 @@ from gptclf.gpt2.model import GPT2
 from gptclf.gpt2.quantize import quantize
 from gptclf.preparation import Preparation
 from gptclf.sklearn.bases import Base, base_of
+from gptclf.sklearn.pretrained import Pretrained
 from gptclf.tasks import SingleLabel, Task
 from gptclf.training.recipe import Recipe, RecipeChanges, refuse_unknown
 from gptclf.training.run import Callback
@@ -36,7 +36,7 @@ def _lists_recipe(init: _Init) -> _Init:
     return init
 
 
-class Settings(BaseEstimator):  # type: ignore[misc]
+class Settings(Pretrained):
     """Stores the parameters, unchecked, as scikit-learn wants it; `GPT2Classifier` documents them."""
 
     @_lists_recipe

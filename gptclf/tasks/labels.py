@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from gptclf.checks import is_iterable, is_missing, python_value
+from gptclf.checks import is_iterable, is_missing, number, python_value
 
 logger = logging.getLogger(__name__)
 
@@ -218,3 +218,22 @@ def label_from_json(value: Any) -> Any:
     if not isinstance(value, str | bool | int | float):
         raise ValueError(f"a label is {value!r}, not a text, a number or a tuple of them")
     return value
+
+
+def check_class_weight(given: Any, classes: Sequence[Any]) -> dict[Any, float] | str | None:
+    """Return a weight for each class, in the order of the classes, or None or "balanced" as given.
+
+    Raises:
+        TypeError: It is something else, or a weight is not a number.
+        ValueError: A weight is negative, or its label is not among the classes.
+    """
+    if items := getattr(given, "items", None):  # a mapping's, or those of a pandas Series
+        weights = {python_value(key): number(f"class_weight[{key!r}]", value) for key, value in items()}
+        unknown = [label for label in weights if label not in classes]
+        if unknown:
+            raise ValueError(f"class_weight names {unknown[0]!r}, not among the classes {list(classes[:10])!r}")
+        return {label: weights.get(label, 1.0) for label in classes}
+    if given is None or (isinstance(given, str) and given == "balanced"):
+        return given
+    rule = 'None, "balanced" or a mapping from labels to weights'
+    raise TypeError(f"class_weight is {given!r}; it must be {rule}")

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.nn import functional as F
 
-from gptclf.checks import number, python_value
+from gptclf.checks import number
 from gptclf.metrics import statistics
 from gptclf.metrics.bootstrap import Statistic
 from gptclf.metrics.counts import confusion_matrix, per_class_scores
@@ -25,6 +25,7 @@ from gptclf.tasks.calibration import (
     in_words,
 )
 from gptclf.tasks.labels import (
+    check_class_weight,
     check_classes,
     check_labels,
     check_writable,
@@ -85,19 +86,11 @@ class SingleLabel(Task):
             raise ValueError(f"label_smoothing is {label_smoothing!r}; it must be at least 0 and less than 1")
         self.temperature = check_temperature(temperature)
         self.thresholds = check_thresholds(thresholds, self.classes)
-        self.class_weight = class_weight
+        self.class_weight = check_class_weight(class_weight, self.classes)
         # A weight per class, in the order of the classes; None if all are 1, or not known before training.
         self.weights: list[float] | None = None
-        if items := getattr(class_weight, "items", None):  # a mapping's, or those of a pandas Series
-            given = {python_value(key): number(f"class_weight[{key!r}]", value) for key, value in items()}
-            unknown = [label for label in given if label not in self.classes]
-            if unknown:
-                raise ValueError(f"class_weight names {unknown[0]!r}, not among the classes {self.classes[:10]!r}")
-            self.class_weight = {label: given.get(label, 1.0) for label in self.classes}
+        if isinstance(self.class_weight, dict):
             self.weights = list(self.class_weight.values())
-        elif class_weight is not None and not (isinstance(class_weight, str) and class_weight == "balanced"):
-            rule = 'None, "balanced" or a mapping from labels to weights'
-            raise TypeError(f"class_weight is {class_weight!r}; it must be {rule}")
 
     def targets(self, labels: Sequence[Any]) -> NDArray[np.int64]:
         """Return each label's position among the classes (N,); an unknown label is an error that names its row."""
@@ -130,7 +123,7 @@ class SingleLabel(Task):
         """Return the mean cross-entropy in nats, at the temperature, and the share of rows answered correctly."""
         return {
             "loss": float(F.cross_entropy(outputs.double() / self.temperature, targets)),
-            "accuracy": float((self._chosen(outputs) == targets).double().mean()),
+            "accuracy": float(self.right(outputs, targets).mean()),
         }
 
     def answers(self, outputs: Tensor) -> list[Any]:
@@ -174,8 +167,8 @@ class SingleLabel(Task):
 
     def columns(self, outputs: Tensor) -> dict[str, NDArray[Any]]:
         """Return a column of probabilities per class. Column names are distinct, even for the labels 1 and "1"."""
-        names = [f"p({name})" for name in self.output_names]
-        return dict(zip(names, self.probabilities(outputs).T, strict=True))
+        columns = self.probabilities(outputs).T
+        return {f"p({name})": column for name, column in zip(self.output_names, columns, strict=True)}
 
     def details(self, outputs: Tensor, targets: Tensor) -> dict[str, Any]:
         """Return the confusion matrix, the scores of each class, and the mean F1 of the classes that occur."""
@@ -289,13 +282,11 @@ class SingleLabel(Task):
         if not isinstance(values.get("classes"), list):
             raise ValueError(f"the task's classes are {values.get('classes')!r}, not a list")
         classes = [label_from_json(label) for label in values["classes"]]
-        kind, weights = values.get("class_weight"), values.get("weights")
-        if weights is not None and (not isinstance(weights, list) or len(weights) != len(classes)):
-            raise ValueError(f"the task's weights are {weights!r}, not one per class")
+        kind, weights, limits = values.get("class_weight"), values.get("weights"), values.get("thresholds")
+        for key, found in (("weights", weights), ("thresholds", limits)):
+            if found is not None and (not isinstance(found, list) or len(found) != len(classes)):
+                raise ValueError(f"the task's {key} are {found!r}, not one per class")
         given = dict(zip(classes, weights or [], strict=False))
-        limits = values.get("thresholds")
-        if limits is not None and (not isinstance(limits, list) or len(limits) != len(classes)):
-            raise ValueError(f"the task's thresholds are {limits!r}, not one or null per class")
         named = {label: limit for label, limit in zip(classes, limits or [], strict=False) if limit is not None}
         smoothing, temperature = values.get("label_smoothing", 0.0), values.get("temperature", 1.0)
         task = cls(classes, given if kind == "given" else kind, smoothing, temperature, named)

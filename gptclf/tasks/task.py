@@ -195,7 +195,7 @@ class Task:
 
     @property
     def output_names(self) -> list[str]:
-        """A distinct name for each output: its class, if there are classes."""
+        """A distinct name for each output, its class if there are classes."""
         return [f"output {i}" for i in range(self.n_outputs)] if self.classes is None else distinct_names(self.classes)
 
     def json_answers(self, outputs: Tensor) -> list[dict[str, Any]]:
