@@ -431,6 +431,13 @@ class TestOnce:
             change(weight)
             assert kept_digests([weight]) == tensor_digests([weight]) != before
 
+    @pytest.mark.parametrize("place", [0, 1, 700, 1199])
+    def test_a_single_number_that_changes_past_torch_is_noticed(self, place: int) -> None:
+        weight = torch.rand(40, 30)
+        before = kept_digests([weight])
+        weight.numpy().reshape(-1)[place] += 1
+        assert kept_digests([weight]) == tensor_digests([weight]) != before
+
     def test_a_model_that_is_passed_never_changes_and_is_not_copied(self) -> None:
         gpt2 = load_gpt2("nano")
         before = tensor_digests(gpt2.state_dict().values())
