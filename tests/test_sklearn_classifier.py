@@ -238,7 +238,7 @@ class TestInputs:
             ({"random_state": -1}, "random_state is -1"),
             ({"validation_fraction": 1.5, "early_stopping": True}, "validation_fraction is 1.5"),
             ({"class_weight": {"maybe": 1.0}}, "class_weight names 'maybe'"),
-            ({"head": object()}, "head is a object"),
+            ({"head": 7}, "head is a int"),
         ],
         ids=str,
     )
