@@ -19,7 +19,6 @@ import torch
 from gptclf import (
     GPT2,
     EarlyStopping,
-    Evaluation,
     Recipe,
     SingleLabel,
     TextDataset,
@@ -339,7 +338,7 @@ class TestOthers:
     def test_evaluate(self, run: Run_, model: Path, data: Path) -> None:
         clf = load_model(model)
         rows = TextDataset.from_file(data, text="body", label="folder", tokenizer=clf.tokenizer, task=clf.task)
-        assert run("evaluate", model, data, *COLUMNS) == (0, f"{evaluate(clf, rows)}\n", "")
+        assert run("evaluate", model, data, *COLUMNS) == (0, f"{evaluate(clf, rows).report()}\n", "")
 
     def test_summary(self, run: Run_, model: Path) -> None:
         code, out, err = run("summary", model)
@@ -390,9 +389,10 @@ class TestOthers:
         rows = TextDataset.from_file(data, text="body", label="folder", tokenizer=clf.tokenizer, task=clf.task)
         code, out, _ = run("evaluate", model, data, *COLUMNS, "--json")
         assert code == 0
-        assert json.loads(out) == {"rows": 33, **evaluate(clf, rows).metrics}
+        found = evaluate(clf, rows)
+        intervals = {name: list(bounds) for name, bounds in found.intervals().items()}
+        assert json.loads(out) == {"rows": 33, **found.metrics, "intervals": intervals}
 
-    @pytest.mark.skipif(not hasattr(Evaluation, "to_html"), reason="evaluations are not written as pages yet")
     def test_evaluate_as_a_page(self, run: Run_, model: Path, data: Path, tmp_path: Path) -> None:
         assert run("evaluate", model, data, *COLUMNS, "--html", tmp_path / "report.html").code == 0
         assert "spam" in (tmp_path / "report.html").read_text(encoding="utf-8")

@@ -12,7 +12,7 @@ from gptclf.saving.load_model import load_model
 
 
 def run(args: Namespace) -> int:
-    """Print the measures of a model."""
+    """Print the measures of a model with their intervals."""
     page = None if args.html is None else check_target("--html", args.html, folder=False)
     model = load_model(args.model, base=args.base, device=args.device)
     rows = read_dataset(args, args.data, tokenizer=model.tokenizer, task=model.task, **vars(model.preparation))
@@ -23,5 +23,8 @@ def run(args: Namespace) -> int:
     found = evaluate(adjusted, rows, precision=args.precision)
     if page is not None:
         found.to_html(page)
-    print(json.dumps({"rows": len(found.targets), **found.metrics}) if args.json else found)
+    if args.json:
+        print(json.dumps({"rows": len(found.targets), **found.metrics, "intervals": found.intervals()}))
+    else:
+        print(found.report())
     return 0

@@ -78,7 +78,7 @@ class Evaluate:
         model: The trained model: a folder, a hub repository owner/name, or the folder of an adapter.
         data: The labelled texts: a .csv, .tsv, .jsonl or .parquet file.
         html: Also write the report as a page.
-        json: Print the measures as JSON.
+        json: Print the measures and their intervals as JSON.
     """
 
     model: Name = field(metadata=_PLACE)
