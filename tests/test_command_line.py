@@ -30,6 +30,7 @@ from gptclf import (
     load_gpt2,
     load_model,
     predict,
+    predict_logits,
     predict_proba,
     predict_stream,
     split,
@@ -360,6 +361,22 @@ class TestOthers:
         assert run("convert", "nano", tmp_path / "lm.pth").code == 0
         assert run("convert", tmp_path / "lm.pth", tmp_path / "lm", "--n-heads", 6).code == 0
         assert_same(load_gpt2(tmp_path / "lm.pth", settings={"n_heads": 6}), load_gpt2(tmp_path / "lm"))
+
+    def test_convert_openais_checkpoint(self, run: Run_, tmp_path: Path) -> None:
+        checkpoint = Path(__file__).parent / "data" / "tf_gpt2" / "whole"
+        assert run("convert", checkpoint, tmp_path / "folder").code == 0
+        assert_same(load_gpt2(tmp_path / "folder"), load_gpt2(checkpoint))
+
+    def test_convert_to_onnx(self, run: Run_, model: Path, tmp_path: Path) -> None:
+        pytest.importorskip("onnxscript")
+        runtime = pytest.importorskip("onnxruntime")
+        assert run("convert", model, tmp_path / "model.onnx").code == 0
+        clf, text = load_model(model), "you won a prize"
+        session = runtime.InferenceSession(tmp_path / "model.onnx")
+        ids = np.array([clf.tokenizer.encode_ordinary(text)])
+        names = [given.name for given in session.get_inputs()]
+        (outputs,) = session.run(None, dict(zip(names, (ids, np.array([ids.shape[1]])), strict=True)))
+        np.testing.assert_allclose(outputs, predict_logits(clf, [text], precision="float32"), atol=1e-5)
 
     def test_convert_an_adapter(self, run: Run_, data: Path, tmp_path: Path) -> None:
         assert run("train", data, *COLUMNS, *QUICK, "--lora-rank", 2, "--out", tmp_path / "a").code == 0
