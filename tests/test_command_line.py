@@ -382,6 +382,17 @@ class TestOthers:
         (outputs,) = session.run(None, dict(zip(names, (ids, np.array([ids.shape[1]])), strict=True)))
         np.testing.assert_allclose(outputs, predict_logits(clf, [text], precision="float32"), atol=1e-5)
 
+    def test_convert_replaces_no_file_and_makes_no_folder_of_a_mistyped_one(self, run: Run_, tmp_path: Path) -> None:
+        (tmp_path / "old.pth").write_text("mine")
+        code, _, err = run("convert", "nano", tmp_path / "old.pth")
+        assert (code, (tmp_path / "old.pth").read_text()) == (1, "mine")
+        assert "exists; give another file, or --force to replace it" in err
+        assert run("convert", "nano", tmp_path / "old.pth", "--force").code == 0
+        code, _, err = run("convert", "nano", tmp_path / "model.onxx")
+        assert code == 1
+        assert "a file must end in .pth or .onnx" in err
+        assert run("convert", "nano", tmp_path / "v1.2").code == 0
+
     def test_convert_an_adapter(self, run: Run_, data: Path, tmp_path: Path) -> None:
         assert run("train", data, *COLUMNS, *QUICK, "--lora-rank", 2, "--out", tmp_path / "a").code == 0
         assert run("convert", tmp_path / "a", tmp_path / "copy").code == 0
