@@ -248,6 +248,22 @@ class TestInputs:
             ours.fit(TEXTS, LABELS)
         assert not hasattr(ours, "model_")
 
+    def test_a_missing_label_in_a_list_is_named_by_its_row(self) -> None:
+        for missing in (None, float("nan")):
+            with pytest.raises(
+                ValueError, match="Input y contains NaN or None: 1 labels, the first in row 2; drop them"
+            ):
+                estimator().fit(TEXTS, [*LABELS[:2], missing, *LABELS[3:]])
+
+    def test_functions_of_the_library_say_where_the_model_is(self) -> None:
+        with pytest.raises(TypeError, match="GPT2Classifier.*model.model_"):
+            predict_proba(estimator(epochs=1).fit(TEXTS, LABELS), NEW)  # type: ignore[arg-type]
+
+    def test_a_folder_of_another_kind_says_what_reads_it(self, tmp_path: Path) -> None:
+        save_model(estimator(epochs=1).fit(TEXTS, LABELS).model_, tmp_path)
+        with pytest.raises(FileNotFoundError, match="load_model reads those of save_model"):
+            GPT2Classifier.load(tmp_path)
+
     def test_the_parameters_are_those_of_a_recipe_and_more(self) -> None:
         params = GPT2Classifier("nano").get_params()
         recipe = asdict(Recipe())

@@ -29,8 +29,8 @@ from gptclf.preparation import Preparation
 from gptclf.tasks import NextToken, Task
 from gptclf.tokenizer.tokens import check_same_tokenizer, check_tokenizer
 
-# Where modules around a model keep it: DataParallel and its kin, torch.compile, Lightning.
-_WRAPPED = ("module", "_orig_mod", "model")
+# Where others keep a model: gptclf's estimators, DataParallel and its kin, torch.compile, Lightning.
+_WRAPPED = ("model_", "module", "_orig_mod", "model")
 
 
 # What a model remembers and saves: the class of each value, and the rule in words.

@@ -3,6 +3,7 @@
 import json
 import logging
 from dataclasses import asdict
+from errno import ENOENT
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -42,6 +43,9 @@ def write_estimator(estimator: Any, folder: str | Path) -> Path:
 def read_estimator(kind: type[_Estimator], folder: str | Path, **options: Any) -> _Estimator:
     """Return the estimator of a class that `write_estimator` wrote; `options` are those of `load_model`."""
     place = path("folder", folder)
+    if not (place / ESTIMATOR).is_file():
+        known = "a folder that an estimator's save wrote; load_model reads those of save_model, joblib its own files"
+        raise FileNotFoundError(ENOENT, f"{place} holds no {ESTIMATOR}; load takes {known}")
     record = read_json(place / ESTIMATOR)
     model = load_model(place, **options)
     estimator: Any = kind(**{"model": model.base or str(place), **record["params"]})

@@ -6,7 +6,7 @@ import numpy as np
 from sklearn.utils import check_array, check_consistent_length, check_random_state, column_or_1d
 from sklearn.utils.multiclass import check_classification_targets
 
-from gptclf.checks import LARGEST_SEED, integer, python_value
+from gptclf.checks import LARGEST_SEED, integer, is_missing, python_value
 from gptclf.data.rows import check_texts
 
 
@@ -31,6 +31,12 @@ def labels_of(y: Any) -> Any:
     """Return labels as scikit-learn's classifiers take them (N,), or (N, C) of 0 and 1 for several labels per text."""
     if y is None:
         raise ValueError("GPT2Classifier requires y to be passed, but the target y is None")
+    # In an array of strings a missing label would become the class "nan".
+    missing = [row for row, label in enumerate(y) if is_missing(label)] if isinstance(y, list | tuple) else []
+    if missing:
+        raise ValueError(
+            f"Input y contains NaN or None: {len(missing)} labels, the first in row {missing[0]}; drop them"
+        )
     labels = check_array(y, ensure_2d=False, dtype=None, input_name="y", ensure_min_samples=0)
     check_classification_targets(labels)
     return labels if labels.ndim == 2 and labels.shape[1] > 1 else column_or_1d(labels, warn=True)
