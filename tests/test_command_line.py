@@ -92,8 +92,12 @@ def data(work: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def model(work: Path, data: Path) -> Path:
-    columns = ["--text", "body", "--label", "folder"]
-    assert main(["train", str(data), *columns, *QUICK, "--out", str(work / "model"), "--quiet"]) == 0
+    columns, before = ["--text", "body", "--label", "folder"], torch.get_num_threads()
+    torch.set_num_threads(1)  # as in the tests: another number of threads may round otherwise
+    try:
+        assert main(["train", str(data), *columns, *QUICK, "--out", str(work / "model"), "--quiet"]) == 0
+    finally:
+        torch.set_num_threads(before)
     return work / "model"
 
 
@@ -377,6 +381,17 @@ class TestOthers:
         names = [given.name for given in session.get_inputs()]
         (outputs,) = session.run(None, dict(zip(names, (ids, np.array([ids.shape[1]])), strict=True)))
         np.testing.assert_allclose(outputs, predict_logits(clf, [text], precision="float32"), atol=1e-5)
+
+    def test_convert_replaces_no_file_and_makes_no_folder_of_a_mistyped_one(self, run: Run_, tmp_path: Path) -> None:
+        (tmp_path / "old.pth").write_text("mine")
+        code, _, err = run("convert", "nano", tmp_path / "old.pth")
+        assert (code, (tmp_path / "old.pth").read_text()) == (1, "mine")
+        assert "exists; give another file, or --force to replace it" in err
+        assert run("convert", "nano", tmp_path / "old.pth", "--force").code == 0
+        code, _, err = run("convert", "nano", tmp_path / "model.onxx")
+        assert code == 1
+        assert "a file must end in .pth or .onnx" in err
+        assert run("convert", "nano", tmp_path / "v1.2").code == 0
 
     def test_convert_an_adapter(self, run: Run_, data: Path, tmp_path: Path) -> None:
         assert run("train", data, *COLUMNS, *QUICK, "--lora-rank", 2, "--out", tmp_path / "a").code == 0

@@ -280,6 +280,21 @@ def test_equal_models_give_equal_onnx_files_that_name_no_path(gpt2: GPT2, onnx_f
     assert [path.name for path in tmp_path.iterdir()] == ["again.onnx"]
 
 
+def test_the_softmax_of_a_graph_gives_calibrated_probabilities(
+    gpt2: GPT2, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    clf = classifier(gpt2)
+    clf.task = clf.task.adjusted(temperature=0.5, thresholds={clf.classes[0]: 0.9})  # type: ignore[index]
+    file = export_onnx(clf, tmp_path / "calibrated.onnx")
+    ids, lengths = batches()[-1]
+    (logits,) = session(file).run(None, {"input_ids": ids.numpy(), "lengths": lengths.numpy()})
+    with torch.no_grad():
+        expected = clf.task.probabilities(clf(ids, lengths))
+    np.testing.assert_allclose(torch.from_numpy(logits).softmax(dim=1), expected, atol=1e-5)
+    assert "apply the thresholds in its metadata yourself" in caplog.text
+    assert "transformers" not in caplog.text
+
+
 def test_weights_can_lie_beside_the_graph(gpt2: GPT2, onnx_file: Path, tmp_path: Path) -> None:
     path = export_onnx(classifier(gpt2), tmp_path / "big.onnx", external_data=True)
     assert sorted(file.name for file in tmp_path.iterdir()) == ["big.onnx", "big.onnx.data"]

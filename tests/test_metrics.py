@@ -416,3 +416,24 @@ def test_a_task_without_measures_of_its_own_has_what_it_had() -> None:
     assert list(found.per_class) == ["precision", "recall", "f1", "support"]
     assert str(found) in found.report()
     assert str(compare(found, found))
+
+
+@pytest.mark.parametrize("row", [[np.nan, 0.0], [np.inf, 0.0], [-np.inf, -np.inf]])
+def test_outputs_that_answer_nothing_are_refused_by_their_row(row: list[float]) -> None:
+    with pytest.raises(ValueError, match=r"outputs, row 1, is \[.*\]; it must hold finite numbers"):
+        Evaluation.of(SingleLabel(["ham", "spam"]), [[0.0, 1.0], row], ["ham", "spam"])
+    assert Evaluation.of(SingleLabel(["ham", "spam"]), [[0.0, -np.inf]], ["ham"]).accuracy == 1.0
+
+
+def test_the_confidence_of_an_answer_is_its_own_probability_with_thresholds_as_well() -> None:
+    outputs = np.log([[0.12, 0.88], [0.05, 0.95], [0.7, 0.3]])
+    found = Evaluation.of(SingleLabel(["ham", "spam"], thresholds={"spam": 0.9}), outputs, ["ham", "spam", "ham"])
+    assert found.predictions == ["ham", "spam", "ham"]
+    np.testing.assert_allclose(found.confidences, [0.12, 0.95, 0.7], rtol=1e-6)
+    np.testing.assert_allclose(found.risk_coverage().threshold, [0.95, 0.7, 0.12], rtol=1e-6)
+
+
+def test_reliability_is_not_defined_for_several_labels() -> None:
+    found = Evaluation.of(MultiLabel(["a", "b"]), [[1.0, -1.0]], [["a"]])
+    with pytest.raises(TypeError, match="reliability needs answers that are one class each"):
+        found.reliability()

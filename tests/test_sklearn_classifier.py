@@ -511,7 +511,8 @@ class TestKept:
         alone = GridSearchCV(estimator(), grid, cv=2, scoring="neg_log_loss").fit(TEXTS, LABELS)
         with joblib.parallel_backend(backend, n_jobs=2):
             search = GridSearchCV(estimator(), grid, cv=2, scoring="neg_log_loss").fit(TEXTS, LABELS)
-        np.testing.assert_array_equal(search.cv_results_["mean_test_score"], alone.cv_results_["mean_test_score"])
+        # Another process may compute with another number of threads, which rounds otherwise.
+        np.testing.assert_allclose(search.cv_results_["mean_test_score"], alone.cv_results_["mean_test_score"], 1e-5)
 
     def test_joblib_dump(self, tmp_path: Path) -> None:
         ours = estimator().fit(TEXTS, LABELS)

@@ -1,5 +1,6 @@
 """`gptclf convert`: models from one form of file into another."""
 
+import errno
 from argparse import Namespace
 from pathlib import Path
 
@@ -18,11 +19,18 @@ from gptclf.saving.save_adapter import save_adapter
 from gptclf.saving.save_model import save_model
 from gptclf.weights.book import to_book
 
+_FILES = (".pth", ".onnx")
+
 
 def run(args: Namespace) -> int:
     """Load a model, and write it in the form that the target's suffix says."""
     suffix = Path(args.target).suffix.lower()
-    target = check_target("target", args.target, force=args.force, folder=suffix not in (".pth", ".onnx"))
+    if suffix[1:].isalpha() and suffix not in _FILES and not args.force:  # a version, such as v1.2, may name a folder
+        known = " or ".join(_FILES)
+        raise ValueError(f"target is {args.target}; a file must end in {known}; --force writes a folder of this name")
+    target = check_target("target", args.target, force=args.force, folder=suffix not in _FILES)
+    if target.is_file() and not args.force:
+        raise FileExistsError(errno.EEXIST, f"{target} exists; give another file, or --force to replace it")
     file = {
         "settings": None if args.n_heads is None else {"n_heads": args.n_heads},
         "classes": None if args.labels is None else args.labels.split(","),

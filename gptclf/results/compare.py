@@ -9,8 +9,8 @@ from numpy.typing import NDArray
 from gptclf import checks
 from gptclf.metrics.bootstrap import intervals, values
 from gptclf.results.evaluation import Evaluation
+from gptclf.results.given import checked_settings
 from gptclf.results.html import fragment, measures_table, pairs_table
-from gptclf.results.intervals import checked_settings
 from gptclf.results.text import measure_lines
 
 Floats = NDArray[np.float64]

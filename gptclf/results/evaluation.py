@@ -17,8 +17,8 @@ from gptclf.metrics.probabilities import STRATEGIES, Reliability, RiskCoverage, 
 from gptclf.metrics.statistics import of_each_class
 from gptclf.plotting import data_frame, plot_confusion
 from gptclf.results.errors import ConfidentErrors, find_errors, probabilities_of
+from gptclf.results.given import checked_outputs, checked_settings
 from gptclf.results.html import evaluation_parts, fragment, write_page
-from gptclf.results.intervals import checked_settings
 from gptclf.results.pictures import plot_per_class, plot_reliability, plot_risk_coverage
 from gptclf.results.text import report
 from gptclf.tasks import Task
@@ -77,7 +77,7 @@ class Evaluation:
         The last two are of the class against the rest, NaN where they are not defined.
         """
         if "per_class" not in self.details:
-            raise AttributeError("per_class")  # __getattr__ says what there is
+            raise AttributeError  # __getattr__ says what there is
         return {**of_each_class(self._values), **self.details["per_class"]}
 
     def intervals(
@@ -108,8 +108,8 @@ class Evaluation:
         self, confidence: float = 0.95, n_resamples: int = 1000, seed: int = 0
     ) -> dict[str, NDArray[np.float64]]:
         """Return the intervals of the measures `per_class`, each (C, 2), as `intervals` finds them."""
-        found = self._intervals(confidence, n_resamples, seed)
-        return {name: each for name, each in of_each_class(found).items() if name != "support"}
+        found = of_each_class(self._intervals(confidence, n_resamples, seed))
+        return {name: each for name, each in found.items() if name != "support"}
 
     def report(self, confidence: float = 0.95, n_resamples: int = 1000, seed: int = 0) -> str:
         """Return the text of `str`, then each measure with its interval, and with 20 classes or fewer each one's F1.
@@ -129,7 +129,10 @@ class Evaluation:
             TypeError: The task has no probabilities, or its answers are not right or wrong.
         """
         bins = checks.integer("n_bins", n_bins, 1, most=10_000), checks.choice("strategy", strategy, STRATEGIES)
-        return reliability(probabilities_of(self.task, self.outputs, self.predictions), self.right, *bins)
+        probable = probabilities_of(self.task, self.outputs, self.predictions)
+        if self._tensors[1].ndim > 1:
+            raise TypeError(f"reliability needs answers that are one class each; these are of the task {self.task}")
+        return reliability(probable, self.right, *bins)
 
     def risk_coverage(self) -> RiskCoverage:
         """Return the share of wrong answers over the share of texts answered, if unsure answers are rejected.
@@ -147,7 +150,7 @@ class Evaluation:
     @property
     def confidences(self) -> NDArray[np.float64]:
         """How sure each answer is (N,), as `reject_below` reads it. Raises a TypeError without probabilities."""
-        return self.task.confidences(torch.from_numpy(self.outputs)).astype(np.float64)
+        return self.task.confidences(self._tensors[0]).astype(np.float64)
 
     @property
     def statistic(self) -> Statistic:
@@ -179,15 +182,14 @@ class Evaluation:
 
         Args:
             task: What outputs and targets mean.
-            outputs: Numbers for each row, as the task's models compute them.
+            outputs: Numbers for each row, as the task's models compute them; not probabilities.
             targets: The label of each row.
             texts: The rows' texts; None leaves them empty.
+
+        Raises:
+            ValueError: `outputs` has another shape, or a row of it holds NaN, +inf, or nothing but -inf.
         """
-        found = torch.as_tensor(outputs, dtype=torch.float32, device="cpu")
-        true = torch.from_numpy(task.targets(targets))
-        if found.shape != (len(targets), task.n_outputs) or not len(targets):
-            expected = f"({len(targets)}, {task.n_outputs}) for {len(targets)} targets of the task {task}"
-            raise ValueError(f"outputs has the shape {tuple(found.shape)}; it must be {expected}, and at least one row")
+        found, true = checked_outputs(task, outputs, len(targets)), torch.from_numpy(task.targets(targets))
         names = [""] * len(targets) if texts is None else list(texts)
         measures, details = task.scores(found, true), task.details(found, true)
         return cls(task, measures, details, found.numpy(), list(targets), task.answers(found), names)
@@ -200,12 +202,12 @@ class Evaluation:
     @property
     def probabilities(self) -> NDArray[np.float32]:
         """Probabilities (N, C), columns in the order of `classes`. Raises a TypeError if the task has none."""
-        return self.task.probabilities(torch.from_numpy(self.outputs))
+        return self.task.probabilities(self._tensors[0])
 
     def to_frame(self) -> Any:
         """Return a DataFrame (pandas) of texts, targets, predictions, and a column per class or output."""
         columns: dict[Any, Any] = {"text": self.texts, "target": self.targets, "prediction": self.predictions}
-        return data_frame(columns | self.task.columns(torch.from_numpy(self.outputs)))
+        return data_frame(columns | self.task.columns(self._tensors[0]))
 
     def plot_confusion(self, path: str | Path, *, normalize: bool = False) -> Path:
         """Plot the confusion matrix and save the figure to `path` (requires matplotlib).
@@ -232,7 +234,7 @@ class Evaluation:
         """Plot how often answers of each probability are right, and how many there are (requires matplotlib).
 
         A point below the diagonal stands for answers that are right more rarely than their probability says. Its bar is
-        a 95 % interval.
+        Wilson's 95 % interval.
 
         Args:
             path: The file to write. Its suffix sets the format; without a suffix, .png is added.
@@ -276,10 +278,7 @@ class Evaluation:
         The page has no scripts and needs no other file. In a notebook an evaluation shows the same without the texts.
 
         Args:
-            path: The file to write; without a suffix, .html is added.
-
-        Returns:
-            The path of the file.
+            path: The file to write; without a suffix, .html is added. It is returned.
         """
         return write_page(checks.path("path", path), repr(self), self._html(texts=True))
 

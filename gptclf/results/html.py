@@ -87,8 +87,9 @@ def evaluation_parts(
         yield class_table(result.classes, result.per_class, bounds["f1_per_class"])
     if "confusion" in result.details:
         yield confusion_table(result.classes, result.confusion)
-    with suppress(TypeError):  # a task without probabilities
+    with suppress(TypeError):  # a task without one probability for each answer
         yield reliability_picture(result.reliability())
+    with suppress(TypeError):
         yield error_table(result.most_confident_errors(), texts=texts)
 
 

@@ -1,12 +1,14 @@
 """`export_onnx`: writes a model as an ONNX graph, which runs without torch and without gptclf."""
 
 import json
+import logging
 from errno import EISDIR
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
+from torch import Tensor, nn
 
 from gptclf import checks
 from gptclf.files.atomic import write_all
@@ -15,14 +17,18 @@ from gptclf.gpt2.model import GPT2, check_gpt2
 from gptclf.gpt2.sharing import twin
 from gptclf.version import __version__
 
+logger = logging.getLogger(__name__)
+
 
 def export_onnx(model: GPT2, path: str | Path, *, external_data: bool = False) -> Path:
     """Write a model as one ONNX file, for ONNX Runtime and other tools; needs `pip install 'gptclf[onnx]'`.
 
     The graph takes `input_ids` (batch, tokens) and `lengths` (batch,), both int64 and of any size up to the model's
-    context, and gives `logits`: (batch, outputs) of a classifier, (batch, tokens, vocabulary) of a language model. It
-    does not check its inputs: each length must be from 1 to tokens. Its metadata holds `task`, `classes` and
-    `preparation` as JSON, and `gptclf_version`. LoRA factors and quantised matrices are exported as they are.
+    context, and gives `logits`: (batch, outputs) of a classifier, (batch, tokens, vocabulary) of a language model. They
+    are divided by the task's temperature, if it has one, so that their softmax gives the probabilities of
+    `predict_proba`; thresholds are only in the metadata. The graph does not check its inputs: each length must be from
+    1 to tokens. Its metadata holds `task`, `classes` and `preparation` as JSON, and `gptclf_version`. LoRA factors and
+    quantised matrices are exported as they are.
 
     Args:
         model: A classifier or a language model, float32.
@@ -47,7 +53,8 @@ def export_onnx(model: GPT2, path: str | Path, *, external_data: bool = False) -
     check_gpt2(model)
     check_float32(model, "export_onnx writes")
     checks.boolean("external_data", external_data)
-    model.task.check_saved()
+    if getattr(model.task, "thresholds", None):
+        logger.warning("an ONNX graph gives logits: apply the thresholds in its metadata yourself")
     target = checks.path("path", path)
     if target.is_dir():
         raise IsADirectoryError(EISDIR, f"path is {target}, a folder; give a file, such as {target / 'model.onnx'}")
@@ -58,6 +65,19 @@ def export_onnx(model: GPT2, path: str | Path, *, external_data: bool = False) -
         files = sorted(Path(stage).iterdir(), key=lambda file: file.name == target.name)
         write_all(target.parent, {file.name: file.replace for file in files})
     return target
+
+
+class _Answering(nn.Module):
+    """A model whose outputs are at its task's temperature."""
+
+    def __init__(self, model: GPT2) -> None:
+        super().__init__()
+        self.model, self.temperature = model, getattr(model.task, "temperature", 1.0)
+        self.eval()
+
+    def forward(self, input_ids: Tensor, lengths: Tensor) -> Tensor:
+        outputs: Tensor = self.model(input_ids, lengths)
+        return outputs if self.temperature == 1.0 else outputs / self.temperature
 
 
 def _recorded(model: GPT2) -> Any:
@@ -72,7 +92,7 @@ def _recorded(model: GPT2) -> Any:
     try:
         with torch.no_grad():
             program: Any = torch.onnx.export(
-                twin(model).eval(),
+                _Answering(twin(model).eval()),
                 (ids, torch.tensor([3, 2], device=model.device)),
                 input_names=["input_ids", "lengths"],
                 output_names=["logits"],

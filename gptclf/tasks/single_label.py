@@ -140,6 +140,11 @@ class SingleLabel(Task):
         """Return the softmax over the classes (N, C), at the temperature."""
         return (outputs / self.temperature).softmax(dim=1).numpy()
 
+    def confidences(self, outputs: Tensor) -> NDArray[np.float32]:
+        """Return the probability of each answer (N,): with thresholds it may not be the most probable class's."""
+        each = self.probabilities(outputs)
+        return np.take_along_axis(each, self._chosen(outputs).numpy()[:, None], axis=1)[:, 0]
+
     def adjusted(self, *, temperature: float | None = None, thresholds: Any = None) -> Self:
         """Return the task with another temperature or other thresholds; {} are none."""
         task = copy.copy(self)

@@ -1,0 +1,40 @@
+"""Checks of what users give: settings of bootstrap intervals, and outputs of models that are not gptclf's."""
+
+from math import inf
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from gptclf.checks import integer, number
+from gptclf.tasks import Task
+
+
+def checked_settings(confidence: Any, n_resamples: Any, seed: Any) -> tuple[float, int, int]:
+    """Return the level, the number of resamples and their seed.
+
+    Raises:
+        TypeError: One of them is not a number.
+        ValueError: `confidence` is not between 0 and 1, or another number is out of range.
+    """
+    level = number("confidence", confidence, least=-inf)
+    if not 0 < level < 1:
+        raise ValueError(f"confidence is {level:g}; it must be above 0 and below 1, such as 0.95")
+    return level, integer("n_resamples", n_resamples, 1, most=1_000_000), integer("seed", seed)
+
+
+def checked_outputs(task: Task, outputs: Any, n: int) -> Tensor:
+    """Return the outputs (N, n_outputs) of a task for n rows, as float32.
+
+    Raises:
+        ValueError: There are no rows, the shape is another, or a row holds NaN, +inf, or nothing but -inf.
+    """
+    found = torch.as_tensor(outputs, dtype=torch.float32, device="cpu")
+    if found.shape != (n, task.n_outputs) or not n:
+        expected = f"({n}, {task.n_outputs}) for {n} targets of the task {task}"
+        raise ValueError(f"outputs has the shape {tuple(found.shape)}; it must be {expected}, and at least one row")
+    wrong = found.isnan() | (found == inf) | found.isneginf().all(dim=1, keepdim=True)
+    if wrong.any():
+        row = int(wrong.any(dim=1).nonzero()[0])
+        raise ValueError(f"outputs, row {row}, is {found[row].tolist()}; it must hold finite numbers, or some -inf")
+    return found
