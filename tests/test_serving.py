@@ -1,6 +1,7 @@
 """What a served classifier answers: that of `predict`, whatever arrives beside it, within limits, and nothing else."""
 
 import asyncio
+import inspect
 import json
 import socket
 import sys
@@ -27,6 +28,7 @@ from gptclf import (
     predict_proba,
     save_model,
 )
+from gptclf.cli.options import Serve
 from gptclf.serving import create_app, serve
 from gptclf.serving.batching import Batcher, QueueFull
 
@@ -190,13 +192,15 @@ REFUSED: dict[str, tuple[dict[str, Any], int, str]] = {
     "no type": ({"content": '{"input": "x"}'}, 415, "must be application/json"),
     "no JSON": ({"content": "input=x", "headers": {"content-type": "application/json"}}, 400, "not JSON"),
     "no UTF-8": ({"content": b'{"input": "\xff"}', "headers": {"content-type": "application/json"}}, 400, "at byte 11"),
-    "deep": ({"content": "[" * 100_000, "headers": {"content-type": "application/json"}}, 400, "not JSON"),
-    "long number": ({"content": "9" * 9000, "headers": {"content-type": "application/json"}}, 400, "not JSON"),
+    "deep": ({"content": "[" * 100_000, "headers": {"content-type": "application/json"}}, 400, "nested too deeply"),
+    "long number": ({"content": "9" * 9000, "headers": {"content-type": "application/json"}}, 400, "too long"),
     "nothing": ({"content": "", "headers": {"content-type": "application/json"}}, 400, "not JSON"),
-    "list": ({"json": ["x"]}, 400, "a JSON list"),
-    "no input": ({"json": {"text": "x"}}, 400, "input is a NoneType"),
-    "number": ({"json": {"input": 3}}, 400, "input is a int"),
-    "tokens": ({"json": {"input": ["x", 15496]}}, 400, r"input[1] is a int"),
+    "list": ({"json": ["x"]}, 400, "the body is a list"),
+    "no input": ({"json": {"text": "x"}}, 400, "no \"input\", a text or a list of texts; it has ['text']"),
+    "null": ({"json": {"input": None}}, 400, "input is null"),
+    "vLLM's": ({"json": {"input": "x", "truncate_prompt_tokens": 1}}, 400, "truncate_prompt_tokens is not supported"),
+    "number": ({"json": {"input": 3}}, 400, "input is a number"),
+    "tokens": ({"json": {"input": ["x", 15496]}}, 400, "input[1] is a number"),
     "other model": ({"json": {"model": "gpt-4", "input": "x"}}, 404, "the model 'gpt-4' does not exist"),
     "many texts": ({"json": {"input": ["x"] * 21}}, 413, "21 texts; a request may have 20"),
     "long text": ({"json": {"input": ["x", "y" * 1001]}}, 413, "input[1] has 1,001 characters; a text may have 1,000"),
@@ -308,7 +312,7 @@ def test_numbers_are_explained_one_at_a_time() -> None:
 )
 def test_only_known_hosts_are_answered(host: str, known: bool, clf: GPT2) -> None:
     def answers(app: Any) -> Any:
-        return asked(app, lambda client: client.get("/health", headers={"host": host}))
+        return asked(app, lambda client: client.get("/v1/models", headers={"host": host}))
 
     found = answers(create_app(clf))
     assert found.status_code == (200 if known else 400)
@@ -418,6 +422,62 @@ def test_a_full_queue_turns_away_and_what_was_given_up_is_not_computed() -> None
         assert await batcher.answer(["u"] * 4) == ["u"] * 4
 
     asyncio.run(use())
+
+
+def test_texts_of_a_client_that_went_away_are_not_computed(clf: GPT2, monkeypatch: pytest.MonkeyPatch) -> None:
+    started, go, seen = threading.Event(), threading.Event(), []
+
+    def classify(model: GPT2, texts: list[str], precision: str) -> list[dict[str, Any]]:
+        started.set()
+        go.wait(10)
+        seen.extend(texts)
+        return [{"label": "ham", "tokens": 1}] * len(texts)
+
+    monkeypatch.setattr("gptclf.serving.app.classify", classify)
+    app = create_app(clf)
+
+    async def call(texts: list[str], *, leave: bool = False) -> list[Any]:
+        body, sent = [json.dumps({"input": texts}).encode()], []
+
+        async def receive() -> dict[str, Any]:
+            if body:
+                return {"type": "http.request", "body": body.pop(), "more_body": False}
+            if not leave:
+                await asyncio.Event().wait()
+            return {"type": "http.disconnect"}
+
+        async def send(message: Any) -> None:
+            sent.append(message)
+
+        headers = [(b"host", b"localhost"), (b"content-type", b"application/json")]
+        scope = {"type": "http", "method": "POST", "path": "/classify", "headers": headers, "query_string": b""}
+        await app(scope, receive, send)
+        return sent
+
+    async def use() -> None:
+        first = asyncio.create_task(call(["first"]))
+        await asyncio.to_thread(started.wait, 10)
+        await call(["gone"] * 5, leave=True)
+        go.set()
+        assert (await first)[0]["status"] == 200
+        assert (await call(["last"]))[0]["status"] == 200
+
+    asyncio.run(use())
+    assert seen == ["first", "last"]
+
+
+def test_health_is_told_by_any_name_and_no_path_is_redirected(clf: GPT2) -> None:
+    app = create_app(clf)
+    assert get(app, "/health", host="10.0.0.5").status_code == 200
+    assert get(app, "/v1/models", host="10.0.0.5").status_code == 400
+    assert post(app, "/classify/", json={"input": "x"}).status_code == 404
+
+
+def test_the_flags_of_serve_have_the_defaults_of_create_app() -> None:
+    flags, ours = inspect.signature(Serve).parameters, inspect.signature(create_app).parameters
+    shared = set(flags) & set(ours) - {"model", "allowed_hosts"}
+    assert shared == {"name", "precision", "max_texts", "max_characters", "max_waiting"}
+    assert [flags[name].default for name in shared] == [ours[name].default for name in shared]
 
 
 def test_a_full_queue_is_status_503(clf: GPT2, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -217,6 +217,18 @@ def test_what_is_too_much_or_is_not_text_is_refused_with_the_reason(page: Page, 
         (tmp_path / name).write_bytes(content)
         page.find("file").send_keys(str(tmp_path / name))
         until(partial(page.says, "many-alert", f"{name} is not a text file in UTF-8."))
+    (tmp_path / "mails.csv").write_text("id,body,label\n1,you won,spam\n")
+    page.find("file").send_keys(str(tmp_path / "mails.csv"))
+    until(
+        lambda: page.text("many-alert").startswith(
+            "mails.csv is a table. Paste its column of texts, or run: gptclf predict"
+        )
+    )
+    page.find("tab-one").click()
+    page.driver.execute_script("document.getElementById('text').value = '  '")
+    page.find("text").send_keys(CONTROL, ENTER)
+    until(lambda: page.text("text-alert") == "There is nothing to classify: type a text.")
+    page.find("tab-many").click()
     (tmp_path / "long.txt").write_text("short\n" + "a" * 1_000_000, encoding="utf-8")
     page.find("file").send_keys(str(tmp_path / "long.txt"))
     until(page.has_lines)

@@ -154,13 +154,25 @@ class Serve:
 
     Attributes:
         model: The trained model: a folder, a hub repository owner/name, or the folder of an adapter.
-        host: The address to listen at.
+        host: The address to listen at; 0.0.0.0 is all networks of this machine.
         port: The port to listen at; 0 takes any that is free.
+        allowed_hosts: The host names to answer to, with commas; without it, those of this machine.
+        name: What the model is called in answers; without it, the folder's name.
+        precision: Arithmetic of matrix products.
+        max_texts: The most texts in a request.
+        max_characters: The most characters in a text.
+        max_waiting: The most texts of all requests that may wait; those beyond get status 503.
     """
 
     model: Name = field(metadata=_PLACE)
     host: str = "127.0.0.1"
     port: int = 8000
+    allowed_hosts: str | None = None
+    name: Name | None = None
+    precision: str = field(default="float32", metadata={"choices": ("float32", "bfloat16")})
+    max_texts: int = 1000
+    max_characters: int = 100_000
+    max_waiting: int = 10_000
 
 
 @dataclass

@@ -7,5 +7,7 @@ from gptclf.serving.server import serve
 
 def run(args: Namespace) -> int:
     """Serve until Ctrl-C."""
-    serve(args.model, host=args.host, port=args.port)
+    hosts = {} if args.allowed_hosts is None else {"allowed_hosts": args.allowed_hosts.split(",")}
+    limits = {name: getattr(args, name) for name in ("name", "precision", "max_texts", "max_characters", "max_waiting")}
+    serve(args.model, args.host, args.port, **hosts, **limits)
     return 0

@@ -1,11 +1,12 @@
 """The application: a page, and JSON endpoints in the shape of vLLM's server."""
 
+import asyncio
 import base64
 import hashlib
 import re
 import time
 import uuid
-from collections.abc import Awaitable, Callable, Collection
+from collections.abc import Awaitable, Callable, Collection, Coroutine
 from importlib.resources import files
 from typing import Any
 from urllib.parse import urlsplit
@@ -98,7 +99,7 @@ class Service:
         if len(texts) != 1 or len(texts[0]) > _EXPLAINED:
             raise HTTPException(413, f"one text of at most {_EXPLAINED:,} characters can be explained at a time")
         try:
-            (found,) = await self.explaining.answer([(texts[0], target)])
+            (found,) = await _unless_gone(request, self.explaining.answer([(texts[0], target)]))
         except ValueError as error:  # a target is needed, or the model has parts that cannot be explained
             raise HTTPException(400, str(error)) from error
         return as_json(found)
@@ -107,7 +108,7 @@ class Service:
         """Classify a text or a list of texts."""
         body = await read_json(request, self.limits)
         check_model(body, self.name)
-        answers = await self.classifying.answer(texts_of(body, self.limits))
+        answers = await _unless_gone(request, self.classifying.answer(texts_of(body, self.limits)))
         tokens = sum(answer["tokens"] for answer in answers)
         return as_json(
             {
@@ -124,6 +125,24 @@ class Service:
                 },
             }
         )
+
+
+async def _unless_gone(request: Request, answer: Coroutine[Any, Any, list[Any]]) -> list[Any]:
+    """Return what is answered; if the client goes away before, give its texts up."""
+    answering, leaving = asyncio.create_task(answer), asyncio.create_task(_gone(request))
+    try:
+        await asyncio.wait({answering, leaving}, return_when=asyncio.FIRST_COMPLETED)
+        if not answering.done():
+            raise HTTPException(400, "the client went away")  # which nobody reads
+        return answering.result()
+    finally:
+        leaving.cancel()
+        answering.cancel()
+
+
+async def _gone(request: Request) -> None:
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
 
 
 def _row(index: int, answer: dict[str, Any]) -> dict[str, Any]:
@@ -160,7 +179,9 @@ def application(service: Service, hosts: Collection[str] | None) -> ASGIApp:
         QueueFull: _full,
         Exception: _failed,
     }
-    return _Guard(Starlette(routes=routes, exception_handlers=reactions), hosts, _headers(service.page))
+    app = Starlette(routes=routes, exception_handlers=reactions)
+    app.router.redirect_slashes = False  # behind a proxy the address would be wrong
+    return _Guard(app, hosts, _headers(service.page))
 
 
 def _headers(page: str) -> dict[str, str]:
@@ -198,12 +219,17 @@ class _Guard:
             await send(message)
 
         app = self.app
-        if scope["type"] == "http" and self.hosts is not None:
+        # Those who watch a server ask for its health by any address; there is nothing in it to read.
+        if scope["type"] == "http" and self.hosts is not None and scope["path"] != "/health":
             # A page from elsewhere whose name was made to lead here (DNS rebinding) sends its own name.
             asked = Headers(scope=scope).get("host", "")
             if _hostname(asked) not in self.hosts:
                 app = as_error(400, f"the host {asked[:100]!r} is not known here; name it in allowed_hosts")
-        await app(scope, receive, send_guarded)
+        try:
+            await app(scope, receive, send_guarded)
+        except asyncio.CancelledError:  # the server ends, and waits no longer for this answer
+            if scope["type"] == "http":
+                await as_error(503, "the server ends; ask another, or later")(scope, receive, send_guarded)
 
 
 def _hostname(asked: str) -> str | None:

@@ -64,7 +64,12 @@ class Batcher:
         self._requests.append(request)
         if self._worker is None or self._worker.done():
             self._worker = asyncio.create_task(self._work())
-        return await request.done
+        try:
+            return await request.done
+        except asyncio.CancelledError:  # nobody waits any longer: what was not begun makes room for others
+            self._waiting -= len(request.waiting)
+            request.waiting.clear()
+            raise
 
     async def _work(self) -> None:
         while batch := self._take():
@@ -76,7 +81,7 @@ class Batcher:
         characters = 0
         while self._requests and len(batch) < self._most_texts and characters < _CHARACTERS:
             request = self._requests.popleft()
-            if request.done.done():  # it failed, or nobody waits any longer
+            if request.done.done() or not request.waiting:  # it failed, or nobody waits any longer
                 self._waiting -= len(request.waiting)
                 continue
             batch.append((request, request.waiting.popleft()))

@@ -15,6 +15,10 @@ _PATIENCE = 30.0
 _TYPES = {404: "NotFoundError", 500: "InternalServerError", 503: "ServiceUnavailableError"}
 
 
+# Fields of vLLM's that would change answers, and the values by which they do not.
+_UNSUPPORTED = {"activation": True, "use_activation": True, "truncate_prompt_tokens": None, "messages": None}
+
+
 @dataclass(frozen=True)
 class Limits:
     """The most that a request may ask for.
@@ -48,7 +52,7 @@ async def read_json(request: Request, limits: Limits) -> dict[str, Any]:
     """Return the JSON object in a request's body."""
     kind = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if kind != "application/json":  # which a page of another origin cannot send without asking first
-        raise HTTPException(415, f"Content-Type is {kind!r}; it must be application/json")
+        raise HTTPException(415, f"Content-Type is {kind or 'missing'}; it must be application/json")
     try:
         async with asyncio.timeout(_PATIENCE):
             body = await _read_body(request, limits.max_bytes)
@@ -57,14 +61,26 @@ async def read_json(request: Request, limits: Limits) -> dict[str, Any]:
     except ClientDisconnect as error:
         raise HTTPException(400, "the client went away before the body was complete") from error
     try:
-        found = json.loads(body.decode())
+        found = json.loads(body.decode("utf-8-sig"))
     except UnicodeDecodeError as error:
         raise HTTPException(400, f"the body is not UTF-8: {error.reason} at byte {error.start}") from error
-    except (ValueError, RecursionError) as error:
+    except json.JSONDecodeError as error:
         raise HTTPException(400, f"the body is not JSON: {error}") from error
+    except (ValueError, RecursionError) as error:  # Python's limits
+        raise HTTPException(
+            400, "the body is not JSON for this server: a number too long, or nested too deeply"
+        ) from error
     if not isinstance(found, dict):
-        raise HTTPException(400, f'the body is a JSON {type(found).__name__}; it must be an object, {{"input": ...}}')
+        raise HTTPException(400, f'the body is {_in_json(found)}; it must be an object, {{"input": ...}}')
     return found
+
+
+def _in_json(value: Any) -> str:
+    """Say what a value is, in the words of JSON."""
+    if value is None or isinstance(value, bool):
+        return json.dumps(value)
+    kinds = {str: "a string", int: "a number", float: "a number", list: "a list", dict: "an object"}
+    return kinds[type(value)]
 
 
 async def _read_body(request: Request, most: int) -> bytes:
@@ -92,15 +108,20 @@ def check_model(body: dict[str, Any], name: str) -> None:
 
 def texts_of(body: dict[str, Any], limits: Limits) -> list[str]:
     """Return the texts of a request, whose "input" is a text or a list of texts."""
-    given = body.get("input")
+    if "input" not in body:
+        raise HTTPException(400, f'the body has no "input", a text or a list of texts; it has {list(body)[:10]}')
+    for field, usual in _UNSUPPORTED.items():
+        if body.get(field, usual) not in (usual, None):
+            raise HTTPException(400, f"{field} is not supported here; leave it out")
+    given = body["input"]
     texts = [given] if isinstance(given, str) else given
     if not isinstance(texts, list):
-        raise HTTPException(400, f"input is a {type(given).__name__}; it must be a text or a list of texts")
+        raise HTTPException(400, f"input is {_in_json(given)}; it must be a text or a list of texts")
     if len(texts) > limits.max_texts:
         raise HTTPException(413, f"input has {len(texts):,} texts; a request may have {limits.max_texts:,}")
     for i, text in enumerate(texts):
         if not isinstance(text, str):
-            raise HTTPException(400, f"input[{i}] is a {type(text).__name__}; it must be a text")
+            raise HTTPException(400, f"input[{i}] is {_in_json(text)}; it must be a text")
         if len(text) > limits.max_characters:
             problem = f"input[{i}] has {len(text):,} characters; a text may have {limits.max_characters:,}"
             raise HTTPException(413, problem)

@@ -1,5 +1,7 @@
 """`serve` and `create_app`: a classifier on a small page and behind JSON endpoints."""
 
+import errno
+import logging
 import socket
 from collections.abc import Iterable
 from contextlib import suppress
@@ -13,11 +15,14 @@ from gptclf.inference.predict import predict
 from gptclf.progress import write_line
 from gptclf.saving.load_model import load_model
 
+logger = logging.getLogger(__name__)
+
 # Names by which only programs of this machine reach a server.
 LOOPBACK = ("localhost", "127.0.0.1", "::1")
 
-# Connections beyond these are turned away.
-_CONNECTIONS = 1000
+# Connections beyond these are turned away. Seconds for which idle ones are kept, longer than by most proxies, and for
+# which requests may be finished when the server is told to end, shorter than what most give a process.
+_CONNECTIONS, _IDLE, _GRACE = 1000, 75, 25
 
 
 class AppOptions(TypedDict, total=False):
@@ -111,7 +116,8 @@ def serve(model: GPT2 | str | Path, host: str = "127.0.0.1", port: int = 8000, *
     By default only programs of this machine reach it. Whoever reaches it may ask it anything: there are no passwords,
     and no encryption. For a network, put a proxy in front that has both (see the page on serving).
 
-    Ctrl-C, or SIGTERM, takes no more requests and answers those that came before. A second Ctrl-C ends at once.
+    Ctrl-C, or SIGTERM, takes no more requests and answers those that came before, for 25 seconds; those left get status
+    503. A second Ctrl-C ends at once.
 
     Args:
         model: A classifier, or what `load_model` takes: a folder or a hub repository.
@@ -128,7 +134,7 @@ def serve(model: GPT2 | str | Path, host: str = "127.0.0.1", port: int = 8000, *
     Example:
         >>> from gptclf.serving import serve
         >>> serve("spam-model")  # doctest: +SKIP
-        gptclf serves spam-model at http://127.0.0.1:8000 (Ctrl-C ends)
+        gptclf serves at http://127.0.0.1:8000 (Ctrl-C ends)
     """
     try:
         import uvicorn
@@ -136,11 +142,18 @@ def serve(model: GPT2 | str | Path, host: str = "127.0.0.1", port: int = 8000, *
         raise ImportError("serving needs Starlette and uvicorn: pip install 'gptclf[serve]'") from error
     instance("host", host, str, "an address, such as '127.0.0.1'")
     with _listening(host, integer("port", port, 0, most=65535)) as listener:
-        if not _is_loopback(host):
-            options = {"allowed_hosts": None, **options}
+        if not _is_loopback(host) and options.get("allowed_hosts") is None:
+            options["allowed_hosts"] = None
+            logger.warning("%s is reached from other machines, by any name: allowed_hosts= names those to answer", host)
         app = create_app(model, **options)
         config = uvicorn.Config(
-            app, log_config=None, access_log=False, server_header=False, limit_concurrency=_CONNECTIONS
+            app,
+            log_config=None,
+            access_log=False,
+            server_header=False,
+            limit_concurrency=_CONNECTIONS,
+            timeout_keep_alive=_IDLE,
+            timeout_graceful_shutdown=_GRACE,
         )
         shown = f"[{host}]" if ":" in host else host
         write_line(f"gptclf serves at http://{shown}:{listener.getsockname()[1]} (Ctrl-C ends)")
@@ -155,7 +168,10 @@ def _listening(host: str, port: int) -> socket.socket:
     except OSError as error:
         reason = str(error.strerror).partition(" (")[0]  # what follows repeats the address
         problem = f"cannot listen at host {host!r}, port {port}: {reason}"
-        raise OSError(error.errno, f"{problem}; give another port, or 0 for any that is free") from error
+        remedy = "give another port, or 0 for any that is free"
+        if error.errno not in (errno.EADDRINUSE, errno.EACCES):
+            remedy = "give an address of this machine"
+        raise OSError(error.errno, f"{problem}; {remedy}") from error
 
 
 def _is_loopback(host: str) -> bool:
