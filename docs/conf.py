@@ -60,6 +60,7 @@ html_title = f"gptclf {version}"
 html_static_path = ["_static"]
 html_css_files = ["site.css"]
 html_copy_source = False
+html_show_sourcelink = False
 html_show_sphinx = False
 copybutton_prompt_text = ">>> |... |$ "
 copybutton_prompt_is_regexp = True
@@ -86,11 +87,13 @@ intersphinx_mapping = {
     "sklearn": inventory("sklearn", "https://scikit-learn.org/stable/"),
 }
 
-# The pages link to each other as files of the repository. The README is the start page, and nano's card a page.
+# The pages link to each other as files of the repository. The README is the start page, and nano's card a page; what
+# is no page, such as an example, becomes a download.
 ON_THE_SITE = {
     r"\]\((\.\./)?README\.md": "](index.md",
     r"\]\((\.\./)?gptclf/nano/README\.md": "](nano.md",
     r"\]\(docs/": "](",
+    r"\]\(examples/": "](../examples/",
 }
 
 

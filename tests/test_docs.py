@@ -24,6 +24,7 @@ PAGES = [
 ENDS_IN = re.compile(r"# (\w+Error|warning): (.+)\n")
 # What the code of a page needs beside the package.
 EXTRAS = {
+    "docs/adapters.md": ["peft"],
     "docs/answers.md": ["sklearn"],
     "docs/export.md": ["onnxscript", "onnxruntime"],
     "docs/from-transformers.md": ["accelerate", "datasets", "peft", "transformers"],

@@ -91,7 +91,7 @@ class TextWindows:
         Args:
             path: The file.
             tokenizer: As in the constructor.
-            separator: The characters between two documents, such as "\n\n\n"; None takes the file as one document.
+            separator: The characters between two documents, such as ``"\n\n\n"``; None takes the file as one document.
             encoding: The file's text encoding.
             length: As in the constructor.
             stride: As in the constructor.

@@ -20,7 +20,7 @@ def calibrate(
     precision: str = "auto",
     cache_dir: str | Path | None = None,
 ) -> GPT2:
-    """Fit the temperature of a classifier, and its thresholds if asked for, to a validation set.
+    """Fit the temperature of a `SingleLabel` classifier, and its thresholds if asked for, to a validation set.
 
     The temperature is the number by which outputs are divided before the softmax that gives the validation set's
     labels the least mean cross-entropy (Guo et al., 2017, "On Calibration of Modern Neural Networks"). It changes
@@ -43,7 +43,8 @@ def calibrate(
         A new model. It shares the tensors that `model` does not train and has copies of the others.
 
     Raises:
-        TypeError: The model's task has nothing to calibrate.
+        TypeError: The model's task is another than `SingleLabel`, such as `MultiLabel` or `Regression`, and has nothing
+            to calibrate.
 
     Example:
         >>> from gptclf import add_classifier_head, load_gpt2

@@ -48,7 +48,9 @@ def evaluate(
         dataset: Rows with labels.
         batch_size: The most rows to compute at once, for when memory is short. It does not change answers. None chooses
             a size.
-        precision: "auto", "float32" or "bfloat16".
+        precision: "auto", "float32" or "bfloat16". "auto" is what `Recipe` says, but float32 for a call of few tokens,
+            and on a CUDA device float16 where the recipe's is float32. "float32" is the same everywhere up to rounding:
+            use it for figures to publish.
         cache_dir: The `cache_dir` that `train` was given, if any.
 
     Example:

@@ -74,7 +74,9 @@ def predict(
             is decided with less. None answers every text.
         batch_size: The most rows to compute at once, for when memory is short. It does not change answers. None chooses
             a size.
-        precision: "auto", "float32" or "bfloat16".
+        precision: "auto", "float32" or "bfloat16". "auto" is what `Recipe` says, but float32 for a call of few tokens,
+            and on a CUDA device float16 where the recipe's is float32. "float32" is the same everywhere up to rounding:
+            use it for figures to publish.
         progress: Show progress and the estimated time left on standard error.
 
     Returns:
@@ -161,7 +163,9 @@ def predict_stream(
         reject_below: As in `predict`: the label is None.
         window: Number of texts to read ahead and compute together. A larger window is faster, a smaller one answers
             sooner.
-        precision: "auto", "float32" or "bfloat16".
+        precision: "auto", "float32" or "bfloat16". "auto" is what `Recipe` says, but float32 for a call of few tokens,
+            and on a CUDA device float16 where the recipe's is float32. "float32" is the same everywhere up to rounding:
+            use it for figures to publish.
 
     Yields:
         A `Prediction` for each text.

@@ -27,7 +27,7 @@ def checked_outputs(task: Task, outputs: Any, n: int) -> Tensor:
     """Return the outputs (N, n_outputs) of a task for n rows, as float32.
 
     Raises:
-        ValueError: There are no rows, the shape is another, or a row holds NaN, +inf, or nothing but -inf.
+        ValueError: n is 0, the shape is another, or a row holds NaN, +inf, or nothing but -inf.
     """
     found = torch.as_tensor(outputs, dtype=torch.float32, device="cpu")
     if found.shape != (n, task.n_outputs) or not n:

@@ -28,9 +28,6 @@ class GPT2Features(ClassNamePrefixFeaturesOutMixin, TransformerMixin, Pretrained
     Attributes:
         model_: The frozen `GPT2` whose states are pooled.
 
-    Attributes:
-        model_: The frozen `GPT2` whose states are pooled.
-
     Example:
         >>> from sklearn.linear_model import LogisticRegression
         >>> from sklearn.pipeline import make_pipeline

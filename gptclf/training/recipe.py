@@ -39,7 +39,7 @@ class Recipe:
     """The options that determine a run's steps: equal recipes, data and weights take equal steps.
 
     The defaults are those of the book's section 6.7. `train` takes a recipe, or its fields one by one:
-    `train(model, data, epochs=3)`.
+    `train(model, data, epochs=3)`. The optimizer is AdamW with PyTorch's betas (0.9, 0.999) and epsilon 1e-8.
 
     Attributes:
         epochs: Passes over the training set.
@@ -60,7 +60,9 @@ class Recipe:
             losses up to rounding, many times faster. The result is kept in this process's memory (at most a quarter of
             the machine's), so that another run on these texts does not compute it again; `clear_features` releases it.
             False computes everything at every step.
-        precision: "auto", "float32" or "bfloat16" (autocast of matrix products; the weights stay float32).
+        precision: "auto", "float32" or "bfloat16" (autocast of matrix products; the weights stay float32). "auto" is
+            bfloat16 if the processor multiplies it in hardware and the model is at least 256 wide, and float32
+            otherwise. "float32" is the same everywhere up to rounding: use it for figures to publish.
         eval_every: Also measure every this many steps, in addition to once per epoch.
         eval_batches: Measure on this many batches of each set, always the same rows, drawn at random; None measures on
             all rows.

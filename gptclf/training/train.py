@@ -116,7 +116,8 @@ def train(
         head_lr: Learning rate of the head; None means `lr`.
         reuse_frozen: Compute the frozen part of the model once per text and train the rest on the result, which is
             kept in memory for other runs (see `Recipe`). False computes everything at every step.
-        precision: "auto", "float32" or "bfloat16" (autocast of matrix products; the weights stay float32).
+        precision: "auto", "float32" or "bfloat16" (autocast of matrix products; the weights stay float32); `Recipe`
+            says what "auto" takes.
         eval_every: Also measure every this many steps, in addition to once per epoch.
         eval_batches: Measure on this many batches of each set, always the same rows, drawn at random; None measures on
             all rows.
@@ -125,8 +126,10 @@ def train(
         checkpoint_every: Steps between two states; None writes one after each epoch.
         keep_checkpoints: Number of states to keep; older ones are deleted.
         resume: Resume from the newest state in `checkpoint_dir`, with the very steps that an uninterrupted run would
-            take; start at the beginning if there is none yet. The model, the data, the recipe and the callbacks that
-            keep a state must be those of the first call. Only `epochs` may grow, with a constant schedule.
+            take; start at the beginning if there is none yet. What the first call had must be equal: the recipe, the
+            task, the rows of both sets and how they are prepared, the frozen weights, which parameters train, and the
+            callbacks that keep a state. The trained weights come from the state. Only `epochs` may grow, with a
+            constant schedule.
         cache_dir: Keep the frozen part's features in this folder, for later processes as well. It is as private as the
             texts.
         cache_limit: Bytes that features may take there; those of earlier models are deleted to make room.
