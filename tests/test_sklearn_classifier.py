@@ -256,8 +256,8 @@ class TestInputs:
                 estimator().fit(TEXTS, [*LABELS[:2], missing, *LABELS[3:]])
 
     def test_functions_of_the_library_say_where_the_model_is(self) -> None:
-        with pytest.raises(TypeError, match="GPT2Classifier.*model.model_"):
-            predict_proba(estimator(epochs=1).fit(TEXTS, LABELS), NEW)  # type: ignore[arg-type]
+        with pytest.raises(TypeError, match=r"GPT2Classifier.*model.model_"):
+            predict_proba(estimator(epochs=1).fit(TEXTS, LABELS), NEW)
 
     def test_a_folder_of_another_kind_says_what_reads_it(self, tmp_path: Path) -> None:
         save_model(estimator(epochs=1).fit(TEXTS, LABELS).model_, tmp_path)

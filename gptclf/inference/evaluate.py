@@ -188,9 +188,8 @@ def labelled_rows(model: GPT2, dataset: TextDataset, name: str = "the data set")
     """Return the rows of a data set cut to the model's context, or raise if they cannot be measured."""
     check_classifier(model)
     if not isinstance(dataset, TextDataset):
-        raise TypeError(
-            f"{name} is a {type(dataset).__name__}; it must be a TextDataset with labels, as TextDataset.from_table makes of a table"
-        )
+        kind = "a TextDataset with labels, as TextDataset.from_table makes of a table"
+        raise TypeError(f"{name} is a {type(dataset).__name__}; it must be {kind}")
     if not len(dataset):
         raise ValueError(f"{name} is empty; it needs at least one labelled text")
     with checks.naming(name):
