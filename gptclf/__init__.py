@@ -24,7 +24,9 @@ else:  # type checkers take the names from there, and notice those that it does 
             return import_module(f"{__name__}.{name}")
         public = import_module("gptclf.public")
         if not hasattr(public, name):
-            raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+            ours = import_module("gptclf.book_names").FUNCTIONS.get(name)
+            hint = "" if ours is None else f"; the book's {name} is here {ours}"
+            raise AttributeError(f"module {__name__!r} has no attribute {name!r}{hint}")
         globals().update({each: getattr(public, each) for each in public.__all__}, __all__=public.__all__)
         return globals()[name]
 

@@ -32,7 +32,7 @@ LARGEST_ROOM = 0.25  # of the package's code
 
 # A module imports from its own room and from lower floors: never upward, never across a floor.
 FLOORS = [
-    {"checks", "metrics", "next_token_loss", "plotting", "progress", "version"},
+    {"book_names", "checks", "metrics", "next_token_loss", "plotting", "progress", "version"},
     {"files", "tasks", "preparation"},
     {"hub", "results"},
     {"tokenizer"},

@@ -16,9 +16,12 @@ from hypothesis import strategies as st
 from test_book import SMALL, Reference, as_ours, small
 from torch import Tensor, nn
 
+import gptclf
 from gptclf import (
     GPT2,
     GPT2Config,
+    History,
+    Scores,
     TextDataset,
     add_classifier_head,
     download_openai_checkpoint,
@@ -33,6 +36,7 @@ from gptclf import (
     train,
     trainable_report,
 )
+from gptclf.book_names import CURVES, FUNCTIONS
 from gptclf.gpt2.config import BOOK_NAMES, PRESETS, published_name
 from gptclf.gpt2.sharing import borrow, twin
 from gptclf.weights.locate import locate
@@ -335,3 +339,61 @@ def test_greedy_tokens_draw_nothing() -> None:
     state = torch.get_rng_state()
     generate_ids(byte_gpt2(), [[1, 2, 3]], 5)
     assert torch.equal(torch.get_rng_state(), state)
+
+
+# Names that the package does not have.
+
+
+def test_the_books_functions_are_errors_that_name_ours_and_stand_on_the_page() -> None:
+    page = (Path(__file__).parents[1] / "docs" / "from-the-book.md").read_text(encoding="utf-8")
+    for name, ours in FUNCTIONS.items():
+        assert f"`{name}" in page, name
+        assert hasattr(gptclf, re.split(r"\W", ours)[0]), ours
+        with pytest.raises(AttributeError, match=re.escape(f"the book's {name} is here {ours}")):
+            getattr(gptclf, name)
+    assert not hasattr(gptclf, "SpamDataset")
+
+
+def test_the_books_lists_of_measurements_are_errors_that_give_ours() -> None:
+    history = History([], [], [Scores(1, 1, 8, {"loss": 0.5, "accuracy": 1.0}, None, 0.0)])
+    for name in CURVES:
+        with pytest.raises(AttributeError, match=f"a History has no {name}: ") as error:
+            getattr(history, name)
+        assert len(eval(str(error.value).split(": ")[1], {"history": history})) == 1
+    assert copy.deepcopy(history) == history
+
+
+def test_freezing_by_the_books_names_gives_ours(clf: GPT2) -> None:
+    last = len(clf.blocks) - 1
+    with pytest.raises(ValueError, match=f"trf_blocks.{last} is called blocks.{last} here; final_norm is called norm"):
+        freeze(clf, trainable=[f"trf_blocks.{last}", "final_norm", "out_head"])
+    with pytest.raises(ValueError, match=r"parameters: [^;]*$"):
+        freeze(clf, trainable="blocks.99")
+
+
+def test_all_unknown_options_are_named_and_none_is_guessed_far_off(clf: GPT2) -> None:
+    data = TextDataset(["a", "b"], ["ham", "spam"], tokenizer=clf.tokenizer, classes=clf.classes)
+    with pytest.raises(TypeError, match=r"num_epochs'; give epochs=\nthere is no option 'eval_freq'; give eval_every="):
+        train(clf, data, num_epochs=1, eval_freq=2)  # type: ignore[call-arg]
+    for name in ("val_loader", "dropout", "max_lr", "learning_rate", "train_loader", "patience", "trainable", "xlabel"):
+        with pytest.raises(TypeError, match=rf"^there is no option '{name}'; (?!did you mean)"):
+            train(clf, data, **{name: 1})  # type: ignore[arg-type]
+
+
+def test_a_fresh_head_that_does_not_train_is_warned_of_once(clf: GPT2, caplog: pytest.LogCaptureFixture) -> None:
+    data = TextDataset(["a", "b"], ["ham", "spam"], tokenizer=clf.tokenizer, classes=clf.classes)
+    train(clf, data, epochs=1, progress=False)
+    assert "the head does not train" not in caplog.text
+    clf = add_classifier_head(byte_gpt2(), classes=["ham", "spam"], seed=3)
+    freeze(clf, trainable="norm")
+    train(clf, data, epochs=2, progress=False)
+    assert caplog.text.count("the head does not train") == 1
+
+
+def test_a_folder_that_is_called_like_a_file_is_mentioned(
+    clf: GPT2, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    save_model(clf, tmp_path / "review")
+    assert "becomes a folder" not in caplog.text
+    assert load_model(save_model(clf, tmp_path / "review.pth")).classes == clf.classes
+    assert "review.pth becomes a folder, not a file" in caplog.text

@@ -503,5 +503,19 @@ def test_a_callback_keeps_numbers_but_no_texts(tmp_path: Path) -> None:
 def test_a_history_is_shown_on_a_screenful() -> None:
     history = run(classifier(), epochs=50, eval_every=1)
     assert len(repr(history)) < 300
-    assert "200 steps, 150 evaluations, 50 epochs, stopped=None, last epoch 50, step 200: train loss" in repr(history)
-    assert repr(History()) == "<History: 0 steps, 0 evaluations, 0 epochs, stopped=None>"
+    assert "200 steps, 50 epochs, 200 measurements, stopped=None, last epoch 50, step 200: train loss" in repr(history)
+    assert repr(History()) == "<History: 0 steps, 0 epochs, 0 measurements, stopped=None>"
+
+
+def test_a_method_that_nothing_would_call_is_refused_by_name() -> None:
+    for name in ("on_epoch_end", "on_score"):
+        mine = type("Mine", (Callback,), {name: lambda self, run: None})
+        with pytest.raises(TypeError, match=rf"Mine\.{name} would never be called; the methods are on_start, on_step"):
+            run(classifier(), callbacks=[mine()])
+    parts = {"_on_score": lambda self: None, "on_gpu": True, "on_step": lambda self, run, step: None}
+    run(classifier(), epochs=1, callbacks=[type("Mine", (Callback,), parts)()])
+
+
+def test_printed_measures_of_a_sample_say_of_how_many_rows(capsys: pytest.CaptureFixture[str]) -> None:
+    run(classifier(), epochs=1, eval_batches=2, batch_size=4, progress=True)
+    assert "(at most 8 rows of each set, " in capsys.readouterr().err

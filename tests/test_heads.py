@@ -363,7 +363,7 @@ def test_a_right_head_is_tried_without_a_trace() -> None:
 
 @pytest.mark.parametrize("option", [{"pooling": "mean"}, {"bias": False}, {"seed": 1}])
 def test_options_of_the_standard_head_are_not_for_ones_own(option: dict[str, Any]) -> None:
-    with pytest.raises(ValueError, match="are the standard head's; give them to your own head"):
+    with pytest.raises(ValueError, match=f"with head=, leave out {next(iter(option))}=: for the standard head only"):
         add_classifier_head(GPT, num_classes=3, head=Foreign, **option)
 
 

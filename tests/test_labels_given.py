@@ -319,3 +319,12 @@ def test_arrow_and_polars_columns_are_lists_of_texts() -> None:
         assert TextDataset(texts, tokenizer=BYTES).texts == ["a", "b"]
     rows = datasets.Dataset.from_dict({"text": ["a", "b"], "label": [1, 0]})
     assert TextDataset(rows["text"], rows["label"], tokenizer=BYTES).targets().tolist() == [1, 0]
+
+
+def test_labels_that_mostly_occur_once_are_warned_of(caplog: pytest.LogCaptureFixture) -> None:
+    texts, labels = [f"text {i}" for i in range(20)], ["ham", "spam"] * 10
+    TextDataset(texts, labels, tokenizer=BYTES)
+    TextDataset(texts[:19], texts[:19], tokenizer=BYTES)  # few rows
+    assert not caplog.records
+    TextDataset(labels, texts, tokenizer=BYTES)
+    assert "20 of 20 rows have a label of their own; are text and label swapped?" in caplog.text

@@ -102,6 +102,8 @@ def _moved(tensor: Tensor, device: torch.device | str) -> Tensor:
 class Batches:
     """A data set in batches, epoch after epoch.
 
+    In a loop of your own, `batches.epoch(i)` gives each epoch its order; iterating gives that of epoch 0 every time.
+
     Args:
         dataset: The rows.
         batch_size: Rows per batch; the last batch of an epoch may be smaller.

@@ -64,8 +64,10 @@ def add_classifier_head(
     check_gpt2(model)
     task = _task_of(num_classes, classes, task)
     check_float32(model, "a new head goes on")
-    if head is not None and (pooling != "last" or bias is not True or seed is not None):
-        raise ValueError("pooling=, bias= and seed= are the standard head's; give them to your own head")
+    given = {"pooling=": pooling != "last", "bias=": bias is not True, "seed=": seed is not None}
+    if head is not None and any(given.values()):
+        names = " and ".join(name for name in given if given[name])
+        raise ValueError(f"with head=, leave out {names}: for the standard head only; give it to your own head")
     clf = borrow(model)
     clf.task, clf._preparation = task, None  # the new head has learned on nothing
     if head is None:

@@ -4,6 +4,7 @@ import logging
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 
+from gptclf.book_names import PARTS
 from gptclf.checks import python_value
 from gptclf.gpt2.lora_linear import lora_layers
 from gptclf.gpt2.model import GPT2, check_gpt2
@@ -93,16 +94,25 @@ def _chosen(model: GPT2, trainable: Trainable) -> set[str]:
         tops = [f"trunk.blocks.{i}" for i in range(L - trainable, L)] + ["trunk.norm", "head"]
         return {name for name in names if name.startswith(tuple(top + "." for top in tops))}
     chosen: set[str] = set()
-    for pattern in [trainable] if isinstance(trainable, str) else trainable:
+    patterns = [trainable] if isinstance(trainable, str) else list(trainable)
+    for pattern in patterns:
         # The trunk's name may be left out, and a module's name covers the parameters below it.
         forms = [form for base in (pattern, "trunk." + pattern) for form in (base, base.rstrip(".") + ".*")]
         found = {name for name in names if pattern.strip(".") and any(fnmatchcase(name, form) for form in forms)}
         if not found:
             policies = ", ".join(map(repr, ("head", *_POLICY_BLOCKS, "all")))
             known = f"policies: {policies}, or a number of blocks; parameters: {', '.join(names[:4] + names[-4:])}, ..."
+            theirs = [(part, _ours(part)) for part in patterns if _ours(part) != part]
+            known += "".join(f"; {part} is called {ours} here" for part, ours in theirs)
             raise ValueError(f"trainable: {pattern!r} is not a policy and matches no parameter; {known}")
         chosen |= found
     return chosen
+
+
+def _ours(pattern: str) -> str:
+    """Return a pattern with the book's name of a part in front replaced by ours."""
+    part, dot, rest = pattern.partition(".")
+    return f"{PARTS.get(part, part).removeprefix('trunk.')}{dot}{rest}"
 
 
 def _factors_and_head(model: GPT2) -> set[str]:

@@ -4,16 +4,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-_PARTS = {
-    "trf_blocks": "trunk.blocks",
-    "final_norm": "trunk.norm",
-    "tok_emb": "trunk.embed.token",
-    "pos_emb": "trunk.embed.position",
-    "drop_emb": "trunk.embed.dropout",
-    "out_head": "head",
-    "transformer": "trunk",
-    "lm_head": "head",
-}
+from gptclf.book_names import PARTS
 
 
 class Renamed(nn.Module):
@@ -23,14 +14,14 @@ class Renamed(nn.Module):
     """
 
     def __getattr__(self, name: str) -> Tensor | nn.Module:
-        if name in _PARTS:
-            raise AttributeError(f"a {type(self).__name__} has no {name}; it is called {_PARTS[name]} here")
+        if name in PARTS:
+            raise AttributeError(f"a {type(self).__name__} has no {name}; it is called {PARTS[name]} here")
         return super().__getattr__(name)
 
     def __setattr__(self, name: str, value: Any) -> None:
-        if name in _PARTS:
+        if name in PARTS:
             remedy = "for a new head call add_classifier_head(model, classes=[...])"
-            remedy = remedy if _PARTS[name] == "head" else "to choose what trains, call freeze(model, trainable=...)"
+            remedy = remedy if PARTS[name] == "head" else "to choose what trains, call freeze(model, trainable=...)"
             problem = f"a {type(self).__name__} has no {name}, so setting it would change nothing"
-            raise AttributeError(f"{problem}: it is called {_PARTS[name]} here; {remedy}")
+            raise AttributeError(f"{problem}: it is called {PARTS[name]} here; {remedy}")
         super().__setattr__(name, value)

@@ -97,6 +97,8 @@ def save_model(
         remedy = "save_adapter(model, folder) saves the factors, save_model(merge_lora(model), folder) the whole model"
         raise ValueError(f"{found} has LoRA factors, which a folder of a whole model cannot hold; {remedy}")
     target = _target(folder)
+    if target.suffix in (".pth", ".pt"):
+        logger.warning("%s becomes a folder, not a file; load_model takes the folder", target)
     warn_of_no_preparation(model, stacklevel=2)
     tensors = tensors_of(model)
     check_whole(model, tensors)

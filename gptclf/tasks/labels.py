@@ -1,6 +1,7 @@
 """Labels of any hashable kind: checked, turned into column numbers, and saved with their types."""
 
 import logging
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from enum import Enum
 from itertools import islice
@@ -13,6 +14,9 @@ from numpy.typing import NDArray
 from gptclf.checks import is_iterable, is_missing, number, python_value
 
 logger = logging.getLogger(__name__)
+
+# From so many rows on, labels that mostly occur once are probably another column.
+_MANY = 20
 
 _NAME_THE_TASK = (
     "For several labels per text or a table of 0 and 1 give task=MultiLabel([...]), for numbers Regression()"
@@ -104,7 +108,10 @@ def infer_classes(labels: list[Any], column: Any = None, *, cells: bool = False)
     """
     if (declared := declared_classes(column)) is not None:
         return declared
-    found = list(dict.fromkeys(check_labels(labels)))
+    counts = Counter(check_labels(labels))
+    found, once = list(counts), sum(count == 1 for count in counts.values())
+    if len(labels) >= _MANY and 2 * once > len(labels):
+        logger.warning("%d of %d rows have a label of their own; are text and label swapped?", once, len(labels))
     for label in found:
         if isinstance(label, tuple | frozenset):
             problem = f"label {labels.index(label)} is {label!r}, which may be one label or several"

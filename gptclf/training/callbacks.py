@@ -26,9 +26,11 @@ class Progress(Callback):
         self._meter.update(step.step - self._meter.done, f"loss {step.loss:.3f}")
 
     def on_scores(self, run: Run, scores: Scores) -> None:
-        """Print the scores and the seconds since the start of training."""
+        """Print the scores, how many rows they are of, and the seconds since the start of training."""
         write = write_line if self._meter is None else self._meter.write
-        write(f"{scores} ({scores.seconds:.0f} s)")
+        n = run.recipe.eval_batches
+        sample = "" if n is None else f"at most {n * run.recipe.batch_size} rows of each set, "
+        write(f"{scores} ({sample}{scores.seconds:.0f} s)")
 
     def on_end(self, run: Run) -> None:
         """Remove the bar."""

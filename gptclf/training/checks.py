@@ -9,7 +9,7 @@ from gptclf.gpt2.model import GPT2, check_encoding, check_language_model
 from gptclf.inference.evaluate import check_ids
 from gptclf.training.loop import LEAST_WEIGHT, check_weight
 from gptclf.training.recipe import Recipe
-from gptclf.training.run import Run
+from gptclf.training.run import Callback, Run
 
 
 def check_windows(model: GPT2, windows: TextWindows, name: str) -> TextWindows:
@@ -25,6 +25,18 @@ def check_windows(model: GPT2, windows: TextWindows, name: str) -> TextWindows:
         problem = f"{name} has windows of {windows.length} tokens, but the model's context length is {most}"
         raise ValueError(f"{problem}; build it with a length of at most that")
     return windows
+
+
+def check_callback(callback: Callback, *, validates: bool) -> None:
+    """Raise if a callback has a method that nothing would call, or needs a validation set and there is none."""
+    kind = type(callback)
+    for name in dir(kind):
+        if name.startswith("on_") and callable(getattr(kind, name)) and not hasattr(Callback, name):
+            known = ", ".join(known for known in vars(Callback) if known.startswith("on_"))
+            rule = f"the methods are {known} (with every = None, on_step is called after each epoch)"
+            raise TypeError(f"{kind.__name__}.{name} would never be called; {rule}; call a helper _{name}")
+    if callback.needs_validation and not validates:
+        raise ValueError(f"{kind.__name__} needs a validation set: train(model, train_set, val_set, ...)")
 
 
 def check_training_rows(model: GPT2, rows: TokenRows, recipe: Recipe) -> None:

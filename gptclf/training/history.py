@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from gptclf import checks
+from gptclf.book_names import CURVES
 from gptclf.plotting import data_frame, plot_training
 from gptclf.training.loop import Step
 
@@ -78,9 +79,14 @@ class History:
     stopped: str | None = None
 
     def __repr__(self) -> str:
-        counts = f"{len(self.steps):,} steps, {len(self.evaluations):,} evaluations, {len(self.epochs):,} epochs"
-        last = "".join(f", last {scores}" for scores in self.scores()[-1:])
+        scores = self.scores()
+        counts = f"{len(self.steps):,} steps, {len(self.epochs):,} epochs, {len(scores):,} measurements"
+        last = "".join(f", last {each}" for each in scores[-1:])
         return f"<History: {counts}, stopped={self.stopped!r}{last}>"
+
+    def __getattr__(self, name: str) -> Any:
+        hint = f": [scores.{CURVES[name]} for scores in history.scores()]" if name in CURVES else ""
+        raise AttributeError(f"a History has no {name}{hint}")
 
     def scores(self) -> list[Scores]:
         """Return all measurements on whole sets in the order of steps, one for each step that has any."""

@@ -6,30 +6,12 @@ from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field, fields, replace
 from typing import Any, TypedDict, TypeVar
 
+from gptclf.book_names import OPTIONS
 from gptclf.checks import LARGEST_SEED, PRECISIONS, boolean, choice, integer, number
 
 DECAYS = ("all", "matrices")
 _MOST = 10**12  # of steps and rows: more never end, and do not fit into the integers of the loop
 SCHEDULES = ("constant", "linear", "cosine")
-
-# Arguments of the book's training functions, and what takes their place.
-_BOOKS = {
-    "num_epochs": "give epochs=",
-    "eval_freq": "give eval_every=",
-    "eval_iter": "give eval_batches=",
-    "accumulation_steps": "give accumulate=",
-    "initial_lr": "give warmup_steps= alone; the learning rate rises from 0",
-    "peak_lr": "give lr=",
-    "min_lr": "give schedule='cosine'; the learning rate falls to 0",
-    "optimizer": "the run makes its own AdamW from lr= and weight_decay=",
-    "device": "the run uses the model's: model.to(device)",
-    "shuffle": "rows are always shuffled, by seed=",
-    "tokenizer": "the data set has it",
-    "start_context": "call generate in a callback",
-    "max_steps": "call run.stop() in a callback",
-    "trainable_token_pos": "give add_classifier_head pooling=, and the data sets pad_to= for the last pad",
-    "average_embeddings": "give add_classifier_head pooling='mean'",
-}
 
 _Function = TypeVar("_Function", bound=Callable[..., Any])
 
@@ -159,12 +141,14 @@ def recipe_of(recipe: Recipe, options: Mapping[str, Any], others: Collection[str
 
 
 def refuse_unknown(options: Collection[str], allowed: Collection[str]) -> None:
-    """Raise a TypeError if an option is not among those allowed; it says which one may have been meant."""
+    """Raise a TypeError that names the options not among those allowed, and for each what may have been meant."""
+    problems = []
     for name in [name for name in options if name not in allowed]:
-        near = difflib.get_close_matches(name, allowed, 1)
+        near = difflib.get_close_matches(name, allowed, 1, cutoff=0.75)
         hint = f"did you mean {near[0]!r}?" if near else f"the options are {', '.join(allowed)}"
-        hint = _BOOKS.get(name, hint)
-        raise TypeError(f"there is no option {name!r}; {hint}")
+        problems.append(f"there is no option {name!r}; {OPTIONS.get(name, hint)}")
+    if problems:
+        raise TypeError("\n".join(problems))
 
 
 def lists_options(of: type | None = None) -> Callable[[_Function], _Function]:

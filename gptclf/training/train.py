@@ -14,7 +14,7 @@ from gptclf.gpt2.model import GPT2
 from gptclf.inference.evaluate import labelled_rows
 from gptclf.training.callbacks import Measure, Progress
 from gptclf.training.checkpoint import Checkpoint
-from gptclf.training.checks import check_training_rows, check_weights, check_windows
+from gptclf.training.checks import check_callback, check_training_rows, check_weights, check_windows
 from gptclf.training.fit import fit
 from gptclf.training.history import History
 from gptclf.training.optim import check_trainable
@@ -56,8 +56,7 @@ def _train(
     options = RunOptions(**others)
     callbacks = options.callbacks or ()
     for callback in callbacks:
-        if callback.needs_validation and val_set is None:
-            raise ValueError(f"{type(callback).__name__} needs a validation set: train(model, train_set, val_set, ...)")
+        check_callback(callback, validates=val_set is not None)
     check_training_rows(model, rows, recipe)
     checkpoint = Checkpoint.given(options)
     run = Run(model, rows, val_rows, recipe, options)
@@ -65,6 +64,8 @@ def _train(
     own: list[Callback] = [Progress()] if options.progress else []
     own += [Measure()] if recipe.eval_every is None else [Measure(), Measure(recipe.eval_every)]
     run.callbacks = [*callbacks, *own, *([] if checkpoint is None else [checkpoint])]
+    if getattr(model.head, "is_fresh", False) and not any(p.requires_grad for p in model.head.parameters()):
+        logger.warning("the head does not train, and is as it was drawn; choose it too: freeze(model, trainable=...)")
     if drawing := ", ".join(unseeded(model)):
         logger.warning("%s may draw from torch's global generator, not from seed=; use torch.nn.Dropout", drawing)
     with casting("float32", model):  # the backward pass would run under an autocast around this call
