@@ -141,8 +141,9 @@ def integer(name: str, value: Any, least: int = 0, *, most: float = inf, optiona
         return None
     whole = isinstance(value, Integral) and not isinstance(value, bool)
     if not whole or not least <= value <= most:
-        upper = f" and at most {most}" if most < inf else ""
-        raise _wrong(name, value, f"an integer of at least {least}{upper}" + " or None" * optional, right_type=whole)
+        rule = f"an integer of at least {least}" + f" and at most {most}" * (most < inf)
+        rule = str(least) if least == most else rule
+        raise _wrong(name, value, rule + " or None" * optional, right_type=whole)
     return int(value)
 
 

@@ -42,6 +42,7 @@ def plot_training(
                 color, style = styles.get(name, (None, "o-"))
                 panel.plot(*zip(*points, strict=True), style, color=color, label=name, markersize=4)
         panel.set(xlabel="epochs", ylabel=quantity, title=quantity)
+        panel.locator_params(axis="x", integer=True)
         panel.grid(alpha=0.3)
         panel.legend()
     return save_figure(figure, path)
@@ -95,7 +96,7 @@ def plot_confusion(
     return save_figure(figure, path)
 
 
-def plot_words(path: Path, words: Sequence[str], attributions: NDArray[Any], title: str) -> Path:
+def plot_words(path: Path, words: Sequence[str], attributions: NDArray[Any], title: str, what: str) -> Path:
     """Plot a horizontal bar per word, the first one on top, and save the figure.
 
     Args:
@@ -103,6 +104,7 @@ def plot_words(path: Path, words: Sequence[str], attributions: NDArray[Any], tit
         words: The words.
         attributions: Each one's number.
         title: The title.
+        what: What the numbers are.
 
     Returns:
         The path of the file.
@@ -117,15 +119,23 @@ def plot_words(path: Path, words: Sequence[str], attributions: NDArray[Any], tit
     panel.set_title(*short_labels([title], 60), parse_math=False)
     panel.invert_yaxis()
     panel.axvline(0, color="0.5", linewidth=0.8)
-    panel.set_xlabel("against  ←  change of the output  →  for")
+    panel.set_xlabel(f"against  ←  {what}  →  for")
     panel.grid(axis="x", alpha=0.3)
     return save_figure(figure, path)
 
 
 def short_labels(labels: Sequence[Any], longest: int = _LABEL) -> list[str]:
-    """Return labels as they stand beside an axis: on one line, cut if they are long."""
+    """Return labels as they stand beside an axis: on one line, without their middle if they are long.
+
+    If two labels would look the same, all may be up to four times as long.
+    """
     words = [" ".join(str(label).split()) for label in labels]
-    return [word if len(word) <= longest else f"{word[: longest - 3]}..." for word in words]
+    for most in (longest, 2 * longest, 4 * longest):
+        head, tail = (most - 2) // 2, (most - 3) // 2
+        shown = [word if len(word) <= most else f"{word[:head]}...{word[-tail:]}" for word in words]
+        if len(set(shown)) == len(set(words)):
+            break
+    return shown
 
 
 def new_figure(width: float, height: float) -> Any:

@@ -26,8 +26,10 @@ from gptclf.inference.predict_many import predict_many, predict_proba_many
 from gptclf.language.generate import generate, generate_ids
 from gptclf.language.scoring import perplexity, token_log_probs
 from gptclf.language.zero_shot import ZeroShot, zero_shot
+from gptclf.metrics.probabilities import Reliability, RiskCoverage
 from gptclf.preparation import Preparation
 from gptclf.results.compare import Comparison, compare
+from gptclf.results.errors import ConfidentError, ConfidentErrors
 from gptclf.results.evaluation import Evaluation
 from gptclf.saving.export_onnx import export_onnx
 from gptclf.saving.load_adapter import load_adapter
@@ -58,6 +60,7 @@ __all__ += ["Batch", "Batches", "Preparation", "TextDataset", "TextWindows", "sh
 __all__ += ["Callback", "EarlyStopping", "Estimate", "History", "KeepBest", "Recipe", "Run", "Scores", "Step"]
 __all__ += ["batch_loss", "clear_features", "estimate", "train", "train_lm"]
 __all__ += ["Comparison", "Evaluation", "Prediction", "calibrate", "compare", "evaluate", "tfidf_baseline"]
+__all__ += ["ConfidentError", "ConfidentErrors", "Reliability", "RiskCoverage"]
 __all__ += ["Explanation", "Neighbours", "explain", "nearest"]
 __all__ += ["embed", "predict", "predict_logits", "predict_proba", "predict_stream"]
 __all__ += ["evaluate_many", "predict_many", "predict_proba_many"]

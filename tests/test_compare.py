@@ -185,3 +185,12 @@ def test_results_of_other_classes_or_tasks_are_refused() -> None:
         compare(ours, 0.9)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="n_resamples"):
         compare(ours, ours, n_resamples=0)
+
+
+def test_differences_are_a_table() -> None:
+    pytest.importorskip("pandas")
+    task, labels = SingleLabel(["ham", "spam"]), ["ham", "spam"] * 4
+    found = compare(*(Evaluation.of(task, [[1, 0], [i, 1]] * 4, labels) for i in (2, 0)), n_resamples=20)
+    frame = found.to_frame().set_index("measure")
+    assert frame["difference"].to_dict() == found.differences
+    assert list(frame.loc["accuracy", ["low", "high"]]) == list(found.intervals["accuracy"])

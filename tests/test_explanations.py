@@ -413,6 +413,26 @@ def test_neighbours_are_those_of_scikit_learn(pooling: str, trainable: str) -> N
     assert state(clf) == before
 
 
+@pytest.mark.parametrize(
+    ("method", "what"),
+    [("integrated_gradients", "share of the output's change"), ("leave_one_out", "change of the output")],
+)
+def test_the_axis_of_the_bars_says_what_they_are(
+    spam: GPT2, monkeypatch: pytest.MonkeyPatch, method: str, what: str
+) -> None:
+    pytest.importorskip("matplotlib")
+    figures: list[Any] = []
+    monkeypatch.setattr("gptclf.plotting.save_figure", lambda figure, path: figures.append(figure))
+    explain(spam, TEXTS[:1], method=method)[0].plot("words")
+    assert figures[0].axes[0].get_xlabel() == f"against  ←  {what}  →  for"
+
+
+def test_no_similarity_is_above_one(spam: GPT2) -> None:
+    texts = [f"{text} {number}" for text in TEXTS for number in range(20)]
+    data = TextDataset(texts, ["ham", "spam"] * 60, tokenizer=spam.tokenizer)
+    assert max(near.similarities[0] for near in nearest(spam, texts, data, k=1)) <= 1.0
+
+
 def test_neighbours_become_a_table_values_and_html(spam: GPT2) -> None:
     data = TextDataset([*TEXTS[:5], "<script>alert(1)</script>\0"], LABELS, tokenizer=spam.tokenizer)
     found = nearest(spam, ["<i>win", "see you at six"], data, k=6)

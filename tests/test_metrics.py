@@ -1,8 +1,10 @@
 """Every measure of an evaluation equals that of scikit-learn or netcal, whatever the rows are like."""
 
+import copy
 import warnings
 from collections.abc import Iterator
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -415,7 +417,10 @@ def test_a_task_without_measures_of_its_own_has_what_it_had() -> None:
     assert (found.metrics, found.intervals(), found.per_class_intervals()) == ({}, {}, {})
     assert list(found.per_class) == ["precision", "recall", "f1", "support"]
     assert str(found) in found.report()
-    assert str(compare(found, found))
+    assert str(found) + "\nno further measures: the task Plain(" in found.report()
+    assert "no measures: the task has no statistic" in str(compare(found, found))
+    for each in (found, compare(found, found)):
+        assert "No measures: the task has no statistic" in each._repr_html_()
 
 
 @pytest.mark.parametrize("row", [[np.nan, 0.0], [np.inf, 0.0], [-np.inf, -np.inf]])
@@ -437,3 +442,36 @@ def test_reliability_is_not_defined_for_several_labels() -> None:
     found = Evaluation.of(MultiLabel(["a", "b"]), [[1.0, -1.0]], [["a"]])
     with pytest.raises(TypeError, match="reliability needs answers that are one class each"):
         found.reliability()
+
+
+def test_the_confidence_of_several_labels_is_that_of_the_decisions_that_thresholds_make() -> None:
+    found = Evaluation.of(MultiLabel(["a", "b"], [0.9, 0.2]), [[np.log(4), -np.log(3)]], [["a"]])
+    assert found.predictions == [["b"]]  # p = 0.8 and 0.25
+    np.testing.assert_allclose(found.confidences, [0.2], rtol=1e-6)
+    assert found.most_confident_errors()[0].probability == pytest.approx(0.2)
+
+
+def test_probabilities_in_the_place_of_logits_are_logged(caplog: pytest.LogCaptureFixture) -> None:
+    task, labels = SingleLabel(["a", "b"]), ["a", "b"] * 4
+    for outputs in (np.log([[0.75, 0.25]] * 8), [[0.75, 0.5]] * 8):
+        Evaluation.of(task, outputs, labels)
+    Evaluation.of(task, [[0.75, 0.25]] * 2, labels[:2])
+    assert caplog.text == ""
+    Evaluation.of(task, [[0.75, 0.25]] * 8, labels)
+    assert "if they are probabilities, give np.log of them" in caplog.text
+
+
+def test_every_metric_is_an_attribute() -> None:
+    found = Evaluation.of(SingleLabel(["a", "b"]), [[2.0, 0.0], [0.0, 1.0]], ["a", "b"])
+    assert {name: getattr(found, name) for name in found.metrics} == found.metrics
+    with pytest.raises(AttributeError, match=r"no 'f1'; it has .*f1_macro.*loss"):
+        _ = found.f1
+    assert not hasattr(copy.copy(found), "_repr_png_")
+
+
+def test_pictures_of_classes_need_classes(tmp_path: Path) -> None:
+    numbers = Evaluation.of(Regression(), [[1.0], [2.0]], [1.0, 2.5])
+    with pytest.raises(TypeError, match=r"nothing to plot: the task Regression\(n_outputs=1\) has no confusion matrix"):
+        numbers.plot_confusion(tmp_path / "a")
+    with pytest.raises(TypeError, match="has no scores of single classes"):
+        numbers.plot_per_class(tmp_path / "a")

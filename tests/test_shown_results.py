@@ -26,8 +26,9 @@ from gptclf import (
     load_gpt2,
     train,
 )
+from gptclf.plotting import short_labels
 from gptclf.results.errors import ConfidentError
-from gptclf.results.html import error_table, fragment
+from gptclf.results.html import class_table, error_table, fragment
 
 SCRIPT = "<script>alert('x')</script>"
 ODD = [SCRIPT, "a\0b\x1f\x7f\ud800\ufffe", "x" * 100_000, '$5_x$ & <b>"it\'s"', "\u202eright to left", "😀 日本語", ""]
@@ -372,3 +373,13 @@ def test_arguments_are_checked(tmp_path: Path) -> None:
         an_evaluation(Regression()).most_confident_errors()
     with pytest.raises(TypeError, match="path is 5"):
         result.to_html(5)  # type: ignore[arg-type]
+
+
+def test_long_labels_that_differ_at_their_ends_stay_distinct() -> None:
+    labels = ["verify_my_identity_with_a_document", "verify_my_identity_with_a_picture", "short"]
+    assert short_labels(labels) == ["verify_my_i...a_document", "verify_my_i..._a_picture", "short"]
+    inside = [f"{'a' * 15}{letter}{'z' * 15}" for letter in "xy"]
+    assert len({*short_labels(inside)}) == 2
+    assert max(map(len, short_labels(["a" * 1000, "b" * 1000]))) == 24
+    shown = class_table(labels, {"f1": np.ones(3), "support": np.ones(3)}, np.ones((3, 2)))
+    assert f'<span title="{labels[0]}">verify_my_ident...' in shown

@@ -249,3 +249,23 @@ def test_thresholds_are_any_mapping_or_iterable(thresholds: Any) -> None:
 def test_thresholds_without_an_order_are_refused(thresholds: Any) -> None:
     with pytest.raises(TypeError, match=r"thresholds\[0\] is .*; it must be a finite number"):
         MultiLabel(["sport", "politics"], thresholds)
+
+
+def test_a_task_is_shown_as_it_is_made() -> None:
+    task = SingleLabel(["ham", (1, 2)], class_weight={"ham": 2.0}, thresholds={"ham": 0.7})
+    assert repr(eval(repr(task), {"SingleLabel": SingleLabel})) == repr(task)
+    assert "class_weight={'ham': 2.0, (1, 2): 1.0}" in repr(task)
+    assert "thresholds={'ham': 0.7}" in repr(task)
+
+
+def test_a_row_of_a_table_of_another_width_says_how_wide_it_must_be() -> None:
+    for label in ([1, 0, 1], np.array([1, 0, 1])):
+        with pytest.raises(ValueError, match="a row of the table holds 0 or 1 for each of the 2 classes"):
+            MultiLabel(["a", "b"]).targets([label])
+
+
+def test_a_number_as_text_is_called_a_text() -> None:
+    with pytest.raises(TypeError, match=r"label 1 is the text '1\.0', not a number"):
+        Regression().targets([1.0, "1.0"])
+    with pytest.raises(ValueError, match=r"target is 3; it must be 0$"):
+        Regression().output_of(3)

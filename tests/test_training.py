@@ -498,6 +498,14 @@ def test_a_frame_has_a_row_per_step_and_scores_where_they_were_measured() -> Non
     assert {"lr", "examples", "gradient_norm", "train_accuracy", "val_loss", "seconds"} <= set(frame.columns)
 
 
+def test_epochs_are_whole_numbers_beside_a_plot(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("matplotlib")
+    figures: list[Any] = []
+    monkeypatch.setattr("gptclf.plotting.save_figure", lambda figure, path: figures.append(figure))
+    quietly(classifier(), rows(), epochs=3).plot("curves")
+    assert all(float(tick).is_integer() for tick in figures[0].axes[0].get_xticks())
+
+
 @pytest.mark.parametrize("validated", [True, False])
 def test_a_plot_is_a_picture(tmp_path: Path, validated: bool) -> None:
     history = quietly(classifier(), rows(), rows(5, seed=8) if validated else None, epochs=2)

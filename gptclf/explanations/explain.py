@@ -49,7 +49,8 @@ def explain(
     Integrated gradients (Sundararajan et al., 2017) divide the difference between the output for the text and for a
     baseline among the tokens: the gradient with respect to the token's embedding, averaged over the straight line from
     the baseline's embedding. Attributions add up to that difference; `gap` says how exactly. Leaving out one token, and
-    one word, at a time gives by how much the output falls; these effects add up to nothing in particular.
+    one word, at a time gives by how much the output falls; these effects add up to nothing in particular. A word is
+    left out by deleting its tokens; the rest keeps its tokens, and is not tokenised anew.
 
     Args:
         model: A classifier; it does not change.

@@ -112,7 +112,8 @@ class Explanation:
         chosen = np.sort(np.argsort(-np.abs(self.word_attributions), kind="stable")[:most])
         title = f"attributions to the output {self.target!s}"
         words = [self.words[i] for i in chosen]
-        return plot_words(checks.path("path", path), words, self.word_attributions[chosen], title)
+        what = "change of the output" if self.baseline is None else "share of the output's change"
+        return plot_words(checks.path("path", path), words, self.word_attributions[chosen], title, what)
 
     def _repr_html_(self) -> str:
         probability = "" if self.probability is None else f" ({100 * self.probability:.1f} %)"

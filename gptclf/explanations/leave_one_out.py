@@ -24,6 +24,9 @@ def effects(
 ) -> NDArray[np.float64]:
     """Return for each part of a row by how much the output is larger with it than without it.
 
+    The tokens of the part are deleted from the row, and those after them move up; the text without it is not tokenised
+    anew, which may cut it into other tokens.
+
     Args:
         model: A classifier.
         ids: The row (T,).

@@ -42,7 +42,8 @@ class Neighbours:
         rows: The row of each neighbour in the training set.
         texts: The neighbours.
         labels: Their labels.
-        similarities: The cosine of the angle between the vectors of the text and of each neighbour, at most 1.
+        similarities: The cosine of the angle between the vectors of the text and of each neighbour, from -1
+            to 1.
     """
 
     text: str
@@ -124,7 +125,7 @@ def nearest(
     ours = _vectors(model, 0, [prepared.rows], how)[prepared.row_of]
     labels, found = rows.labels_for(model.task), Results[Neighbours]()
     for start in range(0, len(texts), _TEXTS):
-        similar = ours[start : start + _TEXTS] @ theirs.T
+        similar = np.clip(ours[start : start + _TEXTS] @ theirs.T, -1.0, 1.0)  # rounding leads beyond
         for near, order in zip(similar, np.argsort(-similar, axis=1, kind="stable")[:, :k].tolist(), strict=True):
             i = len(found)
             neighbours = [rows.texts[row] for row in order], [labels[row] for row in order]

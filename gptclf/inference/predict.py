@@ -70,8 +70,8 @@ def predict(
         temperature: The temperature of the probabilities in this call, instead of the model's own (see `calibrate`).
         thresholds: The thresholds of the classes in this call, instead of the model's own, as `SingleLabel` takes
             them: {"spam": 0.9} answers "spam" only if it is that probable. {} are none.
-        reject_below: Answer None to a text whose highest probability is less than this; with `MultiLabel`, if any class
-            is decided with less. None answers every text.
+        reject_below: Answer None to a text whose answer is less probable than this; with `MultiLabel`, if the decision
+            about any class is. None answers every text.
         batch_size: The most rows to compute at once, for when memory is short. It does not change answers. None chooses
             a size.
         precision: "auto", "float32" or "bfloat16". "auto" is what `Recipe` says, but float32 for a call of few tokens,
@@ -84,6 +84,7 @@ def predict(
 
     Raises:
         TypeError: An argument has a wrong type, or the model's task has no such setting.
+        FloatingPointError: The model's outputs are not finite.
 
     Example:
         >>> from gptclf import add_classifier_head, load_gpt2

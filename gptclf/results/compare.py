@@ -8,12 +8,15 @@ from numpy.typing import NDArray
 
 from gptclf import checks
 from gptclf.metrics.bootstrap import intervals, values
+from gptclf.plotting import data_frame
 from gptclf.results.evaluation import Evaluation
 from gptclf.results.given import checked_settings
 from gptclf.results.html import fragment, measures_table, pairs_table
 from gptclf.results.text import measure_lines
 
 Floats = NDArray[np.float64]
+
+_NONE = "no measures: the task has no statistic"
 
 
 @dataclass(frozen=True, eq=False)
@@ -40,12 +43,18 @@ class Comparison:
 
     def __str__(self) -> str:
         title = f"B minus A on {self.n:,} texts, with {100 * self.confidence:g} % intervals"
-        lines = [title, *measure_lines(self.differences, self.intervals, sign="+")]
+        lines = [title, *(measure_lines(self.differences, self.intervals, sign="+") or [f"  {_NONE}"])]
         if self.table is not None:
             (both, only_a), (only_b, neither) = self.table.tolist()
             lines.append(f"both right {both:,}, only A {only_a:,}, only B {only_b:,}, both wrong {neither:,}")
             lines.append(f"McNemar's exact test: p = {self.p_value:.3g}")
         return "\n".join(lines)
+
+    def to_frame(self) -> Any:
+        """Return a DataFrame (pandas) with a row for each measure: measure, difference, low and high."""
+        low, high = (np.array([self.intervals[name][i] for name in self.differences]) for i in range(2))
+        columns = {"measure": list(self.differences), "difference": list(self.differences.values())}
+        return data_frame({**columns, "low": low, "high": high})
 
     def _repr_html_(self) -> str:
         parts = [measures_table("B minus A", self.differences, self.intervals, confidence=self.confidence, sign="+")]

@@ -17,8 +17,8 @@ from gptclf.metrics.probabilities import STRATEGIES, Reliability, RiskCoverage, 
 from gptclf.metrics.statistics import of_each_class
 from gptclf.plotting import data_frame, plot_confusion
 from gptclf.results.errors import ConfidentErrors, find_errors, probabilities_of
-from gptclf.results.given import checked_outputs, checked_settings
-from gptclf.results.html import evaluation_parts, fragment, write_page
+from gptclf.results.given import check_detail, checked_outputs, checked_settings
+from gptclf.results.html import evaluation_parts, f1_bounds, fragment, write_page
 from gptclf.results.pictures import plot_per_class, plot_reliability, plot_risk_coverage
 from gptclf.results.text import report
 from gptclf.tasks import Task
@@ -31,9 +31,9 @@ _MANY = 1_000_000
 class Evaluation:
     """The results of a model on a labelled data set.
 
-    Every measure of the model's task is an attribute. For a classifier these are `loss` (mean cross-entropy in nats),
-    `accuracy` (0 to 1), `macro_f1`, `confusion` (counts (C, C): rows are true classes, columns predicted ones) and
-    `per_class` (precision, recall, F1 and support, each (C,)).
+    Every measure of the model's task is an attribute, and each of `metrics`. For a classifier these are `loss` (mean
+    cross-entropy in nats), `accuracy` (0 to 1), `macro_f1`, `confusion` (counts (C, C): rows are true classes, columns
+    predicted ones) and `per_class` (precision, recall, F1 and support, each (C,)).
 
     Attributes:
         task: The model's task.
@@ -55,6 +55,9 @@ class Evaluation:
 
     def __getattr__(self, name: str) -> Any:
         values = {**vars(self).get("details", {}), **vars(self).get("measures", {})}
+        # Notebooks ask for many names with underscores, and a property that fails would ask for itself.
+        if name not in values and not name.startswith("_") and not hasattr(type(self), name) and "task" in vars(self):
+            values = {**self.metrics, **values}
         if name not in values:
             raise AttributeError(f"this evaluation has no {name!r}; it has {', '.join(values) or 'no measures'}")
         return values[name]
@@ -126,7 +129,7 @@ class Evaluation:
             strategy: Bins of equal "width", or of equal "mass": about the same number of rows each.
 
         Raises:
-            TypeError: The task has no probabilities, or its answers are not right or wrong.
+            TypeError: The task has no probabilities, or its answers are not one class each.
         """
         bins = checks.integer("n_bins", n_bins, 1, most=10_000), checks.choice("strategy", strategy, STRATEGIES)
         probable = probabilities_of(self.task, self.outputs, self.predictions)
@@ -182,7 +185,7 @@ class Evaluation:
 
         Args:
             task: What outputs and targets mean.
-            outputs: Numbers for each row, as the task's models compute them; not probabilities.
+            outputs: Numbers for each row, as the task's models compute them. Probabilities would give a wrong loss.
             targets: The label of each row.
             texts: The rows' texts; None leaves them empty.
 
@@ -217,13 +220,13 @@ class Evaluation:
             normalize: Show the shares of each true class, which sum to 1 in a row, instead of counts.
         """
         normalize = checks.boolean("normalize", normalize)
-        return plot_confusion(checks.path("path", path), self.confusion, self.classes, normalize=normalize)
+        target, counts = checks.path("path", path), check_detail(self, "confusion")
+        return plot_confusion(target, counts, self.classes, normalize=normalize)
 
     def most_confident_errors(self, n: int = 10) -> ConfidentErrors:
         """Return the `n` wrong answers that the model was surest of. Wrong labels are often among them.
 
-        Raises:
-            TypeError: The task has no probabilities.
+        With several labels per text an answer is as sure as its least probable decision (`ConfidentError`).
         """
         n = checks.integer("n", n, 1)
         return find_errors(self.task, self.outputs, self.targets, self.predictions, self.texts, n)
@@ -242,8 +245,6 @@ class Evaluation:
             n_bins: As in `reliability`.
             strategy: As in `reliability`. The histogram always has bins of equal width.
 
-        Raises:
-            TypeError: The task has no probabilities.
         """
         target = checks.path("path", path)
         if before is not None:
@@ -258,8 +259,6 @@ class Evaluation:
         Args:
             path: The file to write. Its suffix sets the format; without a suffix, .png is added.
 
-        Raises:
-            TypeError: The task has no probabilities.
         """
         return plot_risk_coverage(checks.path("path", path), self.risk_coverage())
 
@@ -269,8 +268,8 @@ class Evaluation:
         Args:
             path: The file to write. Its suffix sets the format; without a suffix, .png is added.
         """
-        target, scores = checks.path("path", path), self.per_class
-        return plot_per_class(target, self.classes, scores, self.per_class_intervals()["f1"])
+        target, scores = checks.path("path", path), check_detail(self, "per_class")
+        return plot_per_class(target, self.classes, scores, f1_bounds(scores, self.per_class_intervals().get("f1")))
 
     def to_html(self, path: str | Path) -> Path:
         """Write a page with the measures, the classes, the errors and the texts of the most confident ones.

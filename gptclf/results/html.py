@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from gptclf.files.atomic import text_writer, write_file
 from gptclf.metrics.probabilities import Reliability
+from gptclf.plotting import short_labels
 
 # Characters of a text, and of a label, that are shown.
 _TEXT, _LABEL = 300, 32
@@ -52,6 +53,12 @@ def escaped(value: Any, most: int = _TEXT) -> str:
     return html.escape(_UNSHOWN.sub("\ufffd", text))
 
 
+def _label(value: Any) -> str:
+    """Return a label without its middle if it is long; a reader who points at it sees the whole."""
+    short, text = short_labels([value], _LABEL)[0], str(value)
+    return escaped(text) if len(text) <= _LABEL else f'<span title="{escaped(text)}">{escaped(short)}</span>'
+
+
 def fragment(title: str, parts: Iterable[str]) -> str:
     """Return parts of HTML under a title, with a style that applies to them alone."""
     style = "<style>" + " ".join(_STYLE.split()) + "</style>"
@@ -84,13 +91,19 @@ def evaluation_parts(
     title = f"Measures, with bootstrap intervals from {n_resamples:,} resamples"
     yield measures_table(title, result.metrics, bounds)
     if "per_class" in result.details:
-        yield class_table(result.classes, result.per_class, bounds["f1_per_class"])
+        scores = result.per_class
+        yield class_table(result.classes, scores, f1_bounds(scores, bounds.get("f1_per_class")))
     if "confusion" in result.details:
         yield confusion_table(result.classes, result.confusion)
     with suppress(TypeError):  # a task without one probability for each answer
         yield reliability_picture(result.reliability())
     with suppress(TypeError):
         yield error_table(result.most_confident_errors(), texts=texts)
+
+
+def f1_bounds(scores: Mapping[str, NDArray[Any]], found: NDArray[np.float64] | None) -> NDArray[np.float64]:
+    """Return the intervals of the F1 of each class (C, 2), or NaN if the task has no statistic to find them by."""
+    return np.full((len(scores["f1"]), 2), np.nan) if found is None else found
 
 
 def table(title: str, head: Sequence[str], rows: Iterable[tuple[str, str]], kind: str = "plain") -> str:
@@ -109,6 +122,8 @@ def measures_table(
     rows = [
         (escaped(name), _cells(number.format(value), _range(bounds[name], number))) for name, value in measures.items()
     ]
+    if not rows:
+        return "<p>No measures: the task has no statistic.</p>"
     return table(title, ["measure", "value", f"{100 * confidence:g} % interval"], rows)
 
 
@@ -128,7 +143,7 @@ def class_table(classes: Sequence[Any], scores: Mapping[str, NDArray[Any]], boun
     rows = []
     for i in order.tolist():
         each = [f"{scores[name][i]:.3f}" if np.isfinite(scores[name][i]) else _TO for name in names]
-        rows.append((escaped(classes[i], _LABEL), _cells(*each, _range(bounds[i]), f"{scores['support'][i]:,}")))
+        rows.append((_label(classes[i]), _cells(*each, _range(bounds[i]), f"{scores['support'][i]:,}")))
     return table(title, ["class", *names, "f1, 95 % interval", "texts"], rows)
 
 
@@ -136,7 +151,7 @@ def confusion_table(classes: Sequence[Any], confusion: NDArray[np.int64]) -> str
     """Return a confusion matrix, the darker the larger the share of the true class; "" if there are many classes."""
     if len(classes) > _MOST_COLUMNS:
         return ""
-    names = [escaped(label, _LABEL) for label in classes]
+    names = [_label(label) for label in classes]
     strength = 0.6 * confusion / np.maximum(confusion.sum(axis=1, keepdims=True), 1)  # ink stays legible on it
     rows = [
         (
@@ -153,7 +168,7 @@ def error_table(errors: Iterable[Any], *, texts: bool) -> str:
     head = ["row", "probability", "target", "prediction", *["text"] * texts]
     rows = []
     for error in errors:
-        cells = _cells(f"{error.probability:.4f}", escaped(error.target, _LABEL), escaped(error.prediction, _LABEL))
+        cells = _cells(f"{error.probability:.4f}", _label(error.target), _label(error.prediction))
         cells += f'<td class="text" dir="auto">{escaped(error.text)}</td>' * texts
         rows.append((f"{error.row:,}", cells))
     return table("Wrong answers that the model was surest of", head, rows) if rows else ""

@@ -23,5 +23,7 @@ def report(result: Any, confidence: float, n_resamples: int, seed: int) -> str:
         names = [f"f1[{label}]" for label in result.classes]
         values.update(zip(names, result.per_class["f1"], strict=True))
         intervals.update(zip(names, f1, strict=True))
+    if not values:
+        return f"{result}\nno further measures: the task {result.task} has no statistic"
     title = f"measures, with {100 * confidence:g} % intervals"
     return "\n".join([str(result), title, *measure_lines(values, intervals)])

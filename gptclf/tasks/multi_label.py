@@ -91,18 +91,15 @@ class MultiLabel(Task):
             raise TypeError(f"{what}; it must be a list of classes, or a row of 0 and 1 with {self.n_outputs} columns")
         values = [python_value(value) for value in label]
         ordered = not isinstance(label, set | frozenset)
-        bits = (
-            ordered
-            and len(values) == self.n_outputs
-            and all(type(v) in (int, float, bool) and v in (0, 1) for v in values)
-        )
+        bits = ordered and len(values) == self.n_outputs and _are_bits(values)
         as_names = all(value in self.classes for value in values)
         if bits and as_names and values:
             problem = f"label {row} is {label!r}, which may be a list of classes or a row of 0 and 1"
             raise ValueError(f"{problem}; give sets of classes, or name the classes by strings")
         if bits:
             return np.asarray(values, dtype=np.float32)
-        if isinstance(label, np.ndarray) and label.dtype.kind in "biuf" and not as_names:
+        numeric = isinstance(label, np.ndarray) and label.dtype.kind in "biuf"
+        if (numeric or (ordered and len(values) > 1 and _are_bits(values))) and not as_names:
             problem = f"label {row} is {label!r}"
             raise ValueError(f"{problem}; a row of the table holds 0 or 1 for each of the {self.n_outputs} classes")
         check_labels(values, f"label {row}, class")
@@ -152,9 +149,13 @@ class MultiLabel(Task):
         return outputs.sigmoid().numpy()
 
     def confidences(self, outputs: Tensor) -> NDArray[np.float32]:
-        """Return how sure the least certain decision of each row is (N,), from 0.5 to 1."""
+        """Return the probability of the least probable decision of each row (N,).
+
+        It is the least of p for the classes in the answer and 1 - p for the others: 0.5 or more with thresholds of 0.5,
+        and possibly less with others.
+        """
         probabilities = self.probabilities(outputs)
-        return np.maximum(probabilities, 1 - probabilities).min(axis=1)  # type: ignore[no-any-return]
+        return np.where(self._chosen(outputs), probabilities, 1 - probabilities).min(axis=1)  # type: ignore[no-any-return]
 
     def adjusted(self, *, temperature: float | None = None, thresholds: Any = None) -> "MultiLabel":
         """Return the task with other thresholds; a class that a mapping lacks gets 0.5."""
@@ -234,3 +235,7 @@ class MultiLabel(Task):
             if not isinstance(values.get(key), list):
                 raise ValueError(f"the task's {key} are {values.get(key)!r}, not a list")
         return cls([label_from_json(label) for label in values["classes"]], values["thresholds"])
+
+
+def _are_bits(values: Sequence[Any]) -> bool:
+    return all(type(value) in (int, float, bool) and value in (0, 1) for value in values)

@@ -62,6 +62,11 @@ class Regression(Task):
         if len(values) != self.n_outputs:
             problem = f"label {row} is {label!r}; it must be {self.n_outputs} number{'s' * (self.n_outputs > 1)}"
             raise ValueError(f"{problem}, as Regression(n_outputs={self.n_outputs}) says")
+        for value in values:
+            if isinstance(value, str):
+                raise TypeError(
+                    f"label {row} is the text {value!r}, not a number; convert it, as float({value!r}) does"
+                )
         return [number(f"label {row}", value, least=-_LARGEST, most=_LARGEST) for value in values]
 
     def labels_of(self, cells: Sequence[Any]) -> Sequence[Any]:

@@ -70,6 +70,7 @@ class SingleLabel(Task):
     kind = "single_label"
     title = "GPT-2 text classifier"
     scorings = tuple(SCORINGS)
+    _unshown = ("kind", "weights")
 
     def __init__(
         self,
@@ -267,9 +268,8 @@ class SingleLabel(Task):
         return {
             "kind": self.kind,
             "classes": [label_to_json(label) for label in self.classes],
-            # In the classes' order: JSON's keys are strings.
             "class_weight": self.class_weight if self.class_weight in (None, "balanced") else "given",
-            "weights": self.weights,
+            "weights": self.weights,  # in the classes' order: JSON's keys are strings
             "label_smoothing": self.label_smoothing,
             **settings,
         }

@@ -98,6 +98,7 @@ class Task:
     scorings: ClassVar[Collection[str]] = ()
     n_outputs: int
     classes: list[Any] | None = None
+    _unshown: ClassVar[Collection[str]] = ("kind",)  # keys of the record that are not arguments
 
     @property
     def summary(self) -> str:
@@ -144,6 +145,8 @@ class Task:
 
     def confidences(self, outputs: Tensor) -> NDArray[np.float32]:
         """Return how sure each answer is (N,), from 0 to 1, for `reject_below`: by default the highest probability.
+
+        A task whose answer may be another class than the most probable one gives the probability of its answer.
 
         Raises:
             TypeError: The task has no probabilities.
@@ -276,5 +279,5 @@ class Task:
         return hash(repr(self.record()))
 
     def __repr__(self) -> str:
-        values = ", ".join(f"{key}={_short.repr(value)}" for key, value in self.record().items() if key != "kind")
-        return f"{type(self).__name__}({values})"
+        values = {key: getattr(self, key, value) for key, value in self.record().items() if key not in self._unshown}
+        return f"{type(self).__name__}({', '.join(f'{key}={_short.repr(value)}' for key, value in values.items())})"
