@@ -5,6 +5,7 @@ import io
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -195,6 +196,48 @@ class TestTraining:
         clf, rows = self.trained(data, Recipe())
         train(clf, rows, recipe=Recipe(epochs=1, lr=1e-3), progress=False)
         assert_same(load_model(tmp_path / "m"), clf)
+
+    def interrupt(self, monkeypatch: pytest.MonkeyPatch, number: int) -> None:
+        class Interrupts(Callback):
+            def on_step(self, run: Run, step: Any) -> None:
+                os.kill(os.getpid(), number)
+
+        def interrupted(*args: Any, **options: Any) -> Any:
+            return train(*args, **options | {"callbacks": [Interrupts()]})
+
+        monkeypatch.setattr(training, "train", interrupted)
+
+    def test_an_interrupted_run_leaves_the_old_model(
+        self, run: Run_, data: Path, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        out = tmp_path / "m"
+        shutil.copytree(model, out)
+        self.interrupt(monkeypatch, signal.SIGINT)
+        code, _, err = run("train", data, *COLUMNS, *QUICK, "--out", out, "--force")
+        assert code == 130
+        assert f"{out} is left as it was" in err
+        assert f"saved to {out}.interrupted" in err
+        assert_same(load_model(out), load_model(model))
+        assert load_model(tmp_path / "m.interrupted").classes == ["ham", "spam"]
+
+    def test_sigterm_ends_the_run_as_ctrl_c_does(
+        self, run: Run_, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        before = signal.getsignal(signal.SIGTERM)
+        self.interrupt(monkeypatch, signal.SIGTERM)
+        states = ["--checkpoint-dir", tmp_path / "states"]
+        assert run("train", data, *COLUMNS, *QUICK, *states, "--out", tmp_path / "m").code == 143
+        assert [path.name for path in (tmp_path / "states").iterdir()] == ["step-00000001.safetensors"]
+        assert signal.getsignal(signal.SIGTERM) is before
+
+    def test_resuming_without_a_state_does_not_overwrite(self, run: Run_, data: Path, tmp_path: Path) -> None:
+        (tmp_path / "m").mkdir()
+        (tmp_path / "m" / "kept").write_text("mine")
+        argv = ["train", data, *COLUMNS, *QUICK, "--checkpoint-dir", tmp_path / "none", "--resume"]
+        code, _, err = run(*argv, "--out", tmp_path / "m")
+        assert code == 1
+        assert f"no state in {tmp_path / 'none'}; starts from the beginning" in err
+        assert "--force" in err
 
 
 class TestPrediction:
@@ -418,6 +461,27 @@ class TestOthers:
         assert run("evaluate", model, data, *COLUMNS, "--html", tmp_path / "report.html").code == 0
         assert "spam" in (tmp_path / "report.html").read_text(encoding="utf-8")
 
+    @pytest.mark.parametrize(
+        ("argv", "option"),
+        [
+            (["predict", "M", "D", "--text", "body"], "--out"),
+            (["evaluate", "M", "D", *COLUMNS], "--html"),
+            (["explain", "M", "--file", "D", "--text", "body"], "--html"),
+        ],
+    )
+    def test_no_output_replaces_the_file_that_is_read(
+        self, run: Run_, model: Path, data: Path, tmp_path: Path, argv: list[str], option: str
+    ) -> None:
+        alike = shutil.copy(data, tmp_path / ("d.csv" if option == "--out" else "d.html"))
+        words = [{"M": model, "D": alike}.get(word, word) for word in argv]
+        code, _, err = run(*words, option, alike)
+        assert code == 2
+        assert "the file that is read" in err
+        assert Path(alike).read_bytes() == data.read_bytes()
+        code, _, err = run(*words, option, tmp_path / "other.xls")
+        assert code == 2
+        assert "it must be ." in err
+
     def test_serve(self, run: Run_, model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         served: list[Any] = []
         monkeypatch.setattr(serving, "serve", lambda *args, **options: served.append((args, options)))
@@ -484,9 +548,7 @@ class TestErrors:
         cases: dict[str, list[object]] = {
             "is a folder": ["predict", model, tmp_path],
             "does not exist": ["predict", model, tmp_path / "none.csv"],
-            "it must be .csv, .tsv or .jsonl": ["predict", model, data, "--out", tmp_path / "a.xls"],
             "it must be .csv, .tsv, .jsonl": ["predict", model, model / "config.json"],
-            "the file that is read": ["predict", model, data, "--text", "body", "--out", data],
             "none of this": ["predict", "none of this", data, "--text", "body"],
             "Give the folder that save_model wrote": ["predict", "nano", data, "--text", "body"],
             "written": ["predict", "not looked at", data, "--text", "body", "--out", data / "a.csv"],
@@ -547,6 +609,18 @@ def test_a_killed_process_leaves_the_old_file(model: Path, tmp_path: Path) -> No
         running.kill()
         running.stdin.close()
     assert out.read_text() == "old"
+
+
+def test_a_terminated_prediction_leaves_nothing(model: Path, tmp_path: Path) -> None:
+    with process("predict", model, "--window", 1, "--out", tmp_path / "answers.jsonl") as running:
+        assert running.stdin is not None
+        running.stdin.write(b"you won\n" * 2)
+        running.stdin.flush()
+        while not any(tmp_path.iterdir()):
+            assert running.poll() is None
+        running.terminate()
+        assert running.wait(60) == 143
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_the_page_shows_commands_that_run(run: Run_, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -137,6 +137,12 @@ def test_errors_of_usage(argv: list[str], said: str, capsys: pytest.CaptureFixtu
     assert found.err.startswith("gptclf: error: ")
 
 
+@pytest.mark.parametrize("command", COMMANDS)
+def test_a_file_of_settings_that_cannot_be_read(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([command, "--config", "no.toml"]) == 2
+    assert capsys.readouterr().err == "gptclf: error: --config: no.toml does not exist\n"
+
+
 def test_flags_that_contradict_each_other(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "d.csv").write_text("text,label\n")
     train = ["train", str(tmp_path / "d.csv"), "--out", str(tmp_path / "m")]

@@ -5,7 +5,7 @@ from argparse import Namespace
 
 from gptclf.cli.datasets import read_dataset
 from gptclf.cli.labels import thresholds_of
-from gptclf.cli.targets import check_target
+from gptclf.cli.targets import check_page
 from gptclf.gpt2.sharing import borrow
 from gptclf.inference.evaluate import evaluate
 from gptclf.saving.load_model import load_model
@@ -13,7 +13,7 @@ from gptclf.saving.load_model import load_model
 
 def run(args: Namespace) -> int:
     """Print the measures of a model with their intervals."""
-    page = None if args.html is None else check_target("--html", args.html, folder=False)
+    page = check_page(args.html, args.data)
     model = load_model(args.model, base=args.base, device=args.device)
     rows = read_dataset(args, args.data, tokenizer=model.tokenizer, task=model.task, **vars(model.preparation))
     adjusted = borrow(model)

@@ -10,7 +10,7 @@ from gptclf.cli.flags import UsageError
 from gptclf.cli.labels import by_label
 from gptclf.cli.parser import names_of
 from gptclf.cli.settings import SETTINGS, settings_text
-from gptclf.cli.targets import check_target
+from gptclf.cli.targets import check_target, holds_something
 from gptclf.data.dataset import TextDataset
 from gptclf.data.splits import split
 from gptclf.files.access import readable_size
@@ -26,6 +26,7 @@ from gptclf.saving.save_adapter import save_adapter
 from gptclf.saving.save_model import save_model
 from gptclf.tasks import SingleLabel
 from gptclf.training.callbacks import EarlyStopping, KeepBest
+from gptclf.training.checkpoint import Checkpoint
 from gptclf.training.history import History
 from gptclf.training.run import Callback
 from gptclf.training.train import train
@@ -37,7 +38,7 @@ _INTERRUPTED = 130
 def run(args: Namespace) -> int:
     """Train a classifier, save it with its settings, and print its measures on the validation set."""
     _check(args)
-    out = check_target("--out", args.out, force=args.force or args.resume)
+    out = check_target("--out", args.out, force=args.force or _resumes(args))
     gpt2 = load_gpt2(args.model, device=args.device)
     train_set, val_set = _data(args, gpt2)
     task = _task(args, train_set.classes)
@@ -56,6 +57,9 @@ def run(args: Namespace) -> int:
             "metrics": report.measures,
             "measured_on": share if args.valid is None else path("valid", args.valid).name,
         }
+    if history.stopped == "interrupted" and holds_something(out):
+        write_line(f"gptclf: {out} is left as it was")
+        out = out.with_name(f"{out.name}.interrupted")
     (save_model if args.lora_rank is None else save_adapter)(clf, out, **said)
     write_file(out / SETTINGS, text_writer(settings_text(args, names_of("train"))))
     if not args.quiet:
@@ -78,6 +82,14 @@ def _check(args: Namespace) -> None:
             )
     if args.resume and args.checkpoint_dir is None:
         raise UsageError("--resume needs --checkpoint-dir, the folder with the states")
+
+
+def _resumes(args: Namespace) -> bool:
+    """Return whether there is a state to resume from; say so if there is none."""
+    if not args.resume or Checkpoint(path("checkpoint_dir", args.checkpoint_dir), None, 1).states():
+        return bool(args.resume)
+    write_line(f"gptclf: no state in {args.checkpoint_dir}; starts from the beginning")
+    return False
 
 
 def _data(args: Namespace, gpt2: GPT2) -> tuple[TextDataset, TextDataset | None]:
