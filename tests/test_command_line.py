@@ -34,6 +34,7 @@ from gptclf import (
     predict_logits,
     predict_proba,
     predict_stream,
+    save_model,
     split,
     train,
 )
@@ -271,6 +272,25 @@ class TestPrediction:
         assert [row["body"] for row in found] == BODIES
         assert [row["prediction"] for row in found] == predict(load_model(model), BODIES)
 
+    @pytest.mark.parametrize("begin", [b"\xef\xbb\xbf", b""])
+    @pytest.mark.parametrize("end", [b"\r\n", b"\n"])
+    def test_the_mark_and_the_ends_of_lines_are_kept(
+        self, run: Run_, model: Path, tmp_path: Path, begin: bytes, end: bytes
+    ) -> None:
+        (tmp_path / "d.csv").write_bytes(begin + b"body" + end + b"you won" + end)
+        assert run("predict", model, tmp_path / "d.csv", "--text", "body", "--out", tmp_path / "a.csv").code == 0
+        found = (tmp_path / "a.csv").read_bytes()
+        assert found.startswith(begin + b"body,prediction")
+        assert found.count(b"\r\n") == (2 if end == b"\r\n" else 0)
+
+    def test_rows_are_printed_in_the_format_of_the_input(
+        self, run: Run_, model: Path, data: Path, tmp_path: Path
+    ) -> None:
+        assert run("predict", model, data, "--text", "body", "--out", tmp_path / "a.csv").code == 0
+        code, out, _ = run("predict", model, data, "--text", "body", "--out", "-")
+        assert (code, out.encode()) == (0, (tmp_path / "a.csv").read_bytes())
+        assert json.loads(run("predict", model, "--out", "-", stdin="you won").out)["text"] == "you won"
+
     def test_formats(self, run: Run_, model: Path, tmp_path: Path) -> None:
         pandas = pytest.importorskip("pandas")
         texts = [text.replace("\n", " ") for text in BODIES]
@@ -388,12 +408,17 @@ class TestOthers:
         rows = TextDataset.from_file(data, text="body", label="folder", tokenizer=clf.tokenizer, task=clf.task)
         assert run("evaluate", model, data, *COLUMNS) == (0, f"{evaluate(clf, rows).report()}\n", "")
 
-    def test_summary(self, run: Run_, model: Path) -> None:
+    def test_summary(self, run: Run_, model: Path, tmp_path: Path) -> None:
         code, out, err = run("summary", model)
         assert (code, err) == (0, "")
         assert "ham, spam" in out
         assert "2,664,962 parameters" in out
         assert run("summary", "nano").code == 0
+        assert "longer than the context, they lose their tail" in out
+        clf = load_model(model)
+        clf.task = clf.task.adjusted(temperature=2.0, thresholds={"spam": 0.7})
+        save_model(clf, tmp_path / "adjusted")
+        assert "temperature 2 and thresholds spam 0.7" in run("summary", tmp_path / "adjusted").out
 
     def test_convert_to_the_book_and_back(self, run: Run_, model: Path, tmp_path: Path) -> None:
         pth = tmp_path / "model.pth"
@@ -455,7 +480,12 @@ class TestOthers:
         assert code == 0
         found = evaluate(clf, rows)
         intervals = {name: list(bounds) for name, bounds in found.intervals().items()}
-        assert json.loads(out) == {"rows": 33, **found.metrics, "intervals": intervals}
+        read = json.loads(out)
+        assert {name: read[name] for name in ("rows", *found.metrics)} == {"rows": 33, **found.metrics}
+        assert read["intervals"] == intervals
+        assert read["classes"] == ["ham", "spam"]
+        assert read["confusion"] == found.confusion.tolist()
+        assert [read["per_class"][name]["f1"] for name in ("ham", "spam")] == found.per_class["f1"].tolist()
 
     def test_evaluate_as_a_page(self, run: Run_, model: Path, data: Path, tmp_path: Path) -> None:
         assert run("evaluate", model, data, *COLUMNS, "--html", tmp_path / "report.html").code == 0
@@ -490,6 +520,44 @@ class TestOthers:
 
 
 class TestErrors:
+    def test_labels_with_numbers_that_are_wrong(self, run: Run_, data: Path, model: Path, tmp_path: Path) -> None:
+        train_ = ["train", data, *COLUMNS, *QUICK, "--out", tmp_path / "m"]
+        for argv, said in (
+            (["predict", model, data, "--text", "body", "--thresholds", "spam=2"], "--thresholds"),
+            (["evaluate", model, data, *COLUMNS, "--temperature", "-1"], "--temperature is -1.0"),
+            ([*train_, "--class-weight", "spam:3"], "--class-weight is 'spam:3'"),
+        ):
+            code, _, err = run(*argv)
+            assert code == 2
+            assert said in err
+
+    def test_labels_are_counted_and_odd_ones_named(self, run: Run_, tmp_path: Path) -> None:
+        folders = ["ham", "ham", "spam", "spam ", "Ham"]
+        path = write_csv(tmp_path / "d.csv", {"body": BODIES[1:6], "folder": folders})
+        err = run("train", path, *COLUMNS, *QUICK, "--out", tmp_path / "m").err
+        assert "5 texts: ham 2, spam 1, 'spam ' 1, Ham 1" in err
+        assert "the labels 'ham', 'Ham' look alike" in err
+        assert "the labels 'spam', 'spam ' look alike" in err
+        assert "most of the 4 labels have a single text" in err
+
+    def test_a_model_with_one_answer_is_named(self, run: Run_, data: Path, tmp_path: Path) -> None:
+        valid = write_csv(tmp_path / "valid.csv", {"body": ["ok", "ok"], "folder": ["ham", "spam"]})
+        argv = ["train", data, *COLUMNS, *QUICK, "--valid", valid, "--out", tmp_path / "m"]
+        assert "every validation text is answered" in run(*argv).err
+
+    def test_a_wrong_column_is_found_before_the_model(self, run: Run_, tmp_path: Path) -> None:
+        path = write_csv(tmp_path / "d.csv", {"body": BODIES, "folder": FOLDERS * 3}, ";")
+        argv = [path, "--text", "body", "--label", "foldr"]
+        for command in (["train", *argv, "--model", "no/where", "--out", tmp_path / "m"], ["evaluate", "none", *argv]):
+            code, _, err = run(*command)
+            assert code == 1
+            assert "no column 'foldr'; it has ['body', 'folder']; did you mean 'folder'? Name one with --label" in err
+
+    def test_a_log_has_a_line_per_epoch(self, run: Run_, data: Path, tmp_path: Path) -> None:
+        argv = ["train", data, *COLUMNS, *QUICK, "--out", tmp_path / "m"]
+        assert "epoch 1, step" in run(*argv).err
+        assert run(*argv, "--force", "--quiet").err == ""
+
     @pytest.mark.parametrize(
         ("content", "said"),
         [

@@ -127,6 +127,12 @@ def test_a_wrong_setting_is_an_error_that_names_file_and_name(
         ([*TRAIN, "--lr", "-1"], "lr is -1.0"),
         ([*TRAIN, "--max-length", "9", "--pad-to", "8"], "max_length 9 is more than pad_to 8"),
         (["predict"], "MODEL is missing"),
+        (["predict", "m", "--reject-below", "60"], "--reject-below is 60.0; it must be"),
+        (["predict", "m", "--window", "0"], "--window is 0"),
+        (["predict", "m", "--encoding", "latin99"], "unknown encoding: latin99"),
+        ([*TRAIN, "--valid-fraction", "10"], "--valid-fraction is 10.0"),
+        ([*TRAIN, "--measure", "f1"], "invalid choice: 'f1'"),
+        (["evaluate", "m", "d.csv", "--quiet", "--window", "3"], "there is no '--window'"),
     ],
 )
 def test_errors_of_usage(argv: list[str], said: str, capsys: pytest.CaptureFixture[str]) -> None:

@@ -14,7 +14,7 @@ import torch
 
 from gptclf.checks import is_missing
 from gptclf.cli.datasets import rows_of
-from gptclf.cli.labels import thresholds_of
+from gptclf.cli.labels import adjustments
 from gptclf.cli.rows import Row, Rows, row_writer
 from gptclf.cli.targets import check_target
 from gptclf.files.atomic import write_file
@@ -68,7 +68,7 @@ class _Answered:
 
     def __init__(self, model: GPT2, rows: Rows, args: Namespace) -> None:
         self._rows, self._args = rows, args
-        options = {"temperature": args.temperature, "thresholds": thresholds_of(args.thresholds, model.task)}
+        options = adjustments(args, model.task)
         self._task = model.task.adjusted(**options)
         # Rows whose answer is still being computed, and whether they get one.
         self._waiting: deque[tuple[Row, bool]] = deque()

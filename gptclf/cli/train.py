@@ -1,11 +1,11 @@
 """`gptclf train`: from a file of labelled texts to a folder."""
 
-import sys
 from argparse import Namespace
+from collections import Counter
 from typing import Any
 
 from gptclf.checks import naming, path
-from gptclf.cli.datasets import read_dataset
+from gptclf.cli.datasets import check_columns, read_dataset
 from gptclf.cli.flags import UsageError
 from gptclf.cli.labels import by_label
 from gptclf.cli.parser import names_of
@@ -39,11 +39,16 @@ def run(args: Namespace) -> int:
     """Train a classifier, save it with its settings, and print its measures on the validation set."""
     _check(args)
     out = check_target("--out", args.out, force=args.force or _resumes(args))
+    flags = ("text", "label") if args.weights is None else ("text", "label", "weights")
+    check_columns(args, args.data, flags)
+    if args.valid is not None:
+        check_columns(args, args.valid, flags[:2])
     gpt2 = load_gpt2(args.model, device=args.device)
     train_set, val_set = _data(args, gpt2)
     task = _task(args, train_set.classes)
     with naming(args.data):
         task.check_outputs()
+    _say_labels(task.classes, [train_set] if val_set is None else [train_set, val_set], quiet=args.quiet)
     clf = _classifier(args, gpt2, task)
     history = _train(args, clf, train_set, val_set)
     if args.calibrate and val_set is not None:
@@ -52,6 +57,9 @@ def run(args: Namespace) -> int:
     report: Any = history.epochs[-1] if history.epochs else "no epoch was completed"
     if val_set is not None:
         report = evaluate(clf, val_set, precision=args.precision, cache_dir=args.cache_dir)
+        if len(only := set(report.predictions)) == 1 < len(task.classes):
+            advice = "more --epochs or a higher --lr may help; nano wants about 1e-3"
+            write_line(f"gptclf: every validation text is answered {only.pop()!r}; {advice}")
         share = f"{args.valid_fraction} of `{path('data', args.data).name}`, left out of training"
         said |= {
             "metrics": report.measures,
@@ -104,6 +112,23 @@ def _data(args: Namespace, gpt2: GPT2) -> tuple[TextDataset, TextDataset | None]
     return train_set, val_set
 
 
+def _say_labels(classes: list[Any], sets: list[TextDataset], *, quiet: bool) -> None:
+    """Say how many texts each label has, and what looks like a mistake."""
+    counts = Counter(classes[i] for rows in sets if rows.labels is not None for i in rows.labels.tolist())
+    shown = [f"{label if str(label) == str(label).strip() else repr(label)} {n:,}" for label, n in counts.most_common()]
+    several = f"{len(shown):,} labels, from {shown[0]} to {shown[-1]}" if len(shown) > 20 else ", ".join(shown)
+    if not quiet:
+        write_line(f"gptclf: {counts.total():,} texts: {several}")
+    alike: dict[str, list[Any]] = {}
+    for label in counts:
+        alike.setdefault(" ".join(str(label).split()).casefold(), []).append(label)
+    for labels in [labels for labels in alike.values() if len(labels) > 1][:5]:
+        write_line(f"gptclf: the labels {', '.join(map(repr, labels))} look alike, but are different classes")
+    if sum(n == 1 for n in counts.values()) > len(counts) / 2:
+        problem = f"most of the {len(counts):,} labels have a single text"
+        write_line(f"gptclf: {problem}; does --label name the right column?")
+
+
 def _task(args: Namespace, classes: Any) -> SingleLabel:
     weight = args.class_weight
     if weight not in (None, "balanced"):
@@ -139,5 +164,5 @@ def _train(args: Namespace, clf: GPT2, train_set: TextDataset, val_set: TextData
         resume=args.resume,
         cache_dir=args.cache_dir,
         recompute=args.recompute,
-        progress=not args.quiet and sys.stderr.isatty(),
+        progress=not args.quiet,
     )

@@ -54,7 +54,8 @@ def decoding(source: str, encoding: str) -> Iterator[None]:
     try:
         yield
     except UnicodeDecodeError as error:
-        raise ValueError(f"{source} is not {encoding} text ({error}); give its encoding=") from error
+        other = "encoding='cp1252' (as Excel writes) or 'utf-16'"
+        raise ValueError(f"{source} is not {encoding} text ({error}); give its encoding, such as {other}") from error
 
 
 def _read_parquet(path: Path, wanted: Mapping[str, Any]) -> Columns:
