@@ -472,6 +472,7 @@ class TestOthers:
         assert run(*argv) == (0, "", "")
         assert "grüße 😀" in re.sub(r"<[^>]*>", "", (tmp_path / "e.html").read_text(encoding="utf-8"))
         assert run("explain", model, stdin="you won").out == run("explain", model, "you won").out
+        assert f"give --file {data}" in run("explain", model, data).err
 
     def test_evaluate_as_json(self, run: Run_, model: Path, data: Path) -> None:
         clf = load_model(model)

@@ -127,6 +127,8 @@ def test_a_wrong_setting_is_an_error_that_names_file_and_name(
         ([*TRAIN, "--lr", "-1"], "lr is -1.0"),
         ([*TRAIN, "--max-length", "9", "--pad-to", "8"], "max_length 9 is more than pad_to 8"),
         (["predict"], "MODEL is missing"),
+        ([*TRAIN, "--learning-rate", "1"], "did you mean --lr?"),
+        (["predict", "m", "--bits", "1"], "there are --"),
         (["predict", "m", "--reject-below", "60"], "--reject-below is 60.0; it must be"),
         (["predict", "m", "--window", "0"], "--window is 0"),
         (["predict", "m", "--encoding", "latin99"], "unknown encoding: latin99"),

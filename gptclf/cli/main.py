@@ -130,6 +130,9 @@ def _reporting(command: str) -> Iterator[None]:
     logger.addHandler(handler)
     try:
         with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", module="torchvision")
+            for category in (DeprecationWarning, FutureWarning):  # of other libraries, and nothing a user can mend
+                warnings.simplefilter("ignore", category)
             warnings.showwarning = lambda message, *_, **__: write_line(f"gptclf: {in_flags(str(message), command)}")
             yield
     finally:
