@@ -9,6 +9,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -634,6 +635,13 @@ class TestErrors:
         monkeypatch.setattr(sys, "stdin", None)
         assert main(["predict", str(model)]) == 1
         assert "standard input is closed" in capsys.readouterr().err
+
+    def test_warnings_of_other_libraries_are_for_debugging(
+        self, run: Run_, model: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(serving, "serve", lambda *_, **__: warnings.warn("old", FutureWarning, stacklevel=1))
+        assert run("serve", model) == (0, "", "")
+        assert run("serve", model, "--debug").err == "gptclf: old\n"
 
     def test_debug_shows_where(self, data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         argv = ["predict", "none of this", str(data), "--text", "body"]

@@ -50,7 +50,7 @@ def _main(given: list[str]) -> int:
     try:
         args = parse(given)
         command = args.command
-        with _reporting(command):
+        with _reporting(command, debug=args.debug):
             code: int = import_module(f"gptclf.cli.{command}").run(args)
             sys.stdout.flush()
     except KeyboardInterrupt:
@@ -120,7 +120,7 @@ def _message(error: BaseException) -> str:
 
 
 @contextmanager
-def _reporting(command: str) -> Iterator[None]:
+def _reporting(command: str, *, debug: bool) -> Iterator[None]:
     """Show what the library logs, and its warnings, as lines on standard error; results are in UTF-8 everywhere."""
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(encoding="utf-8", errors="backslashreplace")
@@ -130,9 +130,10 @@ def _reporting(command: str) -> Iterator[None]:
     logger.addHandler(handler)
     try:
         with warnings.catch_warnings():
-            warnings.filterwarnings("ignore", module="torchvision")
-            for category in (DeprecationWarning, FutureWarning):  # of other libraries, and nothing a user can mend
-                warnings.simplefilter("ignore", category)
+            if not debug:  # nothing of these concerns a user
+                warnings.filterwarnings("ignore", module="torchvision")
+                warnings.simplefilter("ignore", DeprecationWarning)
+                warnings.simplefilter("ignore", FutureWarning)
             warnings.showwarning = lambda message, *_, **__: write_line(f"gptclf: {in_flags(str(message), command)}")
             yield
     finally:
