@@ -5,9 +5,11 @@ import io
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -33,6 +35,7 @@ from gptclf import (
     predict_logits,
     predict_proba,
     predict_stream,
+    save_model,
     split,
     train,
 )
@@ -196,6 +199,48 @@ class TestTraining:
         train(clf, rows, recipe=Recipe(epochs=1, lr=1e-3), progress=False)
         assert_same(load_model(tmp_path / "m"), clf)
 
+    def interrupt(self, monkeypatch: pytest.MonkeyPatch, number: int) -> None:
+        class Interrupts(Callback):
+            def on_step(self, run: Run, step: Any) -> None:
+                os.kill(os.getpid(), number)
+
+        def interrupted(*args: Any, **options: Any) -> Any:
+            return train(*args, **options | {"callbacks": [Interrupts()]})
+
+        monkeypatch.setattr(training, "train", interrupted)
+
+    def test_an_interrupted_run_leaves_the_old_model(
+        self, run: Run_, data: Path, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        out = tmp_path / "m"
+        shutil.copytree(model, out)
+        self.interrupt(monkeypatch, signal.SIGINT)
+        code, _, err = run("train", data, *COLUMNS, *QUICK, "--out", out, "--force")
+        assert code == 130
+        assert f"{out} is left as it was" in err
+        assert f"saved to {out}.interrupted" in err
+        assert_same(load_model(out), load_model(model))
+        assert load_model(tmp_path / "m.interrupted").classes == ["ham", "spam"]
+
+    def test_sigterm_ends_the_run_as_ctrl_c_does(
+        self, run: Run_, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        before = signal.getsignal(signal.SIGTERM)
+        self.interrupt(monkeypatch, signal.SIGTERM)
+        states = ["--checkpoint-dir", tmp_path / "states"]
+        assert run("train", data, *COLUMNS, *QUICK, *states, "--out", tmp_path / "m").code == 143
+        assert [path.name for path in (tmp_path / "states").iterdir()] == ["step-00000001.safetensors"]
+        assert signal.getsignal(signal.SIGTERM) is before
+
+    def test_resuming_without_a_state_does_not_overwrite(self, run: Run_, data: Path, tmp_path: Path) -> None:
+        (tmp_path / "m").mkdir()
+        (tmp_path / "m" / "kept").write_text("mine")
+        argv = ["train", data, *COLUMNS, *QUICK, "--checkpoint-dir", tmp_path / "none", "--resume"]
+        code, _, err = run(*argv, "--out", tmp_path / "m")
+        assert code == 1
+        assert f"no state in {tmp_path / 'none'}; starts from the beginning" in err
+        assert "--force" in err
+
 
 class TestPrediction:
     def rows(self, path: Path, **options: Any) -> list[dict[str, str]]:
@@ -227,6 +272,25 @@ class TestPrediction:
         found = self.rows(tmp_path / "a.csv", delimiter=delimiter)
         assert [row["body"] for row in found] == BODIES
         assert [row["prediction"] for row in found] == predict(load_model(model), BODIES)
+
+    @pytest.mark.parametrize("begin", [b"\xef\xbb\xbf", b""])
+    @pytest.mark.parametrize("end", [b"\r\n", b"\n"])
+    def test_the_mark_and_the_ends_of_lines_are_kept(
+        self, run: Run_, model: Path, tmp_path: Path, begin: bytes, end: bytes
+    ) -> None:
+        (tmp_path / "d.csv").write_bytes(begin + b"body" + end + b"you won" + end)
+        assert run("predict", model, tmp_path / "d.csv", "--text", "body", "--out", tmp_path / "a.csv").code == 0
+        found = (tmp_path / "a.csv").read_bytes()
+        assert found.startswith(begin + b"body,prediction")
+        assert found.count(b"\r\n") == (2 if end == b"\r\n" else 0)
+
+    def test_rows_are_printed_in_the_format_of_the_input(
+        self, run: Run_, model: Path, data: Path, tmp_path: Path
+    ) -> None:
+        assert run("predict", model, data, "--text", "body", "--out", tmp_path / "a.csv").code == 0
+        code, out, _ = run("predict", model, data, "--text", "body", "--out", "-")
+        assert (code, out.encode()) == (0, (tmp_path / "a.csv").read_bytes())
+        assert json.loads(run("predict", model, "--out", "-", stdin="you won").out)["text"] == "you won"
 
     def test_formats(self, run: Run_, model: Path, tmp_path: Path) -> None:
         pandas = pytest.importorskip("pandas")
@@ -345,12 +409,17 @@ class TestOthers:
         rows = TextDataset.from_file(data, text="body", label="folder", tokenizer=clf.tokenizer, task=clf.task)
         assert run("evaluate", model, data, *COLUMNS) == (0, f"{evaluate(clf, rows).report()}\n", "")
 
-    def test_summary(self, run: Run_, model: Path) -> None:
+    def test_summary(self, run: Run_, model: Path, tmp_path: Path) -> None:
         code, out, err = run("summary", model)
         assert (code, err) == (0, "")
         assert "ham, spam" in out
         assert "2,664,962 parameters" in out
         assert run("summary", "nano").code == 0
+        assert "longer than the context, they lose their tail" in out
+        clf = load_model(model)
+        clf.task = clf.task.adjusted(temperature=2.0, thresholds={"spam": 0.7})
+        save_model(clf, tmp_path / "adjusted")
+        assert "temperature 2 and thresholds spam 0.7" in run("summary", tmp_path / "adjusted").out
 
     def test_convert_to_the_book_and_back(self, run: Run_, model: Path, tmp_path: Path) -> None:
         pth = tmp_path / "model.pth"
@@ -415,6 +484,7 @@ class TestOthers:
         assert run(*argv) == (0, "", "")
         assert "grüße 😀" in re.sub(r"<[^>]*>", "", (tmp_path / "e.html").read_text(encoding="utf-8"))
         assert run("explain", model, stdin="you won").out == run("explain", model, "you won").out
+        assert f"give --file {data}" in run("explain", model, data).err
 
     def test_evaluate_as_json(self, run: Run_, model: Path, data: Path) -> None:
         clf = load_model(model)
@@ -423,11 +493,37 @@ class TestOthers:
         assert code == 0
         found = evaluate(clf, rows)
         intervals = {name: list(bounds) for name, bounds in found.intervals().items()}
-        assert json.loads(out) == {"rows": 33, **found.metrics, "intervals": intervals}
+        read = json.loads(out)
+        assert {name: read[name] for name in ("rows", *found.metrics)} == {"rows": 33, **found.metrics}
+        assert read["intervals"] == intervals
+        assert read["classes"] == ["ham", "spam"]
+        assert read["confusion"] == found.confusion.tolist()
+        assert [read["per_class"][name]["f1"] for name in ("ham", "spam")] == found.per_class["f1"].tolist()
 
     def test_evaluate_as_a_page(self, run: Run_, model: Path, data: Path, tmp_path: Path) -> None:
         assert run("evaluate", model, data, *COLUMNS, "--html", tmp_path / "report.html").code == 0
         assert "spam" in (tmp_path / "report.html").read_text(encoding="utf-8")
+
+    @pytest.mark.parametrize(
+        ("argv", "option"),
+        [
+            (["predict", "M", "D", "--text", "body"], "--out"),
+            (["evaluate", "M", "D", *COLUMNS], "--html"),
+            (["explain", "M", "--file", "D", "--text", "body"], "--html"),
+        ],
+    )
+    def test_no_output_replaces_the_file_that_is_read(
+        self, run: Run_, model: Path, data: Path, tmp_path: Path, argv: list[str], option: str
+    ) -> None:
+        alike = shutil.copy(data, tmp_path / ("d.csv" if option == "--out" else "d.html"))
+        words = [{"M": model, "D": alike}.get(word, word) for word in argv]
+        code, _, err = run(*words, option, alike)
+        assert code == 2
+        assert "the file that is read" in err
+        assert Path(alike).read_bytes() == data.read_bytes()
+        code, _, err = run(*words, option, tmp_path / "other.xls")
+        assert code == 2
+        assert "it must be ." in err
 
     def test_serve(self, run: Run_, model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         served: list[Any] = []
@@ -437,6 +533,44 @@ class TestOthers:
 
 
 class TestErrors:
+    def test_labels_with_numbers_that_are_wrong(self, run: Run_, data: Path, model: Path, tmp_path: Path) -> None:
+        train_ = ["train", data, *COLUMNS, *QUICK, "--out", tmp_path / "m"]
+        for argv, said in (
+            (["predict", model, data, "--text", "body", "--thresholds", "spam=2"], "--thresholds"),
+            (["evaluate", model, data, *COLUMNS, "--temperature", "-1"], "--temperature is -1.0"),
+            ([*train_, "--class-weight", "spam:3"], "--class-weight is 'spam:3'"),
+        ):
+            code, _, err = run(*argv)
+            assert code == 2
+            assert said in err
+
+    def test_labels_are_counted_and_odd_ones_named(self, run: Run_, tmp_path: Path) -> None:
+        folders = ["ham", "ham", "spam", "spam ", "Ham"]
+        path = write_csv(tmp_path / "d.csv", {"body": BODIES[1:6], "folder": folders})
+        err = run("train", path, *COLUMNS, *QUICK, "--out", tmp_path / "m").err
+        assert "5 texts: ham 2, spam 1, 'spam ' 1, Ham 1" in err
+        assert "the labels 'ham', 'Ham' look alike" in err
+        assert "the labels 'spam', 'spam ' look alike" in err
+        assert "most of the 4 labels have a single text" in err
+
+    def test_a_model_with_one_answer_is_named(self, run: Run_, data: Path, tmp_path: Path) -> None:
+        valid = write_csv(tmp_path / "valid.csv", {"body": ["ok", "ok"], "folder": ["ham", "spam"]})
+        argv = ["train", data, *COLUMNS, *QUICK, "--valid", valid, "--out", tmp_path / "m"]
+        assert "every validation text is answered" in run(*argv).err
+
+    def test_a_wrong_column_is_found_before_the_model(self, run: Run_, tmp_path: Path) -> None:
+        path = write_csv(tmp_path / "d.csv", {"body": BODIES, "folder": FOLDERS * 3}, ";")
+        argv = [path, "--text", "body", "--label", "foldr"]
+        for command in (["train", *argv, "--model", "no/where", "--out", tmp_path / "m"], ["evaluate", "none", *argv]):
+            code, _, err = run(*command)
+            assert code == 1
+            assert "no column 'foldr'; it has ['body', 'folder']; did you mean 'folder'? Name one with --label" in err
+
+    def test_a_log_has_a_line_per_epoch(self, run: Run_, data: Path, tmp_path: Path) -> None:
+        argv = ["train", data, *COLUMNS, *QUICK, "--out", tmp_path / "m"]
+        assert "epoch 1, step" in run(*argv).err
+        assert run(*argv, "--force", "--quiet").err == ""
+
     @pytest.mark.parametrize(
         ("content", "said"),
         [
@@ -495,9 +629,7 @@ class TestErrors:
         cases: dict[str, list[object]] = {
             "is a folder": ["predict", model, tmp_path],
             "does not exist": ["predict", model, tmp_path / "none.csv"],
-            "it must be .csv, .tsv or .jsonl": ["predict", model, data, "--out", tmp_path / "a.xls"],
             "it must be .csv, .tsv, .jsonl": ["predict", model, model / "config.json"],
-            "the file that is read": ["predict", model, data, "--text", "body", "--out", data],
             "none of this": ["predict", "none of this", data, "--text", "body"],
             "Give the folder that save_model wrote": ["predict", "nano", data, "--text", "body"],
             "written": ["predict", "not looked at", data, "--text", "body", "--out", data / "a.csv"],
@@ -514,6 +646,13 @@ class TestErrors:
         monkeypatch.setattr(sys, "stdin", None)
         assert main(["predict", str(model)]) == 1
         assert "standard input is closed" in capsys.readouterr().err
+
+    def test_warnings_of_other_libraries_are_for_debugging(
+        self, run: Run_, model: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(serving, "serve", lambda *_, **__: warnings.warn("old", FutureWarning, stacklevel=1))
+        assert run("serve", model) == (0, "", "")
+        assert run("serve", model, "--debug").err == "gptclf: old\n"
 
     def test_debug_shows_where(self, data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         argv = ["predict", "none of this", str(data), "--text", "body"]
@@ -558,6 +697,18 @@ def test_a_killed_process_leaves_the_old_file(model: Path, tmp_path: Path) -> No
         running.kill()
         running.stdin.close()
     assert out.read_text() == "old"
+
+
+def test_a_terminated_prediction_leaves_nothing(model: Path, tmp_path: Path) -> None:
+    with process("predict", model, "--window", 1, "--out", tmp_path / "answers.jsonl") as running:
+        assert running.stdin is not None
+        running.stdin.write(b"you won\n" * 2)
+        running.stdin.flush()
+        while not any(tmp_path.iterdir()):
+            assert running.poll() is None
+        running.terminate()
+        assert running.wait(60) == 143
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_the_page_shows_commands_that_run(run: Run_, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -127,6 +127,14 @@ def test_a_wrong_setting_is_an_error_that_names_file_and_name(
         ([*TRAIN, "--lr", "-1"], "lr is -1.0"),
         ([*TRAIN, "--max-length", "9", "--pad-to", "8"], "max_length 9 is more than pad_to 8"),
         (["predict"], "MODEL is missing"),
+        ([*TRAIN, "--learning-rate", "1"], "did you mean --lr?"),
+        (["predict", "m", "--bits", "1"], "there are --"),
+        (["predict", "m", "--reject-below", "60"], "--reject-below is 60.0; it must be"),
+        (["predict", "m", "--window", "0"], "--window is 0"),
+        (["predict", "m", "--encoding", "latin99"], "unknown encoding: latin99"),
+        ([*TRAIN, "--valid-fraction", "10"], "--valid-fraction is 10.0"),
+        ([*TRAIN, "--measure", "f1"], "invalid choice: 'f1'"),
+        (["evaluate", "m", "d.csv", "--quiet", "--window", "3"], "there is no '--window'"),
     ],
 )
 def test_errors_of_usage(argv: list[str], said: str, capsys: pytest.CaptureFixture[str]) -> None:
@@ -135,6 +143,12 @@ def test_errors_of_usage(argv: list[str], said: str, capsys: pytest.CaptureFixtu
     assert found.out == ""
     assert said in found.err
     assert found.err.startswith("gptclf: error: ")
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_a_file_of_settings_that_cannot_be_read(command: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([command, "--config", "no.toml"]) == 2
+    assert capsys.readouterr().err == "gptclf: error: --config: no.toml does not exist\n"
 
 
 def test_flags_that_contradict_each_other(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -1,6 +1,8 @@
 """Data sets from files, as the flags describe them."""
 
+import difflib
 from argparse import Namespace
+from collections.abc import Sequence
 from typing import Any
 
 from gptclf.checks import path
@@ -9,13 +11,23 @@ from gptclf.data.dataset import TextDataset
 from gptclf.data.read import DELIMITERS
 
 
-def rows_of(args: Namespace, place: str | None, kind: str | None = None) -> Rows:
-    """Return the rows of a file, which must have the column of texts; of standard input if `place` is None or -."""
+def rows_of(args: Namespace, place: str | None, kind: str | None = None, flags: Sequence[str] = ("text",)) -> Rows:
+    """Return the rows of a file that has the columns of the flags, or of standard input if `place` is None or -."""
     place = None if place == "-" else place
-    rows = open_rows(place, format_of(place, [args.text], kind=kind, **_separated(args)))
-    if rows.names and args.text not in rows.names:
-        raise ValueError(f"{rows.source} has no column {args.text!r}; it has {rows.names[:20]}: name one with --text")
+    columns = {getattr(args, flag): flag for flag in flags}
+    rows = open_rows(place, format_of(place, list(columns), kind=kind, **_separated(args)))
+    for column, flag in columns.items():
+        if rows.names and column not in rows.names:
+            near = difflib.get_close_matches(column, rows.names, 1)
+            said = f"it has {rows.names[:20]}{f'; did you mean {near[0]!r}?' if near else ''}"
+            raise ValueError(f"{rows.source} has no column {column!r}; {said} Name one with --{flag}")
     return rows
+
+
+def check_columns(args: Namespace, file: str, flags: Sequence[str]) -> None:
+    """Raise before the work if a file's first row lacks a column of the flags; JSON lines may lack some of them."""
+    if path("data", file).suffix.lower() in (*DELIMITERS, ".parquet"):
+        rows_of(args, file, flags=flags).close()
 
 
 def read_dataset(args: Namespace, file: str, *, weights: str | None = None, **options: Any) -> TextDataset:

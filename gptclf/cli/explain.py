@@ -4,12 +4,14 @@ import json
 import sys
 from argparse import Namespace
 from collections.abc import Iterator
+from pathlib import Path
 
 from gptclf.cli.datasets import rows_of
-from gptclf.cli.targets import check_target
+from gptclf.cli.targets import check_page
 from gptclf.explanations.explain import explain
 from gptclf.explanations.explanation import Explanation
 from gptclf.files.atomic import text_writer, write_file
+from gptclf.progress import write_line
 from gptclf.saving.load_model import load_model
 
 _PAGE = '<!doctype html>\n<meta charset="utf-8">\n<title>Explanations</title>\n{}\n'
@@ -17,7 +19,10 @@ _PAGE = '<!doctype html>\n<meta charset="utf-8">\n<title>Explanations</title>\n{
 
 def run(args: Namespace) -> int:
     """Explain texts that were given, or those of a file or of standard input."""
-    page = None if args.html is None else check_target("--html", args.html, folder=False)
+    page = check_page(args.html, args.file)
+    for name in args.texts or ():
+        if len(name) < 256 and Path(name).suffix and Path(name).is_file():
+            write_line(f"gptclf: {name!r} is explained as a text; give --file {name} for the texts in that file")
     texts = args.texts or [row.get(args.text) for _, row in rows_of(args, args.file).numbered]
     model = load_model(args.model, base=args.base, device=args.device)
     (target,) = [None] if args.target is None else model.task.labels_of([args.target])

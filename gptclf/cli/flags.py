@@ -12,6 +12,9 @@ from dataclasses import MISSING, Field, fields
 from types import NoneType
 from typing import Any, NoReturn, get_args
 
+# What other programs call a flag.
+_ALIASES = {"learning-rate": "lr", "num-epochs": "epochs", "output": "out", "output-dir": "out", "validation": "valid"}
+
 
 class UsageError(Exception):
     """The command line, or a file of settings, asks for what there is not."""
@@ -104,7 +107,9 @@ def nearest(name: str, names: Iterable[str]) -> str:
         'did you mean batch_size?'
     """
     names = list(names)
-    near = difflib.get_close_matches(name, names, 1)
+    other = _ALIASES.get(name.lstrip("-").replace("_", "-"))
+    near = [known for known in names if other and known.lstrip("-").replace("_", "-") == other]
+    near = near or difflib.get_close_matches(name, names, 1, cutoff=0.75)
     return f"did you mean {near[0]}?" if near else f"there are {', '.join(names)}"
 
 

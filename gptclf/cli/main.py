@@ -4,7 +4,9 @@ import io
 import logging
 import os
 import re
+import signal
 import sys
+import threading
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -14,7 +16,7 @@ from gptclf.cli.flags import UsageError
 from gptclf.cli.parser import names_of, parse
 from gptclf.progress import write_line
 
-FAILED, USAGE, INTERRUPTED, BROKEN_PIPE = 1, 2, 130, 141
+FAILED, USAGE, INTERRUPTED, BROKEN_PIPE, TERMINATED = 1, 2, 130, 141, 143
 
 # What data, models, missing extras and short memory raise. Anything else is a fault of gptclf's, and shows where.
 _EXPECTED = (OSError, ValueError, TypeError, ImportError, ArithmeticError, MemoryError)
@@ -31,25 +33,31 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     Returns:
         0 if all went well, 1 after an error of data or model, 2 of usage, 130 after Ctrl-C, 141 if nobody reads the
-        results any more.
+        results any more, 143 after SIGTERM.
 
     Example:
         >>> main(["predict"])
         2
     """
     given = sys.argv[1:] if argv is None else list(argv)
+    with _terminable() as terminated:
+        code = _main(given)
+    return TERMINATED if terminated and code == INTERRUPTED else code
+
+
+def _main(given: list[str]) -> int:
     command = ""
     try:
         args = parse(given)
         command = args.command
-        with _reporting(command):
+        with _reporting(command, debug=args.debug):
             code: int = import_module(f"gptclf.cli.{command}").run(args)
             sys.stdout.flush()
     except KeyboardInterrupt:
         write_line("gptclf: interrupted")
         return INTERRUPTED
     except UsageError as error:
-        write_line(f"gptclf: error: {error}")
+        write_line(f"gptclf: error: {in_flags(str(error), command)}")
         return USAGE
     except BrokenPipeError:
         # Python flushes standard output once more as it ends.
@@ -64,6 +72,26 @@ def main(argv: Sequence[str] | None = None) -> int:
     return code
 
 
+@contextmanager
+def _terminable() -> Iterator[list[int]]:
+    """In the block, SIGTERM does what Ctrl-C does, so that files are left in order; yield a list of those that came."""
+    came: list[int] = []
+
+    def interrupt(number: int, frame: object) -> None:
+        came.append(number)
+        signal.raise_signal(signal.SIGINT)
+
+    main_thread = threading.current_thread() is threading.main_thread()
+    if not main_thread or signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:
+        yield came
+        return
+    signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield came
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
 def in_flags(message: str, command: str) -> str:
     """Return a message of the library with the flags of a command instead of arguments of the same name.
 
@@ -71,6 +99,8 @@ def in_flags(message: str, command: str) -> str:
         >>> in_flags("name the delimiter= or give delimiter=';', drop_missing=True", "train")
         "name the --delimiter or give --delimiter ';', --drop-missing"
     """
+    if not command:
+        return message
     names = "|".join(names_of(command))
 
     def flag(found: re.Match[str]) -> str:
@@ -90,7 +120,7 @@ def _message(error: BaseException) -> str:
 
 
 @contextmanager
-def _reporting(command: str) -> Iterator[None]:
+def _reporting(command: str, *, debug: bool) -> Iterator[None]:
     """Show what the library logs, and its warnings, as lines on standard error; results are in UTF-8 everywhere."""
     if isinstance(sys.stdout, io.TextIOWrapper):
         sys.stdout.reconfigure(encoding="utf-8", errors="backslashreplace")
@@ -100,6 +130,10 @@ def _reporting(command: str) -> Iterator[None]:
     logger.addHandler(handler)
     try:
         with warnings.catch_warnings():
+            if not debug:  # nothing of these concerns a user
+                warnings.filterwarnings("ignore", module="torchvision")
+                warnings.simplefilter("ignore", DeprecationWarning)
+                warnings.simplefilter("ignore", FutureWarning)
             warnings.showwarning = lambda message, *_, **__: write_line(f"gptclf: {in_flags(str(message), command)}")
             yield
     finally:

@@ -31,7 +31,6 @@ class Train:
         valid: A file of rows to measure on, with the same columns.
         valid_fraction: Share of the training set to leave out and measure on, drawn by the seed.
         weights: Column of the rows' weights in the training loss.
-        quiet: Show no progress; warnings and errors remain.
     """
 
     data: File = field(metadata=_PLACE)
@@ -40,7 +39,6 @@ class Train:
     valid: File | None = None
     valid_fraction: float | None = None
     weights: Column | None = None
-    quiet: bool = False
 
 
 @dataclass
@@ -50,13 +48,12 @@ class Predict:
     Attributes:
         model: The trained model: a folder, a hub repository owner/name, or the folder of an adapter.
         data: A .csv, .tsv, .jsonl, .parquet or .txt file; none, or -, is standard input.
-        out: A .csv, .tsv or .jsonl file; without it, JSON lines are printed.
-        format: The format, if the suffix does not say it; standard input has lines, each of them a text.
-        skip_missing: Leave the answer to a missing text empty, instead of ending with an error.
+        out: A .csv, .tsv or .jsonl file, or - to print in the format of the input; without it, JSON lines are printed.
+        format: The input's format, if the suffix does not say it; standard input has lines, each of them a text.
+        skip_missing: Leave the answer to a missing text empty, instead of ending with an error. An empty cell is text.
         probabilities: Add a column for each class.
         reject_below: Leave the answer empty if its confidence is less.
         window: Rows to read ahead and compute together; 1 answers each row at once.
-        quiet: Show no progress; warnings and errors remain.
     """
 
     model: Name = field(metadata=_PLACE)
@@ -67,7 +64,6 @@ class Predict:
     probabilities: bool = False
     reject_below: float | None = None
     window: int = 2048
-    quiet: bool = False
 
 
 @dataclass
@@ -78,7 +74,7 @@ class Evaluate:
         model: The trained model: a folder, a hub repository owner/name, or the folder of an adapter.
         data: The labelled texts: a .csv, .tsv, .jsonl or .parquet file.
         html: Also write the report as a page.
-        json: Print the measures and their intervals as JSON.
+        json: Print the measures, their intervals, those of each class, and the confusion matrix as JSON.
     """
 
     model: Name = field(metadata=_PLACE)
@@ -200,7 +196,8 @@ class LabelledTexts:
 
     Attributes:
         label: Column of the labels.
-        drop_missing: Leave out rows without a text or a label, instead of ending with an error.
+        drop_missing: Leave out rows without a text or a label, instead of ending with an error. An empty cell is text,
+            but not a label.
     """
 
     label: Column = Column("label")
@@ -212,7 +209,8 @@ class Start:
     """The model to start from, and what of it trains.
 
     Attributes:
-        model: gpt2, gpt2-medium, gpt2-large, gpt2-xl, nano (comes with gptclf), a hub repository, a folder or a file.
+        model: gpt2, gpt2-medium, gpt2-large, gpt2-xl, nano (comes with gptclf; give it --lr 1e-3), a hub repository,
+            a folder or a file.
         device: Where to compute, such as cuda; without it, on the CPU.
         trainable: head, last_block, last_two_blocks, a number of blocks, all, or names and patterns with commas.
             Without it, the last block, or the LoRA factors if there are some.
@@ -237,13 +235,13 @@ class Task:
         class_weight: balanced, or weights in the loss such as spam=3,ham=1.
         label_smoothing: Share of each target that is spread evenly over all classes.
         calibrate: Fit the temperature of the probabilities to the validation set after training.
-        scoring: Also fit thresholds, to maximise f1_macro, accuracy or balanced_accuracy.
+        scoring: Also fit thresholds, to maximise this measure.
     """
 
     class_weight: Weights | None = None
     label_smoothing: float = 0.0
     calibrate: bool = False
-    scoring: str | None = None
+    scoring: str | None = field(default=None, metadata={"choices": ("f1_macro", "accuracy", "balanced_accuracy")})
 
 
 @dataclass
@@ -253,7 +251,7 @@ class Running:
     Attributes:
         early_stopping: Stop after this many measurements without improvement, and keep the best weights.
         keep_best: Keep the weights of the best measurement.
-        measure: What is best: the measure to compare, such as loss or accuracy.
+        measure: What is best: the measure to compare.
         checkpoint_dir: Folder for the states of the run.
         checkpoint_every: Steps between two states; without it, one after each epoch.
         resume: Resume from the newest state, if there is one.
@@ -263,7 +261,7 @@ class Running:
 
     early_stopping: int | None = None
     keep_best: bool = False
-    measure: str = "loss"
+    measure: str = field(default="loss", metadata={"choices": ("loss", "accuracy")})
     checkpoint_dir: Folder | None = None
     checkpoint_every: int | None = None
     resume: bool = False
@@ -305,8 +303,10 @@ class Common:
 
     Attributes:
         config: A TOML file of settings, by the names of these flags; flags win.
+        quiet: Show no progress; warnings and errors remain.
         debug: Show the traceback of an error, as the variable GPTCLF_DEBUG=1 does.
     """
 
     config: File | None = None
+    quiet: bool = False
     debug: bool = False

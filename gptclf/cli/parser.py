@@ -1,10 +1,14 @@
 """`parse`: what a command line asks for."""
 
+import codecs
 from argparse import Namespace
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import fields
+from functools import partial
 from pathlib import Path
+from typing import Any
 
+from gptclf.checks import integer, number
 from gptclf.cli import options
 from gptclf.cli.flags import Parser, UsageError, nearest
 from gptclf.cli.settings import read_settings
@@ -39,6 +43,18 @@ _COMMANDS: dict[str, tuple[type, dict[str, type]]] = {
     "serve": (options.Serve, {}),
 }
 
+# What the values of flags must be; those of Recipe and Preparation are checked there.
+_CHECKS: dict[str, Callable[[str, Any], object]] = {
+    "reject_below": partial(number, most=1.0, optional=True),
+    "window": partial(integer, least=1),
+    "valid_fraction": partial(number, above=0.0, most=0.99, optional=True),
+    "label_smoothing": partial(number, most=0.99),
+    "early_stopping": partial(integer, least=1, optional=True),
+    "checkpoint_every": partial(integer, least=1, optional=True),
+    "lora_rank": partial(integer, least=1, optional=True),
+    "encoding": lambda _, encoding: codecs.lookup(encoding),
+}
+
 
 def parse(argv: Sequence[str]) -> Namespace:
     """Return what a command line asks for, completed from the file that `--config` names.
@@ -70,11 +86,13 @@ def parse(argv: Sequence[str]) -> Namespace:
     if missing := [name for name in command.needed if not getattr(args, name)]:
         option = command.known[missing[0]].option_strings or [missing[0].upper()]
         command.error(f"{option[0]} is missing")
-    if args.command == "train":
-        try:
+    try:
+        for name in _CHECKS.keys() & command.known.keys():
+            _CHECKS[name]("--" + name.replace("_", "-"), getattr(args, name))
+        if args.command == "train":
             args.recipe, args.preparation = (_made(kind, args) for kind in (Recipe, Preparation))
-        except (TypeError, ValueError) as error:
-            command.error(str(error))
+    except (LookupError, TypeError, ValueError) as error:
+        command.error(str(error))
     return args
 
 

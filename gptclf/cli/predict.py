@@ -14,7 +14,7 @@ import torch
 
 from gptclf.checks import is_missing
 from gptclf.cli.datasets import rows_of
-from gptclf.cli.labels import thresholds_of
+from gptclf.cli.labels import adjustments
 from gptclf.cli.rows import Row, Rows, row_writer
 from gptclf.cli.targets import check_target
 from gptclf.files.atomic import write_file
@@ -24,19 +24,19 @@ from gptclf.progress import Meter
 from gptclf.saving.load_model import load_model
 from gptclf.tasks import Task
 
-_SUFFIXES = ("csv", "tsv", "jsonl")
+_SUFFIXES = (".csv", ".tsv", ".jsonl")
 
 
 def run(args: Namespace) -> int:
     """Classify the texts of a file or of standard input."""
     place = None if args.data in (None, "-") else args.data
-    target = None if args.out is None else check_target("--out", args.out, folder=False)
-    kind = "jsonl" if target is None else target.suffix.lower().lstrip(".")
-    if kind not in _SUFFIXES:
-        raise ValueError(f"{args.out}: the suffix names the format; it must be .csv, .tsv or .jsonl")
-    if target is not None and place is not None and target.exists() and target.samefile(place):
-        raise ValueError(f"--out is {args.out}, the file that is read; give another")
+    target = None
+    if args.out not in (None, "-"):
+        target = check_target("--out", args.out, folder=False, suffixes=_SUFFIXES, read=place)
     rows = rows_of(args, place, args.format)
+    kind = rows.format.suffix if target is None else target.suffix.lower().lstrip(".")
+    if target is None and (args.out is None or f".{kind}" not in _SUFFIXES):
+        kind = "jsonl"
     model = load_model(args.model, base=args.base, device=args.device)
     answered = _Answered(model, rows, args)
     if taken := [name for name in answered.names if name in rows.names]:
@@ -68,7 +68,7 @@ class _Answered:
 
     def __init__(self, model: GPT2, rows: Rows, args: Namespace) -> None:
         self._rows, self._args = rows, args
-        options = {"temperature": args.temperature, "thresholds": thresholds_of(args.thresholds, model.task)}
+        options = adjustments(args, model.task)
         self._task = model.task.adjusted(**options)
         # Rows whose answer is still being computed, and whether they get one.
         self._waiting: deque[tuple[Row, bool]] = deque()

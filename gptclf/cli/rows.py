@@ -1,5 +1,6 @@
 """Rows of files and of standard input, read one by one with all their columns, and written again with more."""
 
+import codecs
 import csv
 import io
 import json
@@ -29,6 +30,8 @@ class Format(NamedTuple):
         delimiter: The character between two columns.
         quoted: Whether `"` quotes a field.
         header: Whether the first row names the columns.
+        newline: The end of a line.
+        bom: Whether the file begins with the mark of UTF-8.
     """
 
     suffix: str
@@ -36,6 +39,8 @@ class Format(NamedTuple):
     delimiter: str
     quoted: bool
     header: bool
+    newline: str = "\n"
+    bom: bool = False
 
 
 class Rows(NamedTuple):
@@ -48,6 +53,7 @@ class Rows(NamedTuple):
         format: How they are read.
         size: The number of bytes, or 0 if it is not known.
         position: Returns the number of bytes read, or 0.
+        close: Closes the file.
     """
 
     source: str
@@ -56,6 +62,7 @@ class Rows(NamedTuple):
     format: Format
     size: int
     position: Callable[[], int]
+    close: Callable[[], None] = lambda: None
 
 
 def format_of(
@@ -86,20 +93,28 @@ def format_of(
     if delimiter is None and place is not None and header and f".{kind}" in DELIMITERS:
         delimiter = _guessed(path("data", place), columns, encoding, default, quoted=quoted)
     delimiter = "\t" if delimiter in ("tab", "\\t") else delimiter or default
-    return Format(kind, encoding, delimiter, quoted, header)
+    begin = b""
+    if place is not None and kind in ("csv", "tsv"):
+        with path("data", place).open("rb") as file:
+            begin = file.readline(1_000_000)
+    newline = "\r\n" if begin.endswith(b"\r\n") else "\n"
+    return Format(kind, encoding, delimiter, quoted, header, newline, begin.startswith(codecs.BOM_UTF8))
 
 
 def _guessed(place: Path, columns: Sequence[str], encoding: str, first: str, *, quoted: bool) -> str | None:
-    """Return the delimiter by which the first row of a file has the columns, or None."""
+    """Return the delimiter by which the first row of a file has the columns, or else the most columns."""
     readable_size(place)
     marks: list[str] = [first, *";\t,|"]
+    found, most = None, 1
     for mark in marks:
         # Whether the file can be read with this delimiter is said when it is read.
         with decoding(str(place), encoding), place.open(encoding=encoding, newline="") as file, suppress(ValueError):
             _, names = next(separated_rows(file, mark, quoted=quoted, source=""), (1, []))
             if set(columns) <= set(names):
                 return mark
-    return None
+            if len(names) > most:
+                found, most = mark, len(names)
+    return found
 
 
 def open_rows(place: str | None, format_: Format) -> Rows:
@@ -127,7 +142,8 @@ def open_rows(place: str | None, format_: Format) -> Rows:
         return 0 if file is None or place is None else file.buffer.tell()
 
     _, names = next(found)
-    return Rows(source, list(names), found, format_, size, position)
+    close = file.close if file is not None and place is not None else lambda: None
+    return Rows(source, list(names), found, format_, size, position, close)
 
 
 # The readers below yield the names of the columns first, as the keys of a row.
@@ -206,7 +222,9 @@ def row_writer(file: TextIO, kind: str, names: Sequence[str], read: Format) -> C
     alike = kind == read.suffix
     raw: dict[str, Any] = {"quoting": csv.QUOTE_NONE, "quotechar": None} if alike and not read.quoted else {}
     delimiter = read.delimiter if alike else DELIMITERS[f".{kind}"]
-    writer = csv.DictWriter(file, names, restval="", delimiter=delimiter, lineterminator="\n", **raw)
+    file.write("\ufeff" * (alike and read.bom))
+    newline = read.newline if alike else "\n"
+    writer = csv.DictWriter(file, names, restval="", delimiter=delimiter, lineterminator=newline, **raw)
     writer.writeheader()
 
     def write(rows: Iterable[Row]) -> None:

@@ -19,12 +19,14 @@ def read_settings(path: Path, parser: Parser) -> dict[str, Any]:
     """Return the settings in a file, checked as the flags are.
 
     Raises:
-        OSError: The file cannot be read.
-        UsageError: It is not TOML, or holds a name that there is not, or a value that the flag does not take.
+        UsageError: The file cannot be read, is not TOML, or holds a name that there is not, or a value that the flag
+            does not take.
     """
-    readable_size(path)
     try:
+        readable_size(path)
         values = tomllib.loads(path.read_text(encoding="utf-8-sig"))
+    except OSError as error:
+        raise UsageError(f"--config: {error.strerror or error}") from error
     except ValueError as error:
         raise UsageError(f"{path} is not a TOML file in UTF-8 ({error})") from error
     names = [name for name in parser.known if name not in ("config", "debug")]

@@ -1,16 +1,16 @@
 """`gptclf train`: from a file of labelled texts to a folder."""
 
-import sys
 from argparse import Namespace
+from collections import Counter
 from typing import Any
 
 from gptclf.checks import naming, path
-from gptclf.cli.datasets import read_dataset
+from gptclf.cli.datasets import check_columns, read_dataset
 from gptclf.cli.flags import UsageError
 from gptclf.cli.labels import by_label
 from gptclf.cli.parser import names_of
 from gptclf.cli.settings import SETTINGS, settings_text
-from gptclf.cli.targets import check_target
+from gptclf.cli.targets import check_target, holds_something
 from gptclf.data.dataset import TextDataset
 from gptclf.data.splits import split
 from gptclf.files.access import readable_size
@@ -26,6 +26,7 @@ from gptclf.saving.save_adapter import save_adapter
 from gptclf.saving.save_model import save_model
 from gptclf.tasks import SingleLabel
 from gptclf.training.callbacks import EarlyStopping, KeepBest
+from gptclf.training.checkpoint import Checkpoint
 from gptclf.training.history import History
 from gptclf.training.run import Callback
 from gptclf.training.train import train
@@ -37,12 +38,17 @@ _INTERRUPTED = 130
 def run(args: Namespace) -> int:
     """Train a classifier, save it with its settings, and print its measures on the validation set."""
     _check(args)
-    out = check_target("--out", args.out, force=args.force or args.resume)
+    out = check_target("--out", args.out, force=args.force or _resumes(args))
+    flags = ("text", "label") if args.weights is None else ("text", "label", "weights")
+    check_columns(args, args.data, flags)
+    if args.valid is not None:
+        check_columns(args, args.valid, flags[:2])
     gpt2 = load_gpt2(args.model, device=args.device)
     train_set, val_set = _data(args, gpt2)
     task = _task(args, train_set.classes)
     with naming(args.data):
         task.check_outputs()
+    _say_labels(task.classes, [train_set] if val_set is None else [train_set, val_set], quiet=args.quiet)
     clf = _classifier(args, gpt2, task)
     history = _train(args, clf, train_set, val_set)
     if args.calibrate and val_set is not None:
@@ -51,11 +57,17 @@ def run(args: Namespace) -> int:
     report: Any = history.epochs[-1] if history.epochs else "no epoch was completed"
     if val_set is not None:
         report = evaluate(clf, val_set, precision=args.precision, cache_dir=args.cache_dir)
+        if len(only := set(report.predictions)) == 1 < len(task.classes):
+            advice = "more --epochs or a higher --lr may help; nano wants about 1e-3"
+            write_line(f"gptclf: every validation text is answered {only.pop()!r}; {advice}")
         share = f"{args.valid_fraction} of `{path('data', args.data).name}`, left out of training"
         said |= {
             "metrics": report.measures,
             "measured_on": share if args.valid is None else path("valid", args.valid).name,
         }
+    if history.stopped == "interrupted" and holds_something(out):
+        write_line(f"gptclf: {out} is left as it was")
+        out = out.with_name(f"{out.name}.interrupted")
     (save_model if args.lora_rank is None else save_adapter)(clf, out, **said)
     write_file(out / SETTINGS, text_writer(settings_text(args, names_of("train"))))
     if not args.quiet:
@@ -80,6 +92,14 @@ def _check(args: Namespace) -> None:
         raise UsageError("--resume needs --checkpoint-dir, the folder with the states")
 
 
+def _resumes(args: Namespace) -> bool:
+    """Return whether there is a state to resume from; say so if there is none."""
+    if not args.resume or Checkpoint(path("checkpoint_dir", args.checkpoint_dir), None, 1).states():
+        return bool(args.resume)
+    write_line(f"gptclf: no state in {args.checkpoint_dir}; starts from the beginning")
+    return False
+
+
 def _data(args: Namespace, gpt2: GPT2) -> tuple[TextDataset, TextDataset | None]:
     options = {"tokenizer": gpt2.tokenizer, **vars(args.preparation)}
     whole = read_dataset(args, args.data, weights=args.weights, **options)
@@ -90,6 +110,23 @@ def _data(args: Namespace, gpt2: GPT2) -> tuple[TextDataset, TextDataset | None]
     share = args.valid_fraction
     train_set, val_set = split(whole, (1 - share, share), seed=args.recipe.seed)
     return train_set, val_set
+
+
+def _say_labels(classes: list[Any], sets: list[TextDataset], *, quiet: bool) -> None:
+    """Say how many texts each label has, and what looks like a mistake."""
+    counts = Counter(classes[i] for rows in sets if rows.labels is not None for i in rows.labels.tolist())
+    shown = [f"{label if str(label) == str(label).strip() else repr(label)} {n:,}" for label, n in counts.most_common()]
+    several = f"{len(shown):,} labels, from {shown[0]} to {shown[-1]}" if len(shown) > 20 else ", ".join(shown)
+    if not quiet:
+        write_line(f"gptclf: {counts.total():,} texts: {several}")
+    alike: dict[str, list[Any]] = {}
+    for label in counts:
+        alike.setdefault(" ".join(str(label).split()).casefold(), []).append(label)
+    for labels in [labels for labels in alike.values() if len(labels) > 1][:5]:
+        write_line(f"gptclf: the labels {', '.join(map(repr, labels))} look alike, but are different classes")
+    if sum(n == 1 for n in counts.values()) > len(counts) / 2:
+        problem = f"most of the {len(counts):,} labels have a single text"
+        write_line(f"gptclf: {problem}; does --label name the right column?")
 
 
 def _task(args: Namespace, classes: Any) -> SingleLabel:
@@ -127,5 +164,5 @@ def _train(args: Namespace, clf: GPT2, train_set: TextDataset, val_set: TextData
         resume=args.resume,
         cache_dir=args.cache_dir,
         recompute=args.recompute,
-        progress=not args.quiet and sys.stderr.isatty(),
+        progress=not args.quiet,
     )

@@ -54,7 +54,9 @@ def decoding(source: str, encoding: str) -> Iterator[None]:
     try:
         yield
     except UnicodeDecodeError as error:
-        raise ValueError(f"{source} is not {encoding} text ({error}); give its encoding=") from error
+        raise ValueError(
+            f"{source} is not {encoding} text ({error}); give its encoding=, such as 'cp1252' or 'utf-16'"
+        ) from error
 
 
 def _read_parquet(path: Path, wanted: Mapping[str, Any]) -> Columns:
