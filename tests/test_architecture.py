@@ -27,7 +27,7 @@ LONGEST_FUNCTION = 50  # lines after the docstring
 # Lines without docstrings, comments and blank ones. Some 2,000 of them are LoRA, quantised matrices and PEFT's files;
 # 2,000 more are sources of rows, foreign tokenizers, damaged files, saves at once, answers; 3,300 more are what people
 # hold: estimators, the command line, results, explanations, the server.
-MOST_CODE = 15_400
+MOST_CODE = 15_600
 LARGEST_ROOM = 0.25  # of the package's code
 
 # A module imports from its own room and from lower floors: never upward, never across a floor.

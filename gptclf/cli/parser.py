@@ -9,17 +9,17 @@ from pathlib import Path
 from typing import Any
 
 from gptclf.checks import integer, number
-from gptclf.cli import options
+from gptclf.cli import groups, options
 from gptclf.cli.flags import Parser, UsageError, nearest
 from gptclf.cli.settings import read_settings
 from gptclf.preparation import Preparation
 from gptclf.training.recipe import Recipe
 from gptclf.version import __version__
 
-_TEXTS: dict[str, type] = {"the data": options.Texts}
-_LABELS: dict[str, type] = {"the labels": options.LabelledTexts}
-_MODEL: dict[str, type] = {"the model": options.Loading}
-_ANSWERS: dict[str, type] = {"the answers": options.Answers}
+_TEXTS: dict[str, type] = {"the data": groups.Texts}
+_LABELS: dict[str, type] = {"the labels": groups.LabelledTexts}
+_MODEL: dict[str, type] = {"the model": groups.Loading}
+_ANSWERS: dict[str, type] = {"the answers": groups.Answers}
 
 # Each command: what it takes, and further flags in groups with a title.
 _COMMANDS: dict[str, tuple[type, dict[str, type]]] = {
@@ -28,11 +28,11 @@ _COMMANDS: dict[str, tuple[type, dict[str, type]]] = {
         {
             **_TEXTS,
             **_LABELS,
-            "the model": options.Start,
-            "the task": options.Task,
+            "the model": groups.Start,
+            "the task": groups.Task,
             "the recipe": Recipe,
             "the preparation of texts": Preparation,
-            "the run": options.Running,
+            "the run": groups.Running,
         },
     ),
     "predict": (options.Predict, _TEXTS | _MODEL | _ANSWERS),
@@ -74,7 +74,7 @@ def parse(argv: Sequence[str]) -> Namespace:
         commands[name] = its = chosen.add_parser(name, help=said, description=said)
         for title, flags in {"": kind, **groups}.items():
             its.add_fields(flags, title)
-        its.add_fields(options.Common)
+        its.add_fields(groups.Common)
         its.usage = _usage(its)
     args = _parsed(parser, commands, argv)
     if args.command is None:
