@@ -69,10 +69,10 @@ def parse(argv: Sequence[str]) -> Namespace:
     parser.add_argument("--version", action="version", version=f"gptclf {__version__}")
     chosen = parser.add_subparsers(dest="command", metavar="COMMAND", title="commands")
     commands = {}
-    for name, (kind, groups) in _COMMANDS.items():
+    for name, (kind, shared) in _COMMANDS.items():
         said = (kind.__doc__ or "").partition("\n")[0]
         commands[name] = its = chosen.add_parser(name, help=said, description=said)
-        for title, flags in {"": kind, **groups}.items():
+        for title, flags in {"": kind, **shared}.items():
             its.add_fields(flags, title)
         its.add_fields(groups.Common)
         its.usage = _usage(its)
@@ -98,8 +98,8 @@ def parse(argv: Sequence[str]) -> Namespace:
 
 def names_of(command: str) -> list[str]:
     """Return the names of a command's flags and arguments."""
-    kind, groups = _COMMANDS[command]
-    return [field.name for each in (kind, *groups.values()) for field in fields(each)]
+    kind, shared = _COMMANDS[command]
+    return [field.name for each in (kind, *shared.values()) for field in fields(each)]
 
 
 def _usage(command: Parser) -> str:
