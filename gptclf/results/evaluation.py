@@ -57,7 +57,7 @@ class Evaluation:
         values = {**vars(self).get("details", {}), **vars(self).get("measures", {})}
         # Notebooks ask for many names with underscores, and a property that fails would ask for itself.
         if name not in values and not name.startswith("_") and not hasattr(type(self), name) and "task" in vars(self):
-            values = {**self.metrics, **values}
+            values |= self.metrics
         if name not in values:
             raise AttributeError(f"this evaluation has no {name!r}; it has {', '.join(values) or 'no measures'}")
         return values[name]
