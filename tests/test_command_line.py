@@ -529,7 +529,7 @@ class TestOthers:
         served: list[Any] = []
         monkeypatch.setattr(serving, "serve", lambda *args, **options: served.append((args, options)))
         assert run("serve", model, "--port", 0).code == 0
-        assert served == [((str(model),), {"host": "127.0.0.1", "port": 0})]
+        assert [args for args, _ in served] == [(str(model), "127.0.0.1", 0)]
 
 
 class TestErrors:
