@@ -50,7 +50,7 @@ class Reliability:
 
     @property
     def error(self) -> float:
-        """The expected calibration error: the mean gap between confidence and accuracy over the rows."""
+        """The expected calibration error, which is the mean gap between confidence and accuracy over the rows."""
         full = self.count > 0
         gaps = np.abs(self.confidence - self.accuracy)[full]
         return float((gaps * self.count[full]).sum() / self.count.sum())
@@ -113,7 +113,7 @@ class RiskCoverage:
 
     @property
     def area(self) -> float:
-        """The mean risk over all coverages, a row at a time (Geifman and El-Yaniv, 2017): less is better."""
+        """The mean risk over all coverages, a row at a time (Geifman and El-Yaniv, 2017). Less is better."""
         return float((self.risk * np.diff(self.coverage, prepend=0.0)).sum())
 
 
