@@ -475,5 +475,5 @@ def test_what_has_no_confusion_matrix_says_what_it_has(tmp_path: Path, monkeypat
     pytest.importorskip("matplotlib")
     assert result.plot_confusion("~/matrix.svg") == tmp_path / "matrix.svg"
     result.details.clear()
-    with pytest.raises(AttributeError, match="this evaluation has no 'confusion'; it has loss, accuracy"):
+    with pytest.raises(TypeError, match="there is nothing to plot: the task .* has no confusion matrix"):
         result.plot_confusion(tmp_path / "x")

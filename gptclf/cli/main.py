@@ -11,6 +11,7 @@ import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from importlib import import_module
+from types import FrameType
 
 from gptclf.cli.flags import UsageError
 from gptclf.cli.parser import names_of, parse
@@ -77,9 +78,12 @@ def _terminable() -> Iterator[list[int]]:
     """In the block, SIGTERM does what Ctrl-C does, so that files are left in order; yield a list of those that came."""
     came: list[int] = []
 
-    def interrupt(number: int, frame: object) -> None:
+    def interrupt(number: int, frame: FrameType | None) -> None:
         came.append(number)
-        signal.raise_signal(signal.SIGINT)
+        react = signal.getsignal(signal.SIGINT)
+        if not callable(react):  # under nohup and in the background of a script, Ctrl-C is ignored
+            raise KeyboardInterrupt
+        react(signal.SIGINT, frame)
 
     main_thread = threading.current_thread() is threading.main_thread()
     if not main_thread or signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:
