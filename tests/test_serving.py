@@ -476,8 +476,10 @@ def test_health_is_told_by_any_name_and_no_path_is_redirected(clf: GPT2) -> None
 def test_the_flags_of_serve_have_the_defaults_of_create_app() -> None:
     flags, ours = inspect.signature(Serve).parameters, inspect.signature(create_app).parameters
     shared = set(flags) & set(ours) - {"model", "allowed_hosts"}
-    assert shared == {"name", "precision", "max_texts", "max_characters", "max_waiting"}
+    assert shared == {"name", "precision", "max_texts", "max_characters", "max_bytes", "max_waiting"}
     assert [flags[name].default for name in shared] == [ours[name].default for name in shared]
+    others = set(flags) - shared - {"model", "allowed_hosts"}
+    assert [flags[name].default for name in others] == [inspect.signature(serve).parameters[n].default for n in others]
 
 
 def test_a_full_queue_is_status_503(clf: GPT2, monkeypatch: pytest.MonkeyPatch) -> None:
