@@ -333,8 +333,8 @@ def test_an_interrupted_server_answers_what_came_before(clf: GPT2, tmp_path: Pat
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment) as process:
         assert process.stderr is not None
         line = process.stderr.readline()
-        address = line.split()[3]
-        assert line == f"gptclf serves at {address} (Ctrl-C ends)\n"
+        address = line.split()[4]
+        assert line == f"gptclf serves mails at {address} (Ctrl-C ends)\n"
         sent = threading.Event()
 
         def body() -> Iterator[bytes]:

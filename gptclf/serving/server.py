@@ -84,20 +84,24 @@ def create_app(
     hosts = None if allowed_hosts is None else _hosts(allowed_hosts)
     precision = choice("precision", precision, ("float32", "bfloat16"))
     max_texts = integer("max_texts", max_texts, 1)
+    max_waiting = integer("max_waiting", max_waiting, 1)
+    if max_waiting < max_texts:
+        raise ValueError(f"max_waiting is {max_waiting}; it must be at least max_texts, which is {max_texts}")
     limits = Limits(
-        max_texts,
-        integer("max_characters", max_characters, 1),
-        integer("max_bytes", max_bytes, 1),
-        integer("max_waiting", max_waiting, max_texts),
+        max_texts, integer("max_characters", max_characters, 1), integer("max_bytes", max_bytes, 1), max_waiting
     )
     if name is not None:
         instance("name", name, str, "a str or None")
     if not isinstance(model, GPT2):
-        name = name or path("model", model).name
+        name = name or _name(model)
         model = load_model(model)
     # Reads the tokenizer and the weights, so that no request waits for them.
     predict(model, ["a first text"], precision=precision)
-    return application(Service(model, name or "gptclf", limits, precision), hosts)
+    return application(Service(model, name or _name(model), limits, precision), hosts)
+
+
+def _name(model: GPT2 | str | Path) -> str:
+    return "gptclf" if isinstance(model, GPT2) else path("model", model).absolute().name
 
 
 def _hosts(given: Iterable[str]) -> frozenset[str]:
@@ -143,7 +147,7 @@ def serve(
     Example:
         >>> from gptclf.serving import serve
         >>> serve("spam-model")  # doctest: +SKIP
-        gptclf serves at http://127.0.0.1:8000 (Ctrl-C ends)
+        gptclf serves spam-model at http://127.0.0.1:8000 (Ctrl-C ends)
     """
     try:
         import uvicorn
@@ -168,7 +172,8 @@ def serve(
         )
         server = uvicorn.Server(config)
         shown = f"[{host}]" if ":" in host else host
-        write_line(f"gptclf serves at http://{shown}:{listener.getsockname()[1]} (Ctrl-C ends)")
+        name = options.get("name") or _name(model)
+        write_line(f"gptclf serves {name} at http://{shown}:{listener.getsockname()[1]} (Ctrl-C ends)")
         with suppress(KeyboardInterrupt):  # which uvicorn raises again, when all requests are answered
             server.run(sockets=[listener])
         if server.force_exit:
