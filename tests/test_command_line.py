@@ -529,7 +529,12 @@ class TestOthers:
         served: list[Any] = []
         monkeypatch.setattr(serving, "serve", lambda *args, **options: served.append((args, options)))
         assert run("serve", model, "--port", 0).code == 0
-        assert [args for args, _ in served] == [(str(model), "127.0.0.1", 0)]
+        ((args, options),) = served
+        assert args == ()
+        assert (options["model"], options["host"], options["port"]) == (str(model), "127.0.0.1", 0)
+        assert "allowed_hosts" not in options  # which serve chooses by the host
+        code, _, err = run("serve", model, "--port", 99999)
+        assert (code, err) == (2, "gptclf: error: --port is 99999; it must be from 0 to 65535\n")
 
 
 class TestErrors:

@@ -149,7 +149,7 @@ def test_a_language_model_and_a_wrong_argument_are_refused_before_anything_liste
         create_app(3)  # type: ignore[arg-type]
     with pytest.raises(TypeError, match="allowed_hosts is 'localhost'"):
         create_app(clf, allowed_hosts="localhost")
-    with pytest.raises(ValueError, match="max_waiting is 5; it must be an integer of at least 1000"):
+    with pytest.raises(ValueError, match="max_waiting is 5; it must be at least max_texts, which is 1000"):
         create_app(clf, max_waiting=5)
     with pytest.raises(ValueError, match="precision is 'auto'"):
         create_app(clf, precision="auto")
@@ -411,8 +411,10 @@ def test_a_full_queue_turns_away_and_what_was_given_up_is_not_computed() -> None
         given_up = asyncio.create_task(batcher.answer(["p", "q"]))
         last = asyncio.create_task(batcher.answer(["r", "s"]))
         await asyncio.sleep(0)
-        with pytest.raises(QueueFull, match="4 texts are waiting already, and 4 may"):
+        batcher._pace = 2.6
+        with pytest.raises(QueueFull, match="4 texts are waiting already, and 4 may") as full:
             await batcher.answer(["t"])
+        assert full.value.seconds == 11
         given_up.cancel()
         await asyncio.sleep(0)
         go.set()
@@ -420,6 +422,7 @@ def test_a_full_queue_turns_away_and_what_was_given_up_is_not_computed() -> None
         assert await last == ["r", "s"]
         assert seen == ["first", "r", "s"]
         assert await batcher.answer(["u"] * 4) == ["u"] * 4
+        assert 0 < batcher._pace < 1  # as it was measured
 
     asyncio.run(use())
 
@@ -476,18 +479,23 @@ def test_health_is_told_by_any_name_and_no_path_is_redirected(clf: GPT2) -> None
 def test_the_flags_of_serve_have_the_defaults_of_create_app() -> None:
     flags, ours = inspect.signature(Serve).parameters, inspect.signature(create_app).parameters
     shared = set(flags) & set(ours) - {"model", "allowed_hosts"}
-    assert shared == {"name", "precision", "max_texts", "max_characters", "max_waiting"}
+    assert shared == {"name", "precision", "max_texts", "max_characters", "max_bytes", "max_waiting"}
     assert [flags[name].default for name in shared] == [ours[name].default for name in shared]
+    others = set(flags) - shared - {"model", "allowed_hosts"}
+    assert [flags[name].default for name in others] == [inspect.signature(serve).parameters[n].default for n in others]
 
 
-def test_a_full_queue_is_status_503(clf: GPT2, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_queue_is_status_503_and_a_line_of_the_log(
+    clf: GPT2, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
     async def full(self: Batcher, texts: list[str]) -> Iterator[Any]:
-        raise QueueFull("4 texts are waiting")
+        raise QueueFull("4 texts are waiting", 7)
 
     app = create_app(clf)
     monkeypatch.setattr(Batcher, "answer", full)
     answer = post(app, json={"input": "x"})
-    assert (answer.status_code, answer.headers["retry-after"]) == (503, "1")
+    assert (answer.status_code, answer.headers["retry-after"]) == (503, "7")
+    assert caplog.messages == ["turned a request to /classify away: 4 texts are waiting"]
     assert answer.json()["error"] == {
         "message": "4 texts are waiting",
         "type": "ServiceUnavailableError",

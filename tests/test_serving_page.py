@@ -333,8 +333,8 @@ def test_an_interrupted_server_answers_what_came_before(clf: GPT2, tmp_path: Pat
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment) as process:
         assert process.stderr is not None
         line = process.stderr.readline()
-        address = line.split()[3]
-        assert line == f"gptclf serves at {address} (Ctrl-C ends)\n"
+        address = line.split()[4]
+        assert line == f"gptclf serves mails at {address} (Ctrl-C ends)\n"
         sent = threading.Event()
 
         def body() -> Iterator[bytes]:
@@ -353,3 +353,33 @@ def test_an_interrupted_server_answers_what_came_before(clf: GPT2, tmp_path: Pat
     assert [row["label"] for row in answer.json()["data"]] == predict(clf, texts)
     with pytest.raises(httpx.ConnectError):
         httpx.get(f"{address}/health", trust_env=False)
+
+
+# Each batch takes a while, and what waits behind it is never reached in the test.
+SLOW = """
+import sys, time
+import gptclf.serving.app as app
+from gptclf.cli.main import main
+app.classify = lambda model, texts, precision: time.sleep(0.5) or [{"label": "ham", "tokens": 1}] * len(texts)
+sys.exit(main(["serve", sys.argv[1], "--port", "0"]))
+"""
+
+
+def test_a_second_interrupt_ends_at_once_with_a_line_and_answers_in_json(clf: GPT2, tmp_path: Path) -> None:
+    save_model(clf, tmp_path / "mails")
+    environment = {**os.environ, "PYTHONPATH": str(Path(gptclf.__file__).parents[1])}
+    command = [sys.executable, "-c", SLOW, str(tmp_path / "mails")]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment) as process:
+        assert process.stderr is not None
+        address = process.stderr.readline().split("at ")[1].split()[0]
+        with httpx.Client(base_url=address, timeout=60, trust_env=False) as client, ThreadPoolExecutor() as threads:
+            asking = threads.submit(client.post, "/classify", json={"input": ["x"] * 1000})
+            time.sleep(0.5)
+            process.send_signal(signal.SIGINT)
+            time.sleep(0.3)  # two at once are one
+            process.send_signal(signal.SIGINT)
+            answer = asking.result()
+        assert process.wait(20) == 130
+        assert process.stderr.read() == "gptclf: interrupted\n"
+    assert answer.status_code == 503
+    assert answer.json()["error"]["type"] == "ServiceUnavailableError"

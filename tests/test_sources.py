@@ -411,6 +411,15 @@ class TestContradictions:
         with pytest.raises(FileNotFoundError, match="is not a folder, a file or a known model"):
             load_model(name)
 
+    def test_a_known_model_without_a_classifier_is_called_that(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.chdir(tmp_path)
+        with pytest.raises(FileNotFoundError, match="'nano' is a GPT-2 without a classifier, and "):
+            load_model("nano")
+        with pytest.raises(FileNotFoundError, match=f"^.*{tmp_path / 'config.json'} does not exist; a folder"):
+            load_model(".")
+
     @pytest.mark.parametrize("folder", ["", None, 3])
     def test_what_is_no_path(self, folder: Any) -> None:
         error = ValueError if isinstance(folder, str) else TypeError

@@ -148,7 +148,9 @@ class Serve:
         precision: Arithmetic of matrix products.
         max_texts: The most texts in a request.
         max_characters: The most characters in a text.
+        max_bytes: The most bytes in a request.
         max_waiting: The most texts of all requests that may wait; those beyond get status 503.
+        timeout_graceful_shutdown: Seconds for which requests may be finished when the server is told to end.
     """
 
     model: Name = field(metadata=_PLACE)
@@ -159,4 +161,6 @@ class Serve:
     precision: str = field(default="float32", metadata={"choices": ("float32", "bfloat16")})
     max_texts: int = 1000
     max_characters: int = 100_000
+    max_bytes: int = 8_000_000
     max_waiting: int = 10_000
+    timeout_graceful_shutdown: int = 25

@@ -3,6 +3,7 @@
 import asyncio
 import base64
 import hashlib
+import logging
 import re
 import time
 import uuid
@@ -29,8 +30,7 @@ from gptclf.serving.reading import Limits, as_error, as_json, check_model, read_
 # The longest text to explain, in characters, and the number of texts that may wait for it: it takes many times as long.
 _EXPLAINED, _WAITING = 2_000, 50
 
-# Seconds after which a client that was turned away may try again.
-_RETRY_AFTER = "1"
+logger = logging.getLogger(__name__)
 
 
 def classify(model: GPT2, texts: list[str], precision: str) -> list[dict[str, Any]]:
@@ -157,7 +157,9 @@ async def _refused(request: Request, error: Exception) -> Response:
 
 
 async def _full(request: Request, error: Exception) -> Response:
-    return as_error(503, str(error), {"retry-after": _RETRY_AFTER})
+    assert isinstance(error, QueueFull)
+    logger.warning("turned a request to %s away: %s", request.url.path, error)
+    return as_error(503, str(error), {"retry-after": str(error.seconds)})
 
 
 async def _failed(request: Request, error: Exception) -> Response:

@@ -1,6 +1,8 @@
 """`Batcher`: what requests ask at the same time is computed together, in one thread, and in turn."""
 
 import asyncio
+import math
+import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -12,7 +14,15 @@ _CHARACTERS = 32_000
 
 
 class QueueFull(RuntimeError):
-    """More is waiting than the queue holds."""
+    """More is waiting than the queue holds.
+
+    Attributes:
+        seconds: About how long what waits will take.
+    """
+
+    def __init__(self, message: str, seconds: int = 1) -> None:
+        super().__init__(message)
+        self.seconds = seconds
 
 
 @dataclass(eq=False)
@@ -47,6 +57,7 @@ class Batcher:
         self._compute, self._most_waiting, self._most_texts = compute, most_waiting, most_texts
         self._requests: deque[_Request] = deque()
         self._waiting = 0
+        self._pace = 0.0  # seconds a text, in the last batch
         self._worker: asyncio.Task[None] | None = None
 
     async def answer(self, texts: Sequence[Any]) -> list[Any]:
@@ -56,7 +67,8 @@ class Batcher:
             QueueFull: These would be more than may wait.
         """
         if self._waiting + len(texts) > self._most_waiting:
-            raise QueueFull(f"{self._waiting} texts are waiting already, and {self._most_waiting} may; try again later")
+            problem = f"{self._waiting} texts are waiting already, and {self._most_waiting} may; try again later"
+            raise QueueFull(problem, max(1, math.ceil(self._waiting * self._pace)))
         if not texts:
             return []
         request = _Request(deque(texts), len(texts), [], asyncio.get_running_loop().create_future())
@@ -93,8 +105,10 @@ class Batcher:
 
     async def _settle(self, batch: list[tuple[_Request, Any]]) -> None:
         """Compute a batch, and finish the requests that this completes."""
+        start = time.monotonic()
         computing = asyncio.to_thread(self._compute, [text for _, text in batch])
         found = (await asyncio.gather(computing, return_exceptions=True))[0]
+        self._pace = (time.monotonic() - start) / len(batch)
         if isinstance(found, BaseException) and len(batch) > 1:  # one text may be at fault: the others are answered
             for one in batch:
                 await self._settle([one])

@@ -20,9 +20,8 @@ logger = logging.getLogger(__name__)
 # Names by which only programs of this machine reach a server.
 LOOPBACK = ("localhost", "127.0.0.1", "::1")
 
-# Connections beyond these are turned away. Seconds for which idle ones are kept, longer than by most proxies, and for
-# which requests may be finished when the server is told to end, shorter than what most give a process.
-_CONNECTIONS, _IDLE, _GRACE = 1000, 75, 25
+# Connections beyond these are turned away. Seconds for which idle ones are kept, longer than by most proxies.
+_CONNECTIONS, _IDLE = 1000, 75
 
 
 class AppOptions(TypedDict, total=False):
@@ -85,20 +84,24 @@ def create_app(
     hosts = None if allowed_hosts is None else _hosts(allowed_hosts)
     precision = choice("precision", precision, ("float32", "bfloat16"))
     max_texts = integer("max_texts", max_texts, 1)
+    max_waiting = integer("max_waiting", max_waiting, 1)
+    if max_waiting < max_texts:
+        raise ValueError(f"max_waiting is {max_waiting}; it must be at least max_texts, which is {max_texts}")
     limits = Limits(
-        max_texts,
-        integer("max_characters", max_characters, 1),
-        integer("max_bytes", max_bytes, 1),
-        integer("max_waiting", max_waiting, max_texts),
+        max_texts, integer("max_characters", max_characters, 1), integer("max_bytes", max_bytes, 1), max_waiting
     )
     if name is not None:
         instance("name", name, str, "a str or None")
     if not isinstance(model, GPT2):
-        name = name or path("model", model).name
+        name = name or _name(model)
         model = load_model(model)
     # Reads the tokenizer and the weights, so that no request waits for them.
     predict(model, ["a first text"], precision=precision)
-    return application(Service(model, name or "gptclf", limits, precision), hosts)
+    return application(Service(model, name or _name(model), limits, precision), hosts)
+
+
+def _name(model: GPT2 | str | Path) -> str:
+    return "gptclf" if isinstance(model, GPT2) else path("model", model).absolute().name
 
 
 def _hosts(given: Iterable[str]) -> frozenset[str]:
@@ -110,19 +113,28 @@ def _hosts(given: Iterable[str]) -> frozenset[str]:
     return frozenset(host.lower().strip("[]") for host in hosts)
 
 
-def serve(model: GPT2 | str | Path, host: str = "127.0.0.1", port: int = 8000, **options: Unpack[AppOptions]) -> None:
+def serve(
+    model: GPT2 | str | Path,
+    host: str = "127.0.0.1",
+    port: int = 8000,
+    *,
+    timeout_graceful_shutdown: int = 25,
+    **options: Unpack[AppOptions],
+) -> None:
     """Serve a classifier until Ctrl-C: a page in the browser, and JSON for programs.
 
     By default only programs of this machine reach it. Whoever reaches it may ask it anything: there are no passwords,
     and no encryption. For a network, put a proxy in front that has both (see the page on serving).
 
-    Ctrl-C, or SIGTERM, takes no more requests and answers those that came before, for 25 seconds; those left get status
-    503. A second Ctrl-C ends at once.
+    Ctrl-C, or SIGTERM, takes no more requests and answers those that came before; those left after
+    `timeout_graceful_shutdown` seconds get status 503, and so do all at a second Ctrl-C.
 
     Args:
         model: A classifier, or what `load_model` takes: a folder or a hub repository.
         host: The address to listen at: "127.0.0.1" for this machine alone, "0.0.0.0" for all networks that it is in.
         port: The port to listen at; 0 takes any that is free.
+        timeout_graceful_shutdown: Seconds for which requests may be finished when the server is told to end; the
+            default is shorter than what most give a process.
         options: The options of `create_app`. `allowed_hosts` is any host unless `host` is an address of this machine
             alone.
 
@@ -130,17 +142,19 @@ def serve(model: GPT2 | str | Path, host: str = "127.0.0.1", port: int = 8000, *
         ImportError: Starlette or uvicorn is not installed.
         TypeError: The model is not a classifier, or an argument has a wrong type.
         OSError: The address cannot be listened at, such as a port that another program uses.
+        KeyboardInterrupt: Ctrl-C came a second time.
 
     Example:
         >>> from gptclf.serving import serve
         >>> serve("spam-model")  # doctest: +SKIP
-        gptclf serves at http://127.0.0.1:8000 (Ctrl-C ends)
+        gptclf serves spam-model at http://127.0.0.1:8000 (Ctrl-C ends)
     """
     try:
         import uvicorn
     except ImportError as error:
         raise ImportError("serving needs Starlette and uvicorn: pip install 'gptclf[serve]'") from error
     instance("host", host, str, "an address, such as '127.0.0.1'")
+    grace = integer("timeout_graceful_shutdown", timeout_graceful_shutdown, 1)
     with _listening(host, integer("port", port, 0, most=65535)) as listener:
         if not _is_loopback(host) and options.get("allowed_hosts") is None:
             options["allowed_hosts"] = None
@@ -153,12 +167,17 @@ def serve(model: GPT2 | str | Path, host: str = "127.0.0.1", port: int = 8000, *
             server_header=False,
             limit_concurrency=_CONNECTIONS,
             timeout_keep_alive=_IDLE,
-            timeout_graceful_shutdown=_GRACE,
+            timeout_graceful_shutdown=grace,
+            lifespan="off",  # the application has none, and a second Ctrl-C would show a traceback of its end
         )
+        server = uvicorn.Server(config)
         shown = f"[{host}]" if ":" in host else host
-        write_line(f"gptclf serves at http://{shown}:{listener.getsockname()[1]} (Ctrl-C ends)")
+        name = options.get("name") or _name(model)
+        write_line(f"gptclf serves {name} at http://{shown}:{listener.getsockname()[1]} (Ctrl-C ends)")
         with suppress(KeyboardInterrupt):  # which uvicorn raises again, when all requests are answered
-            uvicorn.Server(config).run(sockets=[listener])
+            server.run(sockets=[listener])
+        if server.force_exit:
+            raise KeyboardInterrupt
 
 
 def _listening(host: str, port: int) -> socket.socket:

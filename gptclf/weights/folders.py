@@ -27,7 +27,7 @@ def read_config(path: Path) -> dict[str, Any]:
     try:
         return read_json(path)
     except FileNotFoundError:
-        problem = f"{path} does not exist; a folder of weights needs it{_guess(path.parent)}"
+        problem = f"{path.absolute()} does not exist; a folder of weights needs it{_guess(path.parent)}"
         raise FileNotFoundError(errno.ENOENT, problem) from None
 
 

@@ -66,6 +66,8 @@ def missing(name: str | Path, wanted: str) -> FileNotFoundError:
     local = str(name) != place.name
     why = ", and it was not looked for on the hub, because it looks like a local path" if local else ""
     problem = f"{str(name)!r} is not {kinds}: {place.absolute()} does not exist{why}"
+    if published_name(str(name)) in PRESETS:
+        problem = f"{str(name)!r} is a GPT-2 without a classifier, and {place.absolute()} does not exist"
     return FileNotFoundError(errno.ENOENT, f"{problem}. Give {wanted}")
 
 
