@@ -193,7 +193,10 @@ def check_equal(x: Tensor, functional: Any) -> None:
                 found = nf4.dequantize(packed["codes"], scale, x.shape, dtype)
             assert found.dtype == dtype
             if x.shape[1] % 64 == 0 or x.shape[1] % 16:  # see the test of such rows
-                assert torch.equal(found.view(-1), whole.view(-1))
+                # AVX-512's conversion to bfloat16 takes numbers below the smallest normal one for 0.
+                normal = whole.view(-1).abs() >= torch.finfo(torch.float32).tiny
+                assert torch.equal(found.view(-1)[normal], whole.view(-1)[normal])
+                assert bool((found.view(-1)[~normal].abs() <= torch.finfo(torch.float32).tiny).all())
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
