@@ -62,7 +62,7 @@ def parse(argv: Sequence[str]) -> Namespace:
     `command` is the name of the command. For `train`, `recipe` and `preparation` are set as well.
 
     Raises:
-        UsageError: There is no such command, flag, setting or value.
+        UsageError: The command, a flag, a setting or a value is unknown.
         SystemExit: Help or the version was asked for, and is printed.
     """
     parser = Parser(prog="gptclf", description="Fine-tune GPT-2 to classify text, and use what was trained.")

@@ -91,7 +91,7 @@ def address(model: GPT2, depth: int, arithmetic: Arithmetic, **how: str) -> str:
         model: The model.
         depth: Number of stages, all of them standard.
         arithmetic: The arithmetic of their matrix products.
-        how: What is kept of their output.
+        how: The part of their output to keep.
     """
     line = stages(model)[:depth]
     tensors: dict[str, Tensor] = {}

@@ -20,7 +20,7 @@ _TEXT, _LABEL = 300, 32
 # Beyond this many classes a table has those with the lowest F1, and the confusion matrix is left to a picture.
 _MOST_ROWS, _MOST_COLUMNS = 100, 12
 
-# Between two bounds, and where there is no number.
+# Joins two bounds, and stands for a missing number.
 _TO = "\u2013"
 
 # What a page may not contain, or shows as nothing: controls, halves of characters, and code points that are none.

@@ -183,7 +183,7 @@ class GPT2Classifier(ClassifierMixin, Settings):  # type: ignore[misc]
         """Return the model's outputs (N, n_outputs) for texts.
 
         Where the estimator was fitted, features are kept: the next fold trains on what this one predicts. Where it was
-        loaded, nothing is kept of the texts.
+        loaded, no features of the texts are kept.
         """
         check_is_fitted(self)
         model, precision, texts = self.model_, self.precision, self._texts(X, reset=False)
