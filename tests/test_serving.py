@@ -422,6 +422,8 @@ def test_a_full_queue_turns_away_and_what_was_given_up_is_not_computed() -> None
         assert await last == ["r", "s"]
         assert seen == ["first", "r", "s"]
         assert await batcher.answer(["u"] * 4) == ["u"] * 4
+        with pytest.raises(QueueFull, match="0 texts are waiting already, and 4 may"):  # counted once, not twice
+            await batcher.answer(["u"] * 5)
         assert 0 < batcher._pace < 1  # as it was measured
 
     asyncio.run(use())
